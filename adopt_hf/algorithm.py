@@ -1,0 +1,193 @@
+"""ADOPT, defined once: the update, its hyperparameters with their ranges, and the numbers of one step.
+
+Source: Taniguchi et al., "ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal Rate", NeurIPS 2024
+(arXiv 2411.02853), Algorithm 2. Letters of the paper: theta parameter, g gradient, m first moment (`exp_avg`),
+v second moment (`exp_avg_sq`), t steps completed so far (`step`).
+
+    (1) g <- -g                     if maximize
+        g <- g + weight_decay*theta if weight_decay and not decouple
+    (2) new <- (v == 0)                                         element by element: never observed
+    (3) theta <- theta*(1 - lr*weight_decay)                    if decouple and t > 0
+    (4) u <- clamp(g / max(sqrt(v), eps), -c_t, c_t), 0 where new     c_t = t**clip_exp, inf if clip_exp is None
+    (5) m <- m + (1 - beta1)*(u - m)
+    (6) theta <- theta - lr*m
+    (7) v <- g*g where new, else beta2_t*v + (1 - beta2_t)*g*g   beta2_t = beta2, or min(beta2, 1 - 1/(t+1))
+                                                                 with beta2_warmup
+    (8) t <- t + 1                  unless t == 0 and the gradient is all zero: then nothing was observed, and
+                                    nothing changes at all
+
+Where every first gradient is non-zero this is the paper's Algorithm 2. An element whose gradient has been exactly zero
+so far starts at its first non-zero gradient. "The gradient" of (8) is the one that came in, before (1): a framework
+that calls `step()` on zero gradients to allocate state leaves no trace under coupled weight decay either.
+NaN and inf propagate.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One number or switch of the update: its type, its default, and the range it must lie in, `low <= x < high`."""
+
+    type: type[float] | type[bool]
+    default: float | bool
+    high: float = math.inf
+    optional: bool = False
+    low: float = 0.0
+
+    @property
+    def allowed(self) -> str:
+        """The values that are accepted, in words."""
+        if self.type is bool:
+            return "True or False"
+        interval = f"a number in [{self.low:g}, {self.high:g})" if self.high < math.inf else "a finite number >= 0"
+        return f"{interval} or None" if self.optional else interval
+
+    def check(self, name: str, value: object) -> float | bool | None:
+        """Return `value` as a plain Python float, bool or None.
+
+        Raises:
+            ValueError: outside the range or of another type; names `name`, the value and what is allowed.
+        """
+        if self.optional and value is None:
+            return None
+        if self.type is bool:
+            if isinstance(value, bool):
+                return value
+        elif isinstance(value, Real) and not isinstance(value, bool) and self.low <= float(value) < self.high:
+            return float(value)
+        raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
+
+
+HYPERPARAMETERS = {
+    "lr": Hyperparameter(float, 1e-3),
+    "beta1": Hyperparameter(float, 0.9, high=1.0),
+    "beta2": Hyperparameter(float, 0.9999, high=1.0),
+    "eps": Hyperparameter(float, 1e-6),
+    "weight_decay": Hyperparameter(float, 0.0),
+    "decouple": Hyperparameter(bool, False),
+    "clip_exp": Hyperparameter(float, 0.25, optional=True),
+    "beta2_warmup": Hyperparameter(bool, False),
+    "maximize": Hyperparameter(bool, False),
+}
+
+
+def check_betas(betas: object) -> tuple[float, float]:
+    """Return `betas` as a pair of floats; ValueError if it is no pair or a beta lies outside [0, 1)."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}")
+    beta1 = HYPERPARAMETERS["beta1"].check("beta1 = betas[0]", betas[0])
+    beta2 = HYPERPARAMETERS["beta2"].check("beta2 = betas[1]", betas[1])
+    return cast(float, beta1), cast(float, beta2)
+
+
+def check_lr(lr: object) -> float | Tensor:
+    """Return `lr` as a float, or as the one-element tensor that it is; ValueError if it is negative or not finite."""
+    if not isinstance(lr, Tensor):
+        return cast(float, HYPERPARAMETERS["lr"].check("lr", lr))
+    if lr.numel() != 1:
+        raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
+    if not lr.is_floating_point():
+        raise ValueError(f"Tensor lr must be floating point, got {lr.dtype}")
+    HYPERPARAMETERS["lr"].check("lr", lr.item())
+    return lr
+
+
+def check_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those entries of a param group that belong to the update, checked, as plain values.
+
+    Raises:
+        ValueError: a value outside its range; the message names the value and the range.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in group.items():
+        if name == "betas":
+            checked[name] = check_betas(value)
+        elif name == "lr":
+            checked[name] = check_lr(value)
+        elif name in HYPERPARAMETERS and name not in ("beta1", "beta2"):
+            checked[name] = HYPERPARAMETERS[name].check(name, value)
+    return checked
+
+
+class StepScalars(NamedTuple):
+    """The numbers of one step: all that the equations (1) to (7) need beside the tensors.
+
+    Switches that are off have become neutral values, so that no backend knows of steps, schedules or modes.
+    """
+
+    sign: float  # -1 if maximize, else 1
+    l2: float  # coupled weight decay, else 0
+    decay: float  # 1 - lr*weight_decay if decoupled and t > 0, else 1
+    eps: float
+    clip: float  # c_t; inf: no clipping
+    beta1: float
+    beta2: float  # beta2_t
+    lr: float
+
+    def for_compiler(self) -> "StepScalars":
+        """The same numbers, those that change from step to step as 0-d float64 CPU tensors.
+
+        `torch.compile` makes a new program for every new float, and none for a new value of a tensor.
+        """
+        changing = {name: getattr(self, name) for name in ("decay", "clip", "beta2", "lr")}
+        tensors: dict[str, Any] = {
+            name: torch.tensor(x, dtype=torch.float64, device="cpu") for name, x in changing.items()
+        }
+        return self._replace(**tensors)
+
+
+def step_scalars(group: Mapping[str, Any], t: float) -> StepScalars:
+    """The numbers of the step that follows `t` completed ones, for a (checked) param group."""
+    lr = float(group["lr"])
+    beta1, beta2 = group["betas"]
+    weight_decay, decouple = group["weight_decay"], group["decouple"]
+    return StepScalars(
+        sign=-1.0 if group["maximize"] else 1.0,
+        l2=0.0 if decouple else weight_decay,
+        decay=1.0 - lr * weight_decay if decouple and t > 0 else 1.0,
+        eps=group["eps"],
+        clip=math.inf if group["clip_exp"] is None else t ** group["clip_exp"],
+        beta1=beta1,
+        beta2=min(beta2, 1.0 - 1.0 / (t + 1.0)) if group["beta2_warmup"] else beta2,
+        lr=lr,
+    )
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of both moments, and of the arithmetic, for a parameter of `dtype`: at least single precision."""
+    return {
+        torch.bfloat16: torch.float32,
+        torch.float16: torch.float32,
+        torch.complex32: torch.complex64,
+    }.get(dtype, dtype)
+
+
+def update(
+    param: Tensor,  # theta, any real shape and dtype
+    grad: Tensor,  # g, of the same shape
+    exp_avg: Tensor,  # m, of the same shape, of dtype state_dtype(param.dtype)
+    exp_avg_sq: Tensor,  # v, as m
+    s: StepScalars,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Equations (1) to (7) for one tensor: the new (theta, m, v), all in the dtype of the moments. Changes nothing."""
+    theta, g, m, v = param.to(exp_avg.dtype), grad.to(exp_avg.dtype), exp_avg, exp_avg_sq
+    if s.sign < 0:  # (1)
+        g = -g
+    if s.l2 != 0:
+        g = g + s.l2 * theta
+    new = v == 0  # (2)
+    theta = theta * s.decay  # (3)
+    u = torch.clamp(g / torch.clamp(v.sqrt(), min=s.eps), -s.clip, s.clip)  # (4)
+    u = torch.where(new, 0.0, u)
+    m = m + (1 - s.beta1) * (u - m)  # (5)
+    theta = theta - s.lr * m  # (6)
+    v = torch.where(new, g * g, s.beta2 * v + (1 - s.beta2) * g * g)  # (7)
+    return theta, m, v

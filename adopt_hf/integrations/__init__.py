@@ -1,0 +1,1 @@
+"""ADOPT in other people's frameworks, one file each."""

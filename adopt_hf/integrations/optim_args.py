@@ -1,0 +1,91 @@
+"""The text of `TrainingArguments.optim_args`, read into typed hyperparameters of ADOPT.
+
+beta2=0.999, clip_exp=none, decouple=true, backend=foreach        or        betas=(0.9, 0.999)
+"""
+
+import difflib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from adopt_hf import backends
+from adopt_hf.algorithm import HYPERPARAMETERS, Hyperparameter
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+KEYS = (*HYPERPARAMETERS, "betas", "backend")
+
+Value = float | bool | str | None
+
+
+def parse(text: str | None) -> dict[str, Value]:
+    """Read `key=value` pairs separated by commas; spaces are ignored, and so is a trailing comma.
+
+    Returns:
+        Checked values by key. The keys are those of `algorithm.HYPERPARAMETERS` ("beta1" and "beta2" one by one, also
+        when `betas=(...)` was written) and "backend".
+
+    Raises:
+        ValueError: an unknown key, a key given twice, a malformed value or one out of range; says what is allowed.
+    """
+    values: dict[str, Value] = {}
+    for item in _items(text or ""):
+        key, equals, raw = item.partition("=")
+        key, raw = key.strip(), raw.strip()
+        if not equals or not key or not raw:
+            raise ValueError(f"optim_args: {item.strip()!r} is not of the form key=value; {_allowed_keys()}")
+        for name, value in _read(key, raw):
+            if name in values:
+                raise ValueError(f"optim_args: {name!r} is given twice, in {text!r}")
+            values[name] = value
+    return values
+
+
+def _items(text: str) -> list[str]:
+    """Split at the commas outside of brackets."""
+    items = re.split(r",(?![^(\[]*[)\]])", text)
+    if not items[-1].strip():
+        items.pop()
+    return items
+
+
+def _read(key: str, raw: str) -> list[tuple[str, Value]]:
+    if key == "betas":
+        pair = re.fullmatch(r"[(\[]([^,]*),([^,]*)[)\]]", raw)
+        if not pair:
+            raise ValueError(f"optim_args: betas must be written betas=(beta1, beta2), got {raw!r}")
+        return [("beta1", _typed("beta1", pair[1].strip())), ("beta2", _typed("beta2", pair[2].strip()))]
+    if key == "backend":
+        return [(key, _in_optim_args(backends.check_name, raw))]
+    if key not in HYPERPARAMETERS:
+        close = difflib.get_close_matches(key, KEYS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"optim_args: unknown key {key!r}{hint}; {_allowed_keys()}")
+    return [(key, _typed(key, raw))]
+
+
+def _typed(key: str, raw: str) -> Value:
+    hyperparameter = HYPERPARAMETERS[key]
+    return _in_optim_args(lambda value: hyperparameter.check(key, value), _from_text(hyperparameter, raw))
+
+
+def _from_text(hyperparameter: Hyperparameter, raw: str) -> Value:
+    """`raw` as the type of the hyperparameter, or as the text that it is where it cannot be read as that."""
+    if hyperparameter.optional and raw.lower() in ("none", "null"):
+        return None
+    if hyperparameter.type is bool:
+        return True if raw.lower() in TRUE else False if raw.lower() in FALSE else raw
+    try:
+        return float(raw)
+    except ValueError:
+        return raw
+
+
+def _in_optim_args(check: Callable[[Any], Value], value: Value) -> Value:
+    try:
+        return check(value)
+    except ValueError as error:
+        raise ValueError(f"optim_args: {error}") from None
+
+
+def _allowed_keys() -> str:
+    return f"allowed keys: {', '.join(KEYS)}"

@@ -1,0 +1,41 @@
+"""Which parameters are decayed: the rule of `transformers.Trainer`, for those who write their own loop."""
+
+import re
+from typing import Any
+
+from torch import nn
+
+from adopt_hf.algorithm import HYPERPARAMETERS
+
+# transformers.Trainer.get_decay_parameter_names; a test compares the two.
+NO_DECAY_NAMES = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+
+
+def is_decayed(model: nn.Module, name: str) -> bool:
+    """Whether the Trainer's rule decays the parameter `name` of `model`: no bias, and nothing inside a norm."""
+    *path, _ = name.split(".")
+    inside = [model.get_submodule(".".join(path[: depth + 1])) for depth in range(len(path))]
+    return not NO_DECAY_NAMES.search(name.lower()) and not any(isinstance(module, nn.LayerNorm) for module in inside)
+
+
+def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the trainable parameters of `model` into a decayed and an undecayed group, as the Trainer does.
+
+    Args:
+        model: any module; parameters with `requires_grad=False` are left out, tied ones appear once.
+        weight_decay: of the first group; the second (biases, norms) has 0.
+
+    Returns:
+        Two param groups for `ADOPT` or any `torch.optim` optimizer, in the order of `model.named_parameters()`.
+
+    Raises:
+        ValueError: `weight_decay` is negative or no number, or nothing in `model` is trainable.
+    """
+    weight_decay = HYPERPARAMETERS["weight_decay"].check("weight_decay", weight_decay)  # type: ignore[assignment]
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError(f"{type(model).__name__} has no parameter with requires_grad=True")
+    return [
+        {"params": [p for name, p in trainable if is_decayed(model, name)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trainable if not is_decayed(model, name)], "weight_decay": 0.0},
+    ]
