@@ -1,0 +1,307 @@
+"""Every backend of the table, one and the same set of tests:
+
+- one step from any state equals the definition in float64, to a bound derived from the rounding of the equations;
+- the bound rejects deliberately wrong updates;
+- NaN and inf come out where they come out of the definition;
+- memory layout, piece boundaries and the company of other tensors change nothing;
+- foreach on the CPU needs less than 2 MiB of temporaries at any size.
+"""
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adopt_hf import backends
+from adopt_hf.algorithm import StepScalars, state_dtype, step_scalars, update
+from adopt_hf.backends import foreach, reference
+from tests.oracle import Settings
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+SHAPES = ((), (1,), (7,), (3, 5), (2, 3, 4), (0,), (300,))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one step starts from."""
+
+    name: str
+    settings: Settings
+    t: int = 5
+    dtype: torch.dtype = torch.float32
+    grad_dtype: torch.dtype | None = None
+    unseen: float = 0.2  # share of elements with v == 0
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES = [
+    Case("defaults", Settings()),
+    Case("first step", Settings(), t=0, unseen=1.0),
+    Case("first step decoupled", Settings(weight_decay=0.1, decouple=True), t=0, unseen=1.0),
+    Case("second step", Settings(weight_decay=0.1, decouple=True), t=1, unseen=0.0),
+    Case("all seen", Settings(), unseen=0.0),
+    Case("late in training", Settings(), t=100_000, unseen=0.01),
+    Case("coupled", Settings(weight_decay=0.1)),
+    Case("decoupled", Settings(weight_decay=0.1, decouple=True, lr=0.5)),
+    Case("maximize", Settings(maximize=True)),
+    Case("maximize coupled", Settings(maximize=True, weight_decay=0.1)),
+    Case("no clipping", Settings(clip_exp=None)),
+    Case("constant clipping", Settings(clip_exp=0.0)),
+    Case("large eps", Settings(eps=0.5)),
+    Case("eps 0", Settings(eps=0.0)),
+    Case("beta1 0", Settings(betas=(0.0, 0.99))),
+    Case("beta1 small", Settings(betas=(0.3, 0.99))),
+    Case("beta2 0", Settings(betas=(0.9, 0.0))),
+    Case("beta2 warm-up", Settings(beta2_warmup=True)),
+    Case("lr 0", Settings(lr=0.0, weight_decay=0.1, decouple=True)),
+    Case("float64", Settings(weight_decay=0.1), dtype=torch.float64),
+    Case("bfloat16", Settings(weight_decay=0.1, decouple=True), dtype=torch.bfloat16),
+    Case("float16", Settings(weight_decay=0.1), dtype=torch.float16),
+    Case("float32 with bfloat16 gradients", Settings(weight_decay=0.1), grad_dtype=torch.bfloat16),
+]
+
+Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+Run = Callable[[Lists, Settings, int], None]
+
+
+def state(case: Case, device: str, seed: int = 0) -> Lists:
+    """Parameters, gradients and moments as they may stand in mid-training; gradients within and far beyond the clip."""
+    generator = torch.Generator().manual_seed(seed)
+    params, grads, exp_avgs, exp_avg_sqs = [], [], [], []
+    moments = state_dtype(case.dtype)
+    for shape in SHAPES:
+        normal = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(4)]
+        scale = torch.exp(2 * torch.randn(shape, generator=generator, dtype=torch.float64))
+        seen = torch.rand(shape, generator=generator) >= case.unseen
+        params.append(normal[0].to(device, case.dtype))
+        grads.append((normal[1] * scale).to(device, case.grad_dtype or case.dtype))
+        exp_avgs.append((normal[2] * seen).to(device, moments))
+        exp_avg_sqs.append((normal[3] ** 2 * seen).to(device, moments))
+    return params, grads, exp_avgs, exp_avg_sqs
+
+
+def copy(lists: Lists) -> Lists:
+    p, g, m, v = ([t.clone() for t in column] for column in lists)
+    return p, g, m, v
+
+
+def run_backend(step: backends.BackendStep) -> Run:
+    return lambda lists, settings, t: step(*lists, step_scalars(vars(settings), t))
+
+
+def misfits(run: Run, case: Case, device: str) -> Iterator[str]:
+    """Where `run` differs from the definition by more than rounding can.
+
+    With r the unit roundoff of the arithmetic, each of the ten or so operations of an equation adds at most r relative
+    to its result; 8 r times the sum of the magnitudes that went in bounds all of them, also where terms cancel.
+    A 16-bit parameter is rounded once more, to half a unit in its last place.
+    """
+    before, after = state(case, device), state(case, device)
+    run(after, case.settings, case.t)
+    s = step_scalars(vars(case.settings), case.t)
+    arithmetic = torch.finfo(before[2][0].dtype)
+    for shape, p, g, m, v, *got in zip(SHAPES, *before, after[0], after[2], after[3], strict=True):
+        p, g, m, v = (x.double() for x in (p, g, m, v))
+        expected = update(p, g, m, v, s)
+        g_size = g.abs() + s.l2 * p.abs()
+        u_size = (g_size / v.sqrt().clamp(min=max(s.eps, 1e-300))).clamp(max=s.clip) * (v != 0)
+        m_size = m.abs() + (1 - s.beta1) * (u_size + m.abs())
+        sizes = (p.abs() + s.lr * m_size, m_size, v + g_size**2)
+        stored = torch.finfo(case.dtype)
+        bounds = [8 * arithmetic.eps * size + arithmetic.tiny for size in sizes]
+        if case.dtype != before[2][0].dtype:
+            bounds[0] = bounds[0] + stored.eps / 2 * expected[0].abs() + stored.tiny * stored.eps
+        for name, x, y, bound in zip(("theta", "m", "v"), got, expected, bounds, strict=True):
+            wrong = (x.double() - y).abs() > bound
+            if wrong.any():
+                yield f"{case}, shape {shape}: {name} off by {((x.double() - y).abs() / bound).max():.1f} bounds"
+    if not all(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True)):
+        yield f"{case}: a gradient was changed"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("backend", backends.TABLE)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_step_is_the_definition(backend: str, case: Case, device: str) -> None:
+    assert list(misfits(run_backend(backends.TABLE[backend]), case, device)) == []
+
+
+def planted(change_scalars: Callable[..., StepScalars] | None = None, **changed: Any) -> Run:
+    """A wrong update: the right one with other numbers, or `update` with an equation replaced."""
+
+    def run(lists: Lists, settings: Settings, t: int) -> None:
+        s = step_scalars(vars(settings), t)
+        if change_scalars is not None:
+            s = change_scalars(s, settings, t)
+        for p, g, m, v in zip(*lists, strict=True):
+            theta, new_m, new_v = wrong_update(p, g, m, v, s, **changed)
+            p.copy_(theta)
+            m.copy_(new_m)
+            v.copy_(new_v)
+
+    return run
+
+
+def wrong_update(
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    s: StepScalars,
+    *,
+    eps_added=False,
+    v_first=False,
+    clip_after=False,
+    first_moves=False,
+    decay_after=False,
+    first_weighted=False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The update again, with switches for mistakes; with none of them it must pass (tested)."""
+    theta, g = p.to(m.dtype), g.to(m.dtype) * s.sign
+    g = g + s.l2 * theta
+    new = v == 0
+    next_v = torch.where(new, g * g * (1 - s.beta2 if first_weighted else 1), s.beta2 * v + (1 - s.beta2) * g * g)
+    normaliser = next_v if v_first else v
+    denominator = normaliser.sqrt() + s.eps if eps_added else normaliser.sqrt().clamp(min=s.eps)
+    u = g / denominator
+    if not clip_after:
+        u = u.clamp(-s.clip, s.clip)
+    if not first_moves:
+        u = torch.where(new, 0.0, u)
+    theta = theta if decay_after else theta * s.decay
+    m = m + (1 - s.beta1) * (u - m)
+    if clip_after:
+        m = m.clamp(-s.clip, s.clip)
+    theta = theta - s.lr * m
+    return (theta * s.decay if decay_after else theta), m, next_v
+
+
+PLANTED = {
+    "clip off by one": planted(lambda s, settings, t: s._replace(clip=(t + 1) ** 0.25)),
+    "clip exponent 0.333": planted(lambda s, settings, t: s._replace(clip=t**0.333)),
+    "decay on the first step": planted(lambda s, settings, t: s._replace(decay=1 - s.lr * settings.weight_decay)),
+    "decay without lr": planted(lambda s, settings, t: s._replace(decay=1 - settings.weight_decay)),
+    "beta2 warm-up off by one": planted(lambda s, settings, t: s._replace(beta2=min(s.beta2, 1 - 1 / (t + 2)))),
+    "eps added": planted(eps_added=True),
+    "v before u": planted(v_first=True),
+    "clip of m": planted(clip_after=True),
+    "first observation moves": planted(first_moves=True),
+    "decay after the step": planted(decay_after=True),
+    "first observation weighted": planted(first_weighted=True),
+}
+
+
+def test_the_update_that_mistakes_are_planted_in_is_right() -> None:
+    assert [m for case in CASES if case.settings.eps > 0 for m in misfits(planted(), case, "cpu")] == []
+
+
+@pytest.mark.parametrize("mistake", PLANTED)
+def test_mistakes_are_rejected(mistake: str) -> None:
+    cases = [case for case in CASES if case.settings.clip_exp == 0.25 and case.settings.eps > 0]
+    assert any(True for case in cases for _ in misfits(PLANTED[mistake], case, "cpu"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("backend", backends.TABLE)
+@pytest.mark.parametrize("settings", [Settings(), Settings(clip_exp=None), Settings(betas=(0.3, 0.9), clip_exp=None)])
+def test_nan_and_inf_come_out_as_from_the_definition(backend: str, settings: Settings, device: str) -> None:
+    """Every combination of an odd number in one place with an ordinary one in the others, seen and unseen."""
+    odd = [float("nan"), float("inf"), -float("inf"), 0.0]
+    rows = [(p, g, m, v) for x in odd for p, g, m, v in ((x, 1, 1, 4), (1, x, 1, 4), (1, 1, x, 4), (1, x, 0, 0))]
+    rows += [(1, x, 1, y) for x in odd for y in (float("nan"), float("inf"))]
+    p, g, m, v = torch.tensor(rows, device=device).T.contiguous()
+    s = step_scalars(vars(settings), 16)
+    expected = update(p, g, m, v, s)
+    backends.TABLE[backend]([p], [g], [m], [v], s)
+    for got, wanted in zip((p, m, v), expected, strict=True):
+        torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
+def strided(t: Tensor) -> Tensor:
+    wide = torch.zeros(*t.shape, 2, dtype=t.dtype)
+    wide[..., 0] = t
+    return wide[..., 0]
+
+
+LAYOUTS: dict[str, list[Callable[[Tensor], Tensor]]] = {
+    "contiguous": [torch.Tensor.clone] * 4,
+    "transposed": [lambda t: t.mT.contiguous().mT] * 4,
+    "transposed gradient": [torch.clone, lambda t: t.mT.contiguous().mT, torch.clone, torch.clone],
+    "strided": [strided] * 4,
+    "channels last": [lambda t: t.view(2, -1, 3, 5).to(memory_format=torch.channels_last)] * 4,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("budget", [40, 300, 10_000])
+def test_layout_and_pieces_change_nothing(layout: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny budgets of temporaries cut in every way: within rows, at odd places, several tensors to a batch."""
+    monkeypatch.setattr(foreach, "CPU_TEMPORARIES", budget)
+    case = Case("", Settings(weight_decay=0.1, decouple=True))
+    torch.manual_seed(0)
+    shapes = [(30, 30), (2, 15), (1, 30)] if layout != "channels last" else [(20, 15), (4, 15)]
+    whole = [[torch.randn(s), torch.randn(s), torch.randn(s), torch.rand(s) * (torch.rand(s) > 0.2)] for s in shapes]
+    laid = [[change(t) for change, t in zip(LAYOUTS[layout], four, strict=True)] for four in whole]
+    for step, tensors in ((reference.step, whole), (foreach.step, laid)):
+        step(*(list(column) for column in zip(*tensors, strict=True)), step_scalars(vars(case.settings), 7))
+    for four, reordered in zip(whole, laid, strict=True):
+        for index in (0, 2, 3):
+            torch.testing.assert_close(reordered[index].reshape(four[index].shape), four[index])
+
+
+MEASURE = """
+import sys, torch
+from adopt_hf import ADOPT
+
+def status(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024
+
+def peak_of_a_step(dtype, elements, **kwargs):
+    tensors = [torch.zeros(elements, dtype=dtype), torch.zeros(1000, 1000, dtype=dtype), torch.zeros(10, dtype=dtype)]
+    for p in tensors:
+        p.grad = torch.ones_like(p)
+    optimizer = ADOPT(tensors, backend=sys.argv[1], **kwargs)
+    optimizer.step()
+    optimizer.step()
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+    before = status("VmRSS")
+    optimizer.step()
+    return status("VmHWM") - before
+
+for name in sys.argv[2:]:
+    print(peak_of_a_step(getattr(torch, name), 4_000_000))
+    print(peak_of_a_step(getattr(torch, name), 4_000_000, weight_decay=0.1, maximize=True))
+"""
+
+
+def peaks(backend: str, *dtypes: str) -> list[int]:
+    """Growth of the resident set during the third step, for dtypes and modes; a fresh process has no free heap."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads the peak of the resident set from /proc")
+    command = [sys.executable, "-c", textwrap.dedent(MEASURE), backend, *dtypes]
+    return [int(line) for line in subprocess.check_output(command, text=True).split()]
+
+
+def test_foreach_needs_under_2_mib_of_temporaries_on_the_cpu() -> None:
+    assert max(peaks("foreach", "float32", "bfloat16", "float64")) < 2 * 2**20
+
+
+def test_the_measurement_of_temporaries_sees_them() -> None:
+    assert min(peaks("reference", "float32")) > 15 * 2**20
+
+
+def test_choose_refuses_what_cannot_run_and_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"backend='fused' cannot run on cpu tensors of torch.float32: .* no fused"):
+        backends.choose("fused", torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match=r"backend must be one of 'auto', .*, got 'triton'"):
+        backends.check_name("triton")
+    assert backends.choose("reference", torch.device("cpu"), torch.float32) is reference.step
+    assert set(backends.NAMES) == {"auto", "fused", *backends.TABLE}

@@ -1,0 +1,75 @@
+"""Imports point one way: algorithm <- backends <- optimizer <- integrations <- __main__; the core needs torch alone."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "adopt_hf"
+ROOMS = ("algorithm", "backends", "optimizer", "integrations", "__main__")  # each may import those before it
+BESIDE = {"param_groups": 1, "__init__": 4}  # stands beside the room of that index
+CORE = ("algorithm", "backends", "optimizer", "param_groups")
+
+
+def modules() -> list[Path]:
+    found = sorted(PACKAGE.rglob("*.py"))
+    assert len(found) > 5
+    return found
+
+
+def room(dotted: str) -> str:
+    """The room of a module named from inside the package: "backends.foreach" -> "backends"."""
+    return dotted.split(".")[0]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            module = node.module or ""
+            is_package = (PACKAGE.parent / module.replace(".", "/")).is_dir()
+            yield from (f"{module}.{alias.name}" for alias in node.names) if is_package else (module,)
+
+
+def height(name: str) -> int:
+    return BESIDE[name] if name in BESIDE else ROOMS.index(name)
+
+
+def wrong_imports(source: str, module: str) -> list[str]:
+    """What `module` (dotted, inside the package) may not import."""
+    wrong = []
+    for imported in imports(ast.parse(source)):
+        top, _, rest = imported.partition(".")
+        if top == "adopt_hf":
+            target = room(rest) if room(rest) in (*ROOMS, *BESIDE) else "__init__"
+            if height(target) > height(room(module)):
+                wrong.append(imported)
+        elif room(module) in CORE and top != "torch" and top not in sys.stdlib_module_names:
+            wrong.append(imported)
+    return wrong
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    dotted = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    assert wrong_imports(path.read_text(), dotted) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "module"),
+    [
+        ("from adopt_hf.optimizer import ADOPT", "algorithm"),
+        ("from adopt_hf import optimizer", "backends.foreach"),
+        ("import adopt_hf", "algorithm"),
+        ("def f():\n    from adopt_hf.integrations import trainer", "optimizer"),
+        ("import transformers", "optimizer"),
+        ("import numpy as np", "algorithm"),
+        ("from adopt_hf.__main__ import main", "integrations.run"),
+    ],
+)
+def test_a_wrong_import_is_found(source: str, module: str) -> None:
+    assert wrong_imports(source, module) != []
