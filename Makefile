@@ -1,0 +1,31 @@
+# What a newcomer types: make demo, make test. Needs Python 3.10 or later: make demo PYTHON=python3.12 picks one.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test test-slow check
+
+demo: $(STAMP)
+	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
+
+test: $(STAMP)
+	$(RUN) -m pytest
+
+test-slow: $(STAMP)
+	$(RUN) -m pytest -m slow
+
+check: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# timm comes without its dependencies: torchvision would replace the CPU build of torch, and the tests read one file.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("adopt_hf needs Python 3.10 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV), once: some minutes"
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(RUN) -m pip install --quiet -c constraints.txt --no-deps timm
+	@touch $(STAMP)
