@@ -1,0 +1,191 @@
+"""From text to full blocks of tokens, cached on disk.
+
+A cache file is the token ids of one split, end to end, with <|endoftext|> after every document, as uint16 or uint32.
+Its name carries a hash of the text and of the tokenizer; a block is a view of it, so any block size uses the same
+file. A file gets its name only when it is complete, and a lock lets one process write while the others wait for it.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from arguments import DataArguments, InputError
+from filelock import FileLock
+from sources import Source, open_source
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import __version__ as tokenizers_version
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+logger = logging.getLogger("gpt2_pretraining")
+END_OF_TEXT = "<|endoftext|>"
+CACHE_FORMAT = 1  # part of every key: raise it when a change here changes the tokens
+DOCUMENTS_AT_A_TIME = 256
+
+
+class Blocks(Dataset):
+    """Blocks of `block_size` tokens of the cache file `path`; the incomplete one at the end is left out.
+
+    Args:
+        multiple: keep a number of blocks that this divides, so that every batch is full.
+        limit: keep this many, evenly spaced.
+
+    An item is {"input_ids", "labels"}, both the same int64 tensor (block_size,); GPT-2 shifts the labels itself.
+    """
+
+    def __init__(self, path: Path, dtype: str, block_size: int, multiple: int = 1, limit: int | None = None):
+        self.path, self.dtype, self.block_size = path, dtype, block_size
+        self.num_tokens = path.stat().st_size // np.dtype(dtype).itemsize
+        total = self.num_tokens // block_size
+        self.total = total - total % multiple
+        self.length = min(self.total, limit or self.total)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        start = index * self.total // self.length * self.block_size
+        offset = start * np.dtype(self.dtype).itemsize
+        ids = np.fromfile(self.path, dtype=self.dtype, count=self.block_size, offset=offset).astype(np.int64)
+        tensor = torch.from_numpy(ids)
+        return {"input_ids": tensor, "labels": tensor}
+
+
+@dataclass
+class Corpus:
+    """A tokenizer and the blocks it makes of the training and the validation text."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Blocks
+    validation: Blocks
+
+
+def load(data: DataArguments, batch_size: int) -> Corpus:
+    """Tokenise and pack what `data` asks for, or reuse what is cached.
+
+    Args:
+        batch_size: sequences in one micro-batch over all processes; a multiple of it is kept for training.
+    """
+    assert data.cache_dir is not None
+    cache = Path(data.cache_dir)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cache_dir {cache} cannot be used: {error.strerror}") from error
+    source = open_source(data)
+    tokenizer = load_tokenizer(data, source, cache)
+    train = tokens(source, "train", source.train, tokenizer, cache)
+    validation = tokens(source, "validation", source.validation, tokenizer, cache)
+    corpus = Corpus(
+        tokenizer,
+        Blocks(*train, data.block_size, multiple=batch_size),
+        Blocks(*validation, data.block_size, limit=data.max_eval_blocks),
+    )
+    for split, blocks, needed in (("training", corpus.train, batch_size), ("validation", corpus.validation, 1)):
+        if not len(blocks):
+            raise InputError(
+                f"the {split} text of {data.dataset_name!r} has {blocks.num_tokens} tokens, fewer than {needed} "
+                f"block(s) of block_size={data.block_size}; choose a smaller --block_size or batch"
+            )
+    return corpus
+
+
+@contextlib.contextmanager
+def written_once(path: Path) -> Iterator[Path | None]:
+    """Give a temporary path to write to, or None if `path` is there already.
+
+    The temporary file or folder becomes `path` when the block ends without an error. Whatever a killed run left under
+    a temporary name is removed by the next one, which the lock makes safe.
+    """
+    with FileLock(f"{path}.lock"):
+        if path.exists():
+            yield None
+            return
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink(missing_ok=True)
+        yield unfinished
+        os.replace(unfinished, path)
+
+
+def key_of(*parts: object) -> str:
+    return hashlib.sha256(repr((CACHE_FORMAT, *parts)).encode()).hexdigest()[:20]
+
+
+def load_tokenizer(data: DataArguments, source: Source, cache: Path) -> PreTrainedTokenizerBase:
+    """The pretrained tokenizer asked for, or a BPE trained on the training text, from the cache if it is there."""
+    if data.tokenizer_name is not None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(data.tokenizer_name)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"tokenizer {data.tokenizer_name!r} cannot be loaded: {reason}") from error
+        if tokenizer.eos_token_id is None or not tokenizer.is_fast:
+            raise InputError(f"tokenizer {data.tokenizer_name!r} must be a fast one with an end-of-text token")
+        return tokenizer
+    key = key_of(source.key, data.vocab_size, tokenizers_version)
+    path = cache / f"{source.name}-bpe{data.vocab_size}-{key}"
+    with written_once(path) as unfinished:
+        if unfinished is not None:
+            logger.info("training a BPE of %d tokens on %s", data.vocab_size, source.name)
+            train_tokenizer(source, data.vocab_size).save_pretrained(unfinished)
+            logger.info("tokenizer: trained, cached in %s", path)
+        elif PartialState().is_main_process:
+            logger.info("tokenizer: reused %s", path)
+    return PreTrainedTokenizerFast.from_pretrained(path)
+
+
+def train_tokenizer(source: Source, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE as GPT-2's: no unknown token, text comes back as it went in."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(source.train(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+
+
+def tokens(
+    source: Source, split: str, documents: Callable[[], Iterator[str]], tokenizer: PreTrainedTokenizerBase, cache: Path
+) -> tuple[Path, str]:
+    """The cache file with the tokens of one split, written first if need be, and the type of its ids."""
+    dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
+    key = key_of(source.key, split, tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id)
+    path = cache / f"{source.name}-{split}-{key}.{dtype}"
+    with written_once(path) as unfinished:
+        if unfinished is not None:
+            with open(unfinished, "wb") as file:
+                for ids in tokenised(documents(), tokenizer, f"tokenising {source.name} {split}"):
+                    file.write(np.asarray(ids, dtype=dtype).tobytes())
+            logger.info("tokens: %s tokenised, cached in %s", split, path)
+        elif PartialState().is_main_process:
+            logger.info("tokens: %s reused from %s", split, path)
+    return path, dtype
+
+
+def tokenised(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase, progress: str) -> Iterator[list[int]]:
+    """The token ids of each document, <|endoftext|> last. A batch is encoded on all cores at once."""
+    with tqdm(desc=progress, unit=" documents") as bar:
+        while batch := list(islice(documents, DOCUMENTS_AT_A_TIME)):
+            for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
+                yield [*ids, tokenizer.eos_token_id]
+            bar.update(len(batch))

@@ -1,0 +1,102 @@
+"""Text: the source code of Python's standard library, or a data set that `datasets` can load."""
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+from arguments import DataArguments, InputError
+
+# Third-party packages are not the standard library, and tests are a quarter of it and repeat themselves.
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib-dynload"}
+STDLIB_VALIDATION = 20  # one file in 20
+ROWS = 1000  # read from a data set at a time
+
+
+@dataclass
+class Source:
+    """Documents for training and validation.
+
+    `train` and `validation` give a fresh iterator over their documents on every call; `key` changes whenever a
+    document or the split does.
+    """
+
+    name: str
+    key: str
+    train: Callable[[], Iterator[str]]
+    validation: Callable[[], Iterator[str]]
+
+
+def open_source(data: DataArguments) -> Source:
+    """The text that `data` asks for. Raises InputError if there is none."""
+    return stdlib() if data.dataset_name == "stdlib" else from_datasets(data)
+
+
+def stdlib(root: Path | None = None) -> Source:
+    """The .py files of the standard library; a file belongs to validation if the hash of its path says so.
+
+    Args:
+        root: the library's folder, by default this interpreter's.
+    """
+    root = root or Path(sysconfig.get_paths()["stdlib"])
+    texts: dict[str, list[str]] = {"train": [], "validation": []}
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if SKIPPED_FOLDERS & set(relative.parts):
+            continue
+        name, content = relative.as_posix().encode(), path.read_bytes()
+        digest.update(len(name).to_bytes(8, "big") + name + len(content).to_bytes(8, "big") + content)
+        held_out = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") % STDLIB_VALIDATION == 0
+        texts["validation" if held_out else "train"].append(content.decode("utf-8", errors="replace"))
+    for split, documents in texts.items():
+        if not documents:
+            raise InputError(f"the standard library in {root} has no .py files for {split}; pass --dataset_name")
+    return Source("stdlib", digest.hexdigest(), lambda: iter(texts["train"]), lambda: iter(texts["validation"]))
+
+
+def from_datasets(data: DataArguments) -> Source:
+    """What `datasets.load_dataset` finds, its own validation or test split, or a seeded share of its documents."""
+    name = data.dataset_name
+    try:
+        splits = datasets.load_dataset(
+            name, data.dataset_config_name, data_files=data.data_files, revision=data.dataset_revision
+        )
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"data set {name!r} cannot be loaded: {reason}") from error
+    if "train" not in splits:
+        raise InputError(f"data set {name!r} has no split 'train'; it has {', '.join(splits)}")
+
+    train = splits["train"]
+    if data.text_column not in train.column_names:
+        columns = ", ".join(train.column_names)
+        raise InputError(f"data set {name!r} has no column {data.text_column!r}; pass --text_column, one of: {columns}")
+    dtype = getattr(train.features[data.text_column], "dtype", "nested")
+    if dtype not in ("string", "large_string"):
+        raise InputError(f"column {data.text_column!r} of data set {name!r} holds {dtype}, not text")
+
+    held_out = next((splits[split] for split in ("validation", "test") if split in splits), None)
+    key = [name, data.text_column, len(train)]
+    # The cache files' names carry the version, revision and checksums of what was loaded.
+    key += [os.path.join(*Path(part["filename"]).parts[-4:]) for split in splits.values() for part in split.cache_files]
+    if held_out is None:
+        if len(train) < 2:
+            raise InputError(f"data set {name!r} has {len(train)} rows; two are needed, one for validation")
+        count = min(max(1, round(len(train) * data.validation_fraction)), len(train) - 1)
+        chosen = np.zeros(len(train), dtype=bool)
+        chosen[np.random.default_rng(data.split_seed).choice(len(train), count, replace=False)] = True
+        key += [count, data.split_seed]
+        # Ascending, so that the file is read from front to back.
+        train, held_out = train.select(np.flatnonzero(~chosen)), train.select(np.flatnonzero(chosen))
+
+    def documents(split: datasets.Dataset) -> Iterator[str]:
+        for start in range(0, len(split), ROWS):
+            yield from (text for text in split[start : start + ROWS][data.text_column] if text)
+
+    digest = hashlib.sha256(repr(key).encode()).hexdigest()
+    return Source(Path(name).name, digest, lambda: documents(train), lambda: documents(held_out))

@@ -1,0 +1,269 @@
+"""The recipe of train.py as a plain Accelerate loop, for those who want to own the loop.
+
+python examples/gpt2_pretraining/train_accelerate.py --config examples/gpt2_pretraining/configs/stdlib.yaml
+
+It reads the same YAML files. Of TrainingArguments it acts upon the fields in HONOURED; setting another one is an error.
+"""
+
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import arguments
+import checkpoints
+import recipe as shared
+import report
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import ProjectConfiguration
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import GPT2LMHeadModel, Trainer, default_data_collator, get_scheduler
+from transformers.trainer_callback import TrainerState
+
+import adopt_hf  # registers optim="adopt"; must come before the parser is built
+
+HONOURED = frozenset(
+    """
+    output_dir resume_from_checkpoint per_device_train_batch_size per_device_eval_batch_size
+    gradient_accumulation_steps num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs
+    warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 tf32
+    logging_strategy logging_steps eval_strategy eval_steps save_strategy save_steps save_total_limit report_to
+    run_name disable_tqdm seed data_seed use_cpu ddp_backend ddp_timeout dataloader_num_workers dataloader_pin_memory
+    """.split()  # noqa: SIM905  as a list it is forty lines
+)
+
+
+class Loop:
+    """The training loop and what it carries: model, optimizer, schedule, data and the Trainer's own TrainerState."""
+
+    def __init__(self, recipe: shared.Recipe):
+        args = self.args = recipe.args
+        self.recipe = recipe
+        self.output_dir = Path(args.output_dir)
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,  # None: the launcher's
+            log_with=args.report_to or None,
+            project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "runs")),
+            # The Trainer's order of the data: a permutation seeded by seed + epoch.
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.data_seed),
+        )
+        optimizer_cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = optimizer_cls(adopt_hf.param_groups(recipe.model, args.weight_decay), **kwargs)
+        loading: dict[str, Any] = {
+            "collate_fn": default_data_collator,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+        }
+        self.model, self.optimizer, self.train_loader, self.eval_loader = self.accelerator.prepare(
+            recipe.model,
+            optimizer,
+            DataLoader(recipe.corpus.train, args.per_device_train_batch_size, shuffle=True, **loading),
+            DataLoader(recipe.corpus.validation, args.per_device_eval_batch_size, **loading),
+        )
+        self.steps_per_epoch = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps)
+        self.max_steps = args.max_steps
+        if self.max_steps <= 0:
+            self.max_steps = math.ceil(args.num_train_epochs * self.steps_per_epoch)
+        # Not prepared: a prepared schedule takes one step per process.
+        self.schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=self.optimizer,
+            num_warmup_steps=args.get_warmup_steps(self.max_steps),
+            num_training_steps=self.max_steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+        self.accelerator.register_for_checkpointing(self.schedule)
+        self.accelerator.register_save_state_pre_hook(self.save_weights)
+        self.accelerator.register_load_state_pre_hook(self.load_weights)
+
+        self.state = TrainerState()
+        if recipe.checkpoint is not None:
+            self.accelerator.load_state(str(recipe.checkpoint))
+            self.state = checkpoints.read_state(recipe.checkpoint)
+        self.state.max_steps = self.max_steps
+        self.state.compute_steps(args, self.max_steps)
+
+    # ----- training -----
+
+    def train(self) -> None:
+        """Train up to `max_steps`, evaluate and save on the way."""
+        self.accelerator.init_trackers(self.args.run_name or "gpt2_pretraining", config=self.tracked_settings())
+        loss_sum, steps_summed = torch.zeros((), device=self.accelerator.device), 0
+        with self.bar("training", self.max_steps, self.state.global_step) as bar:
+            while self.state.global_step < self.max_steps:
+                for loss, window in self.micro_batches():
+                    loss_sum += loss / window
+                    if not self.accelerator.sync_gradients:
+                        continue
+                    logs = self.update()
+                    steps_summed += 1
+                    bar.update()
+                    step = self.state.global_step
+                    if step % self.state.logging_steps == 0:
+                        mean = self.accelerator.reduce(loss_sum, "mean").item() / steps_summed
+                        self.log({"loss": mean, **logs}, bar)
+                        loss_sum, steps_summed = torch.zeros_like(loss_sum), 0
+                    if self.args.eval_strategy == "steps" and step % self.state.eval_steps == 0:
+                        self.evaluate(bar)
+                    if self.args.save_strategy == "steps" and step % self.state.save_steps == 0:
+                        self.save_checkpoint()
+                    if step == self.max_steps:
+                        break
+            last_evaluated = report.curve(self.state.log_history, "eval_loss")[0][-1:]
+            if last_evaluated != [self.state.global_step]:
+                self.evaluate(bar)
+            last_saved = self.output_dir / f"checkpoint-{self.state.global_step}"
+            if self.args.save_strategy == "steps" and not last_saved.exists():
+                self.save_checkpoint()
+
+    def micro_batches(self) -> Iterator[tuple[torch.Tensor, int]]:
+        """Forward and backward over the rest of the epoch, one micro-batch at a time.
+
+        Yields its loss and the number of micro-batches in its step, inside `accumulate`: gradients are complete and in
+        step over the processes when `accelerator.sync_gradients` is true.
+        """
+        accumulation, batches = self.args.gradient_accumulation_steps, len(self.train_loader)
+        epoch, steps_done = divmod(self.state.global_step, self.steps_per_epoch)
+        done = steps_done * accumulation
+        self.train_loader.set_epoch(epoch)
+        loader = self.accelerator.skip_first_batches(self.train_loader, done) if done else self.train_loader
+        self.model.train()
+        for index, batch in enumerate(without_touching_the_seed(loader), start=done):
+            # The last step of an epoch can have fewer micro-batches; backward() always divides by all of them.
+            window = min(accumulation, batches - index // accumulation * accumulation)
+            with self.accelerator.accumulate(self.model):
+                loss = self.model(**batch).loss
+                self.accelerator.backward(loss * (accumulation / window))
+                yield loss.detach(), window
+
+    def update(self) -> dict[str, float]:
+        """Clip, step, and count. Returns what there is to log about the step."""
+        logs = {"learning_rate": self.schedule.get_last_lr()[0]}
+        if self.args.max_grad_norm > 0:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            logs["grad_norm"] = float(norm)
+        self.optimizer.step()
+        if not self.optimizer.step_was_skipped:  # an overflow in fp16
+            self.schedule.step()
+        self.optimizer.zero_grad()
+        self.state.global_step += 1
+        epochs, steps = divmod(self.state.global_step, self.steps_per_epoch)
+        self.state.epoch = epochs + steps * self.args.gradient_accumulation_steps / len(self.train_loader)
+        return logs
+
+    @torch.no_grad()
+    def evaluate(self, bar: tqdm) -> None:
+        """Log the mean loss over the validation blocks."""
+        self.model.eval()
+        losses = []
+        with self.bar("validation", len(self.eval_loader)) as progress:
+            for batch in without_touching_the_seed(self.eval_loader):
+                loss = self.model(**batch).loss.repeat(len(batch["input_ids"]))
+                losses.append(self.accelerator.gather_for_metrics(loss))
+                progress.update()
+        self.log({"eval_loss": torch.cat(losses).mean().item()}, bar)
+        self.model.train()
+
+    # ----- what is written -----
+
+    def log(self, logs: dict[str, float], bar: tqdm) -> None:
+        """Add an entry to the history, the trackers and the terminal, under the names the Trainer uses."""
+        logs = report.with_perplexity(logs) | {"epoch": self.state.epoch or 0.0}
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        tagged = {
+            f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}": value
+            for key, value in logs.items()
+        }
+        self.accelerator.log(tagged, step=self.state.global_step)
+        if not bar.disable:
+            bar.write(str({key: f"{value:.4g}" for key, value in logs.items()}))
+
+    def save_checkpoint(self) -> None:
+        """Write checkpoint-<step>. It is written under another name first, so one that is there is complete."""
+        accelerator, final = self.accelerator, self.output_dir / f"checkpoint-{self.state.global_step}"
+        unfinished = self.output_dir / f"unfinished-{final.name}"
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(unfinished))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self.recipe.model.config.save_pretrained(unfinished)
+            self.recipe.corpus.tokenizer.save_pretrained(unfinished)
+            self.state.save_to_json(str(unfinished / checkpoints.STATE))
+            if final.exists():  # from before an older checkpoint was resumed
+                shutil.rmtree(final)
+            unfinished.rename(final)
+            checkpoints.rotate(self.output_dir, self.args.save_total_limit)
+        accelerator.wait_for_everyone()
+
+    def save_weights(self, models: list[Any], weights: list[Any], folder: str) -> None:
+        """Let a checkpoint hold the bare model, which from_pretrained reads and any number of processes resumes."""
+        if weights:  # empty where the weights are sharded and accelerate saves them itself
+            weights.clear()
+            if self.accelerator.is_main_process:
+                self.accelerator.unwrap_model(models[0]).save_pretrained(folder)
+
+    def load_weights(self, models: list[Any], folder: str) -> None:
+        """The counterpart of `save_weights`."""
+        while models:
+            bare = self.accelerator.unwrap_model(models.pop())
+            bare.load_state_dict(GPT2LMHeadModel.from_pretrained(folder).state_dict())
+
+    def finish(self) -> None:
+        """Save the model and the history in the output folder; plot and sample."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self.accelerator.is_main_process:
+            model.save_pretrained(self.output_dir)
+            self.recipe.corpus.tokenizer.save_pretrained(self.output_dir)
+            self.state.save_to_json(str(self.output_dir / checkpoints.STATE))
+            shared.finish(self.recipe, model, self.state)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()  # ends the trackers, and the process group
+
+    # ----- small things -----
+
+    def bar(self, name: str, total: int, initial: int = 0) -> tqdm:
+        off = self.args.disable_tqdm or not self.accelerator.is_local_main_process
+        return tqdm(desc=name, total=total, initial=initial, disable=off, leave=name == "training")
+
+    def tracked_settings(self) -> dict[str, Any]:
+        """The run's settings as trackers take them: plain values."""
+        plain = (int, float, str, bool)
+        return {k: v if isinstance(v, plain) else str(v) for k, v in self.recipe.settings.overrides.items()}
+
+
+def without_touching_the_seed(loader: Iterable[Any]) -> Iterator[Any]:
+    """Iterate over `loader`, leaving torch's random state alone.
+
+    Every new iterator draws a number from it, which a resumed run would do once more than the uninterrupted one.
+    """
+    iterator = iter(loader)
+    with torch.random.fork_rng(devices=[]):  # it is drawn on the CPU
+        first = next(iterator)
+    yield first
+    yield from iterator
+
+
+def check(settings: arguments.Settings) -> None:
+    """Refuse values that this loop does not know, though it knows the field."""
+    for name in ("eval_strategy", "save_strategy"):
+        value = getattr(settings.training, name).value
+        if value not in ("steps", "no"):
+            raise arguments.InputError(f"{name} must be 'steps' or 'no' in train_accelerate.py, got {value!r}")
+
+
+def main() -> None:
+    settings = arguments.parse(None, description=__doc__, honoured=HONOURED)
+    check(settings)
+    loop = Loop(shared.prepare(settings, "train_accelerate.py"))
+    loop.train()
+    loop.finish()
+
+
+if __name__ == "__main__":
+    arguments.run(main)

@@ -1,0 +1,531 @@
+"""examples/gpt2_pretraining at toy size, in this process: what it writes, resumes, reuses and refuses.
+
+- a run leaves checkpoints, a model, loss.png and both curves with perplexities, under both scripts;
+- both scripts compute the same thing;
+- 40 steps are 20 steps and 20 more, bit for bit;
+- what is tokenised once is not tokenised again, and what a killed run left unfinished is not read;
+- everything wrong is one line and exit code 2, and nothing is overwritten;
+- an AdamW twin differs in the optimizer lines alone.
+
+The same with real processes, kills and launchers: test_gpt2_pretraining_processes.py.
+"""
+
+import contextlib
+import io
+import json
+import math
+import random
+import runpy
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "gpt2_pretraining"
+CONFIGS = EXAMPLE / "configs"
+SCRIPTS = ("train.py", "train_accelerate.py")
+
+
+@dataclass
+class Result:
+    code: int | str | None
+    out: str
+    err: str
+
+    @property
+    def last_error(self) -> str:
+        return self.err.strip().splitlines()[-1] if self.err.strip() else ""
+
+
+def call(script: str, *argv: object) -> Result:
+    """Run a script as `python script argv` would, in this process: importing transformers anew costs seconds."""
+    siblings = {path.stem for path in EXAMPLE.glob("*.py")}
+    before = sys.argv, list(sys.path)
+    for name in siblings:
+        sys.modules.pop(name, None)
+    out, err = io.StringIO(), io.StringIO()
+    code: int | str | None = 0
+    try:
+        sys.argv, sys.path[:0] = [str(EXAMPLE / script), *map(str, argv)], [str(EXAMPLE)]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as exit_:
+        code = exit_.code
+    finally:
+        sys.argv, sys.path[:] = before
+        for name in siblings:
+            sys.modules.pop(name, None)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def write_toy(folder: Path, **overrides: Any) -> Path:
+    """A data set of 300 short documents, and a config that trains one tiny layer on it for 40 steps."""
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+    rng = random.Random(0)
+    with open(folder / "toy.jsonl", "w") as file:
+        for number in range(300):
+            file.write(json.dumps({"text": " ".join(rng.choices(words, k=40)), "number": number}) + "\n")
+    settings = {
+        "dataset_name": "json",
+        "data_files": str(folder / "toy.jsonl"),
+        "cache_dir": str(folder / "cache"),
+        "validation_fraction": 0.1,
+        "vocab_size": 300,
+        "block_size": 16,
+        "max_eval_blocks": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_embd": 16,
+        "dropout": 0.1,
+        "max_steps": 40,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 5,
+        "eval_steps": 10,
+        "save_steps": 20,
+        "report_to": "none",
+        "sample_tokens": 8,
+        "use_cpu": True,
+    } | overrides
+    config = folder / "toy.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    return config
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield write_toy(folder)
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def finished(request: pytest.FixtureRequest, toy: Path) -> tuple[str, Path, Result]:
+    """(script, output folder, result) of a complete run of 40 steps."""
+    output = toy.parent / f"finished-{request.param}"
+    result = call(request.param, toy, "--output_dir", output, "--report_to", "tensorboard")
+    assert result.code == 0, result.err
+    return request.param, output, result
+
+
+def history(output: Path) -> list[dict[str, float]]:
+    return json.loads((output / "trainer_state.json").read_text())["log_history"]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ----- a run -----
+
+
+def test_what_a_run_leaves(finished: tuple[str, Path, Result]) -> None:
+    _script, output, result = finished
+    for name in ("checkpoint-20", "checkpoint-40", "config.json", "model.safetensors", "tokenizer.json", "run.yaml"):
+        assert (output / name).exists(), name
+    png = (output / "loss.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert len(png) > 10_000
+    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+    assert width >= 600
+    assert height >= 400
+    assert "sample after 40 steps" in result.out
+    assert "validation loss" in result.out
+    assert "100%" in result.err, "no progress bar"
+
+    train = [entry for entry in history(output) if "loss" in entry]
+    evaluation = [entry for entry in history(output) if "eval_loss" in entry]
+    assert [entry["step"] for entry in train] == list(range(5, 41, 5))
+    assert [entry["step"] for entry in evaluation] == [10, 20, 30, 40]
+    assert train[-1]["loss"] < train[0]["loss"]
+    assert evaluation[-1]["eval_loss"] < evaluation[0]["eval_loss"]
+    for entry in train:
+        assert entry["perplexity"] == pytest.approx(math.exp(entry["loss"]))
+    for entry in evaluation:
+        assert entry["eval_perplexity"] == pytest.approx(math.exp(entry["eval_loss"]))
+
+
+def test_tensorboard_has_losses_and_perplexities(finished: tuple[str, Path, Result]) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, output, _ = finished
+    tags: set[str] = set()
+    for event_file in output.glob("runs/**/events.out.tfevents.*"):
+        events = accumulators.EventAccumulator(str(event_file))
+        events.Reload()
+        tags |= set(events.Tags()["scalars"])
+    assert {"train/loss", "train/perplexity", "eval/loss", "eval/perplexity"} <= tags
+
+
+def test_adopt_is_what_trained(finished: tuple[str, Path, Result]) -> None:
+    script, output, _ = finished
+    name = {"train.py": "optimizer.pt", "train_accelerate.py": "optimizer.bin"}[script]
+    saved = torch.load(output / "checkpoint-40" / name, weights_only=True)
+    assert "clip_exp" in saved["param_groups"][0]
+    assert {float(state["step"]) for state in saved["state"].values()} == {40.0}
+
+
+def test_a_checkpoint_is_a_model(finished: tuple[str, Path, Result]) -> None:
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    _, output, _ = finished
+    model = GPT2LMHeadModel.from_pretrained(output / "checkpoint-40")
+    tokenizer = AutoTokenizer.from_pretrained(output / "checkpoint-40")
+    assert model.config.vocab_size == len(tokenizer)
+    assert same_weights(output, output / "checkpoint-40")
+    text = "alpha beta\n\tgamma é"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_both_scripts_compute_the_same(toy: Path) -> None:
+    """Same data order, effective batch, loss and update; over the end of an epoch with a short last step."""
+    outputs = [toy.parent / f"same-{script}" for script in SCRIPTS]
+    for script, output in zip(SCRIPTS, outputs, strict=True):
+        options = ("--dropout", 0, "--max_steps", 30, "--per_device_train_batch_size", 16)
+        options += ("--gradient_accumulation_steps", 4, "--logging_steps", 1, "--sample_tokens", 0)
+        assert call(script, toy, "--output_dir", output, *options).code == 0
+    assert history(outputs[0])[-1]["epoch"] > 1, "the run must cross the end of an epoch"
+    for key in ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch"):
+        trainer, loop = ([entry[key] for entry in history(output) if key in entry] for output in outputs)
+        if key == "epoch":  # the Trainer's last entry, on the run's duration, is its own
+            trainer = trainer[:-1]
+        assert len(loop) > 0, key
+        assert trainer == pytest.approx(loop, rel=1e-5), key
+
+
+def test_an_untrained_model_is_as_good_as_guessing(toy: Path) -> None:
+    """The absolute scale of the loss: ln(vocabulary), for the first step and the evaluation alike."""
+    output = toy.parent / "untrained"
+    options = ("--max_steps", 1, "--logging_steps", 1, "--learning_rate", 0, "--sample_tokens", 0)
+    assert call("train.py", toy, "--output_dir", output, *options).code == 0
+    vocabulary = json.loads((output / "config.json").read_text())["vocab_size"]
+    for entry in history(output):
+        for key in entry.keys() & {"loss", "eval_loss"}:
+            assert entry[key] == pytest.approx(math.log(vocabulary), rel=0.01)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_last_evaluation_and_save_always_happen(script: str, toy: Path) -> None:
+    output = toy.parent / f"always-{script}"
+    options = ("--max_steps", 3, "--eval_strategy", "no", "--save_strategy", "no")
+    assert call(script, toy, "--output_dir", output, *options).code == 0
+    assert [entry["step"] for entry in history(output) if "eval_loss" in entry] == [3]
+    assert (output / "model.safetensors").exists()
+    assert (output / "loss.png").exists()
+    assert not list(output.glob("checkpoint-*"))
+
+
+def test_own_validation_split_is_used(toy: Path, tmp_path: Path) -> None:
+    for split, count in (("train", 60), ("validation", 7)):
+        lines = (toy.parent / "toy.jsonl").read_text().splitlines()[:count]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    module = load("sources")
+    arguments = load("arguments")
+    data = arguments.DataArguments(dataset_name=str(tmp_path))
+    source = module.from_datasets(data)
+    assert len(list(source.train())) == 60
+    assert len(list(source.validation())) == 7
+
+
+# ----- resuming -----
+
+
+@pytest.mark.parametrize("asked", ["last", "path"])
+def test_forty_steps_are_twenty_and_twenty(finished: tuple[str, Path, Result], toy: Path, asked: str) -> None:
+    script, output, _ = finished
+    again = toy.parent / f"again-{asked}-{script}"
+    shutil.copytree(output / "checkpoint-20", again / "checkpoint-20")
+    where = "last" if asked == "last" else again / "checkpoint-20"
+    result = call(script, toy, "--output_dir", again, "--resume_from_checkpoint", where)
+    assert result.code == 0, result.err
+    assert same_weights(output, again)
+    name = {"train.py": "optimizer.pt", "train_accelerate.py": "optimizer.bin"}[script]
+    one, other = (torch.load(folder / "checkpoint-40" / name, weights_only=True) for folder in (output, again))
+    assert one["param_groups"] == other["param_groups"]
+    for index, state in one["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, other["state"][index][key]), (index, key)
+    losses = [[e["loss"] for e in history(folder) if "loss" in e] for folder in (output, again)]
+    assert losses[0] == losses[1], "the curve is not the whole run's"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_resume_in_a_later_epoch(script: str, toy: Path) -> None:
+    """The position in the data is found where an epoch is shorter than the run and ends in a short step."""
+    options = ("--per_device_train_batch_size", 16, "--gradient_accumulation_steps", 4, "--max_steps", 30)
+    options += ("--save_steps", 15, "--sample_tokens", 0)
+    whole, again = toy.parent / f"epochs-{script}", toy.parent / f"epochs-again-{script}"
+    assert call(script, toy, "--output_dir", whole, *options).code == 0
+    shutil.copytree(whole / "checkpoint-15", again / "checkpoint-15")
+    assert call(script, toy, "--output_dir", again, *options, "--resume_from_checkpoint", "true").code == 0
+    assert same_weights(whole, again)
+
+
+@pytest.mark.parametrize("damage", ["trainer_state.json", "model.safetensors", "optimizer", "half a state"])
+def test_last_passes_over_an_incomplete_checkpoint(
+    finished: tuple[str, Path, Result], toy: Path, tmp_path: Path, damage: str
+) -> None:
+    script, output, _ = finished
+    shutil.copytree(output, tmp_path, dirs_exist_ok=True)
+    newest = tmp_path / "checkpoint-40"
+    if damage == "half a state":
+        state = newest / "trainer_state.json"
+        state.write_text(state.read_text()[:100])
+    else:
+        for path in newest.glob(f"{damage}*"):
+            path.unlink()
+    checkpoints = load("checkpoints")
+    assert checkpoints.choose(tmp_path, "last", script) == tmp_path / "checkpoint-20"
+
+
+# ----- the cache -----
+
+
+def test_tokenised_once(finished: tuple[str, Path, Result], toy: Path) -> None:
+    script, _, _ = finished
+    cache = toy.parent / "cache"
+    files = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.suffix != ".lock"}
+    assert sum(p.suffix == ".uint16" for p in files) == 2
+    output = toy.parent / f"reuse-{script}"
+    result = call(script, toy, "--output_dir", output, "--max_steps", 1, "--block_size", 8, "--sample_tokens", 0)
+    assert result.code == 0
+    assert files == {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.suffix != ".lock"}
+    assert result.err.count("reused") == 3
+    assert "tokenised," not in result.err
+    assert "trained," not in result.err
+
+
+def load(name: str) -> Any:
+    """A module of the example."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLE))
+        return __import__(name)
+
+
+@pytest.fixture(autouse=True)
+def _forget_siblings() -> Iterator[None]:
+    yield
+    for path in EXAMPLE.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def test_an_unfinished_cache_file_is_not_read(tmp_path: Path) -> None:
+    data = load("data")
+    path = tmp_path / "tokens.uint16"
+    with contextlib.suppress(KeyboardInterrupt), data.written_once(path) as unfinished:
+        unfinished.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert not path.exists()
+    with data.written_once(path) as unfinished:
+        assert not unfinished.exists(), "a killed run's leftovers must go"
+        unfinished.write_bytes(b"whole")
+    with data.written_once(path) as unfinished:
+        assert unfinished is None
+    assert path.read_bytes() == b"whole"
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_the_cache_key_follows_the_text_and_the_tokenizer(tmp_path: Path) -> None:
+    sources, data = load("sources"), load("data")
+    root = tmp_path / "lib"
+    root.mkdir()
+    for number in range(80):
+        (root / f"module{number}.py").write_text(f"value = {number}\n" * 5)
+    first = sources.stdlib(root)
+    assert sources.stdlib(root).key == first.key
+    (root / "module3.py").write_text("value = 'another'\n")
+    assert sources.stdlib(root).key != first.key
+    (root / "module3.py").write_text("value = 3\n" * 5)
+    assert sources.stdlib(root).key == first.key
+    (root / "module3.py").rename(root / "module3b.py")
+    assert sources.stdlib(root).key != first.key
+    small, large = data.train_tokenizer(first, 260), data.train_tokenizer(first, 280)
+    paths = {data.tokens(first, "train", first.train, tok, tmp_path)[0] for tok in (small, large)}
+    paths.add(data.tokens(first, "validation", first.validation, small, tmp_path)[0])
+    assert len(paths) == 3
+
+
+def test_stdlib_is_split_by_file_and_packed_without_loss(tmp_path: Path) -> None:
+    sources, data = load("sources"), load("data")
+    source = sources.stdlib()
+    train, validation = list(source.train()), list(source.validation())
+    assert len(validation) > 10
+    assert len(train) > 10 * len(validation)
+    assert not set(map(hash, train)) & {hash(text) for text in validation if text.strip()}, "a file is in both"
+
+    documents = validation[:5]
+    tokenizer = data.train_tokenizer(sources.Source("five", "", lambda: iter(documents), lambda: iter(documents)), 400)
+    few = sources.Source("five", "key", lambda: iter(documents), lambda: iter(documents))
+    path, dtype = data.tokens(few, "train", few.train, tokenizer, tmp_path)
+    blocks = data.Blocks(path, dtype, 32)
+    ids = [token for block in blocks for token in block["input_ids"].tolist()]
+    assert len(blocks) == blocks.num_tokens // 32
+    assert all(len(b["input_ids"]) == 32 for b in blocks)
+    assert "<|endoftext|>".join(documents).startswith(tokenizer.decode(ids))
+    assert ids.count(tokenizer.eos_token_id) >= len(documents) - 1
+    assert len(data.Blocks(path, dtype, 32, multiple=7)) % 7 == 0
+    spread = data.Blocks(path, dtype, 32, limit=4)
+    assert len(spread) == 4
+    assert torch.equal(spread[1]["input_ids"], blocks[len(blocks) // 4]["input_ids"])
+
+
+# ----- bad input -----
+
+# name: (script, arguments, what the one line must say). {} stands for the folder of the toy data.
+BAD_INPUT: dict[str, tuple[str, list[str], list[str]]] = {
+    "unknown optim_args key": ("train.py", ["--optim_args", "beta3=0.9"], ["beta3", "beta2", "clip_exp"]),
+    "malformed optim_args value": ("train.py", ["--optim_args", "beta2=lots"], ["beta2", "lots"]),
+    "optim_args out of range": ("train.py", ["--optim_args", "beta2=2"], ["beta2", "2"]),
+    "unknown optimizer": ("train.py", ["--optim", "adpot"], ["adpot", "adopt"]),
+    "malformed number": ("train.py", ["--learning_rate", "fast"], ["learning_rate", "fast"]),
+    "unknown argument": ("train.py", ["--max_step", "4"], ["max_step", "did you mean max_steps"]),
+    "no config file": ("train.py", ["--config", "{}/nowhere.yaml"], ["nowhere.yaml", "stdlib.yaml"]),
+    "unknown config key": ("train.py", ["{}/unknown_key.yaml"], ["unknown_key.yaml", "'n_layers'", "n_layer"]),
+    "bad value in the config": ("train.py", ["{}/bad_value.yaml"], ["bad_value.yaml", "max_steps", "many"]),
+    "list in the config": ("train.py", ["{}/list_value.yaml"], ["list_value.yaml", "max_steps"]),
+    "config is a list": ("train.py", ["{}/a_list.yaml"], ["a_list.yaml", "list"]),
+    "config is not YAML": ("train.py", ["{}/broken.yaml"], ["broken.yaml", "not valid YAML"]),
+    "unknown scheduler": ("train.py", ["--lr_scheduler_type", "cosy"], ["cosy", "cosine"]),
+    "unknown scheduler option": ("train.py", ["--lr_scheduler_kwargs", '{"min": 1}'], ["min"]),
+    "unknown tracker": ("train.py", ["--report_to", "paper"], ["paper", "tensorboard"]),
+    "heads do not divide": ("train.py", ["--n_head", "3"], ["n_embd=16", "n_head=3"]),
+    "no text column": ("train.py", ["--text_column", "body"], ["'body'", "text, number", "--text_column"]),
+    "column is no text": ("train.py", ["--text_column", "number"], ["'number'", "int64"]),
+    "no data files": ("train.py", ["--data_files", "{}/nowhere.jsonl"], ["'json'", "nowhere.jsonl"]),
+    "unknown data set": ("train.py", ["--dataset_name", "{}/nowhere"], ["nowhere"]),
+    "too little text": ("train.py", ["--block_size", "100000"], ["block_size=100000", "tokens"]),
+    "taken folder": ("train.py", ["--output_dir", "{}/taken"], ["taken", "--output_dir", "--resume_from_checkpoint"]),
+    "taken folder, accelerate": ("train_accelerate.py", ["--output_dir", "{}/taken"], ["taken", "--output_dir"]),
+    "another model": (
+        "train.py",
+        ["--resume_from_checkpoint", "{}/taken/checkpoint-20", "--n_embd", "32", "--n_layer", "2"],
+        ["checkpoint-20", "n_embd is 16 there and 32 here", "n_layer is 1 there and 2 here"],
+    ),
+    "another kind of model": ("train.py", ["--resume_from_checkpoint", "{}/llama"], ["llama", "not a GPT-2"]),
+    "no such checkpoint": ("train.py", ["--resume_from_checkpoint", "{}/checkpoint-7"], ["checkpoint-7", "last"]),
+    "no checkpoint": ("train.py", ["--resume_from_checkpoint", "{}/cache"], ["cache", "not a complete checkpoint"]),
+    "nothing to resume": ("train.py", ["--resume_from_checkpoint", "last"], ["no complete checkpoint", "out"]),
+    "the other script's": (
+        "train_accelerate.py",
+        ["--resume_from_checkpoint", "{}/taken/checkpoint-20"],
+        ["written by train.py"],
+    ),
+    "would be ignored": (
+        "train_accelerate.py",
+        ["--neftune_noise_alpha", "5", "--eval_strategy", "no", "--label_smoothing_factor", "0.1"],
+        ["label_smoothing_factor, neftune_noise_alpha"],
+    ),
+    "unknown strategy": ("train_accelerate.py", ["--save_strategy", "epoch"], ["save_strategy", "epoch"]),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_folder(toy: Path) -> Path:
+    """The toy's folder, with a finished run in taken/ and configs that are wrong."""
+    folder = toy.parent
+    assert call("train.py", toy, "--output_dir", folder / "taken", "--max_steps", 20).code == 0
+    shutil.copytree(folder / "taken" / "checkpoint-20", folder / "llama")
+    config = json.loads((folder / "llama" / "config.json").read_text())
+    (folder / "llama" / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    (folder / "unknown_key.yaml").write_text("n_layers: 2\n")
+    (folder / "bad_value.yaml").write_text("max_steps: many\n")
+    (folder / "list_value.yaml").write_text("max_steps: [1, 2]\n")
+    (folder / "a_list.yaml").write_text("- max_steps\n")
+    (folder / "broken.yaml").write_text("max_steps: [1\nn_layer: }\n")
+    return folder
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_touches_nothing(case: str, bad_folder: Path) -> None:
+    script, template, expected = BAD_INPUT[case]
+    argv = [part.replace("{}", str(bad_folder)) for part in template]
+    if not argv[0].endswith(".yaml") and argv[0] != "--config":
+        argv.insert(0, str(bad_folder / "toy.yaml"))
+    if "--output_dir" not in argv:
+        argv += ["--output_dir", str(bad_folder / "out")]
+    before = snapshot(bad_folder / "taken")
+    result = call(script, *argv)
+    assert result.code == 2, (result.code, result.err)
+    assert result.last_error.startswith(f"{script}: error: "), result.err
+    assert "Traceback" not in result.err
+    for text in expected:
+        assert text in result.last_error, result.last_error
+    assert snapshot(bad_folder / "taken") == before
+    assert not (bad_folder / "out").exists()
+
+
+# ----- configurations -----
+
+OPTIMIZER_LINES = {"optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"}
+TWINS = sorted(CONFIGS.glob("*_adamw.yaml"))
+
+
+def test_every_recipe_has_a_twin() -> None:
+    recipes = {path.stem for path in CONFIGS.glob("*.yaml")} - {path.stem for path in TWINS}
+    assert {"stdlib", "gpt2_124m", "gpt2_124m_small_batch"} <= recipes
+    assert {f"{name}_adamw" for name in recipes} == {path.stem for path in TWINS}
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)
+def test_twins_differ_in_the_optimizer_alone(twin: Path) -> None:
+    ours = yaml.safe_load((CONFIGS / f"{twin.stem.removesuffix('_adamw')}.yaml").read_text())
+    theirs = yaml.safe_load(twin.read_text())
+    differ = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+    assert "optim" in differ
+    assert differ <= OPTIMIZER_LINES, differ
+    assert ours["optim"] == "adopt"
+    assert theirs["optim"].startswith("adamw_torch")
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_parses_and_its_arithmetic_holds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = load("arguments")
+    overrides = ["--bf16", "false"]  # refused where there is no GPU for it
+    args = arguments.parse([str(config), *overrides], "test").training
+    text = config.read_text()
+    line = next(line for line in text.splitlines() if "Effective batch" in line)
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    for devices in (1, 8):
+        if f"= {per_step * devices} sequences" in line:
+            assert f"{args.per_device_train_batch_size} per device x {args.gradient_accumulation_steps} accum" in line
+            return
+    pytest.fail(f"{line} does not say {per_step} sequences times the devices")
+
+
+def test_the_paper_settings() -> None:
+    for name, sequences in (("gpt2_124m", 480), ("gpt2_124m_small_batch", 96)):
+        recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        assert recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] * 8 == sequences
+        assert float(recipe["learning_rate"]) == 6e-4
+        assert recipe["lr_scheduler_kwargs"] == {"min_lr": 6e-5}
+        assert (recipe["warmup_steps"], recipe["weight_decay"], recipe["max_grad_norm"]) == (2000, 0.1, 1.0)
+        assert recipe["bf16"] is True
+        assert recipe["block_size"] == 1024
+
+
+def test_every_refused_field_exists() -> None:
+    """train_accelerate.py's list of fields names real ones; a renamed field must not drop out of it unnoticed."""
+    import dataclasses
+
+    from transformers import TrainingArguments
+
+    load("arguments")
+    honoured = load("train_accelerate").HONOURED
+    assert honoured <= {field.name for field in dataclasses.fields(TrainingArguments)}

@@ -1,0 +1,199 @@
+"""examples/gpt2_pretraining as its users start it: fresh processes, a kill, torchrun, accelerate launch.
+
+Every test on several processes asserts how many trained together: a launcher that starts two runs of one process
+would pass everything else.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "gpt2_pretraining"
+LAUNCHERS = ROOT / "examples" / "accelerate_configs"
+SCRIPTS = ("train.py", "train_accelerate.py")
+OPTIMIZER = {"train.py": "optimizer.pt", "train_accelerate.py": "optimizer.bin"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "{port}"]
+# Not `accelerate launch`: its other subcommands import timm, which cannot be imported without torchvision.
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+DDP = [*ACCELERATE, str(LAUNCHERS / "ddp.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A toy config whose 40 steps take a second or two."""
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+    rng = random.Random(0)
+    with open(tmp_path / "toy.jsonl", "w") as file:
+        for _ in range(300):
+            file.write(json.dumps({"text": " ".join(rng.choices(words, k=40))}) + "\n")
+    path = tmp_path / "toy.yaml"
+    settings = {
+        "dataset_name": "json",
+        "data_files": str(tmp_path / "toy.jsonl"),
+        "cache_dir": str(tmp_path / "cache"),
+        "vocab_size": 300,
+        "block_size": 16,
+        "max_eval_blocks": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_embd": 16,
+        "dropout": 0.1,
+        "max_steps": 40,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "eval_steps": 10,
+        "save_steps": 20,
+        "report_to": "none",
+        "sample_tokens": 4,
+    }
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def environment(config: Path) -> dict[str, str]:
+    return os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "HF_HOME": str(config.parent / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def run(config: Path, script: str, *argv: object, launcher: list[str] | None = None) -> subprocess.CompletedProcess:
+    port = str(random.randint(20000, 40000))
+    command = [part.replace("{port}", port) for part in launcher or [sys.executable]]
+    command += [str(EXAMPLE / script), str(config), *map(str, argv)]
+    return subprocess.run(command, env=environment(config), capture_output=True, text=True, timeout=600)
+
+
+def history(output: Path) -> list[dict[str, float]]:
+    return json.loads((output / "trainer_state.json").read_text())["log_history"]
+
+
+def losses(output: Path, key: str) -> list[float]:
+    return [entry[key] for entry in history(output) if key in entry]
+
+
+def test_an_error_is_exit_code_2(config: Path) -> None:
+    result = run(config, "train.py", "--max_stepz", "3")
+    assert result.returncode == 2
+    assert not result.stdout
+    error = result.stderr.strip().splitlines()[-1]
+    assert error == "train.py: error: unknown argument --max_stepz; did you mean max_steps or save_steps or eval_steps?"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_killed_and_resumed_is_bit_for_bit_uninterrupted(script: str, config: Path) -> None:
+    """40 steps at once, against 40 steps killed after the save at 20 and started again."""
+    whole, killed = config.parent / "whole", config.parent / "killed"
+    assert run(config, script, "--output_dir", whole, "--use_cpu").returncode == 0
+
+    command = [sys.executable, str(EXAMPLE / script), str(config), "--output_dir", str(killed), "--use_cpu"]
+    process = subprocess.Popen(command, env=environment(config), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    state, deadline = killed / "checkpoint-20" / "trainer_state.json", time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            json.loads(state.read_text())
+            break
+        except (OSError, json.JSONDecodeError):
+            time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "checkpoint-40" / "trainer_state.json").exists(), "killed too late to mean anything"
+
+    refused = run(config, script, "--output_dir", killed, "--use_cpu")
+    assert refused.returncode == 2
+    assert "holds another run" in refused.stderr
+    resumed = run(config, script, "--output_dir", killed, "--use_cpu", "--resume_from_checkpoint", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from" in resumed.stderr
+    assert "checkpoint-20" in resumed.stderr
+    assert resumed.stderr.count("reused") == 3
+    assert "tokenised," not in resumed.stderr
+
+    one, other = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    name = OPTIMIZER[script]
+    a, b = (torch.load(folder / "checkpoint-40" / name, weights_only=True) for folder in (whole, killed))
+    assert a["param_groups"] == b["param_groups"]
+    assert "clip_exp" in a["param_groups"][0]
+    assert all(torch.equal(a["state"][i][key], b["state"][i][key]) for i in a["state"] for key in a["state"][i])
+    assert losses(whole, "loss") == losses(killed, "loss")
+    assert losses(whole, "eval_loss") == losses(killed, "eval_loss")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TORCHRUN, DDP], ids=["torchrun", "accelerate"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_two_processes_are_one_run(script: str, launcher: list[str], config: Path) -> None:
+    """Two processes with half the accumulation see the same sequences a step and make the same curve, then resume."""
+    single, double = config.parent / "single", config.parent / "double"
+    common = ("--use_cpu", "--dropout", 0, "--max_steps", 20, "--save_steps", 10)
+    assert run(config, script, "--output_dir", single, *common).returncode == 0
+    both = ("--output_dir", double, *common, "--gradient_accumulation_steps", 1)
+    result = run(config, script, *both, launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    assert re.findall(r"8 sequences a step in 2 process\(es\)", result.stderr), "not one run of two processes"
+    assert result.stdout.count("sample after 20 steps") == 1
+    assert result.stderr.count("tokenised,") == 0, "the cache of the single run serves both"
+    assert losses(double, "loss") == pytest.approx(losses(single, "loss"), rel=1e-3)
+    assert losses(double, "eval_loss") == pytest.approx(losses(single, "eval_loss"), rel=1e-3)
+    states = "rng_state_*.pth" if script == "train.py" else "random_states_*.pkl"
+    assert len(list((double / "checkpoint-10").glob(states))) == 2
+
+    curve, weights = losses(double, "loss"), load_file(double / "model.safetensors")
+    (double / "checkpoint-20" / "trainer_state.json").unlink()
+    again = run(config, script, *both, "--resume_from_checkpoint", "last", launcher=launcher)
+    assert again.returncode == 0, again.stderr
+    assert "going on from" in again.stderr
+    assert "checkpoint-10" in again.stderr
+    resumed = load_file(double / "model.safetensors")
+    assert losses(double, "loss") == curve
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_the_data_once(config: Path) -> None:
+    result = run(config, "train.py", "--use_cpu", "--output_dir", config.parent / "out", launcher=TORCHRUN)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("tokenising") >= 2  # the progress bars of the two splits
+    assert len(list((config.parent / "cache").glob("*.uint16"))) == 2
+    assert not list((config.parent / "cache").glob("*.unfinished"))
+
+
+@pytest.mark.slow
+def test_the_cpu_launcher_config(config: Path) -> None:
+    launcher = [*ACCELERATE, str(LAUNCHERS / "cpu.yaml")]
+    output = config.parent / "out"
+    result = run(config, "train_accelerate.py", "--max_steps", 2, "--output_dir", output, launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    assert "in 1 process(es)" in result.stderr
+    assert (output / "loss.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs the launch is right without --use_cpu")
+def test_processes_that_would_train_alone_are_refused(config: Path) -> None:
+    """torchrun on CPU without --use_cpu: accelerate finds no GPU and gives every process a world of its own."""
+    output = config.parent / "out"
+    result = run(config, "train.py", "--output_dir", output, launcher=TORCHRUN)
+    assert result.returncode != 0
+    assert "2 processes were launched but each would train alone; on CPU pass --use_cpu" in result.stderr
+    assert not output.exists()
