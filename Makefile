@@ -21,11 +21,12 @@ check: $(STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# timm comes without its dependencies: torchvision would replace the CPU build of torch, and the tests read one file.
+# The tests read one file of timm. It comes without torchvision, which would replace the CPU build of torch, and so lies
+# apart: accelerate imports every timm that it finds.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("adopt_hf needs Python 3.10 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV), once: some minutes"
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
-	$(RUN) -m pip install --quiet -c constraints.txt --no-deps timm
+	$(RUN) -m pip install --quiet -c constraints.txt --no-deps --target $(VENV)/peers timm
 	@touch $(STAMP)
