@@ -14,7 +14,10 @@ TRANSFORMERS_MIN = "5.2"
 
 def transformers_mismatch() -> str | None:
     """Why the patches below do not fit the installed transformers, or None."""
-    installed = importlib.metadata.version("transformers")
+    try:
+        installed = importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        return f"optim='adopt' needs transformers {TRANSFORMERS_MIN} or later, and transformers is not installed"
     if Version(installed) < Version(TRANSFORMERS_MIN):
         return f"optim='adopt' needs transformers {TRANSFORMERS_MIN} or later, installed is {installed}"
     from transformers import Trainer
@@ -78,6 +81,11 @@ def explain_optimizer_name(value: str, reason: str) -> None:
         return original(missing)
 
     type.__setattr__(OptimizerNames, "_missing_", classmethod(_missing_))
+    # A choice of the argument parser, which lists the members, but no member that `OptimizerNames(value)` finds.
+    member = str.__new__(OptimizerNames, value)
+    member._name_, member._value_ = value.upper(), value
+    OptimizerNames._member_names_.append(member._name_)
+    OptimizerNames._member_map_[member._name_] = member
 
 
 # -- Trainer.get_optimizer_cls_and_kwargs: an optimizer for our name ---------------------------------------------------
@@ -94,22 +102,25 @@ def wrap_trainer_optimizers(value: str, factory: OptimizerFactory) -> None:
     from transformers import Trainer
 
     original = inspect.getattr_static(Trainer, "get_optimizer_cls_and_kwargs")
-    if hasattr(original.__func__, "_adopt_hf_original"):
+    if getattr(original.__func__, "_adopt_hf_wraps", None) is not None:
         return
 
     @functools.wraps(original.__func__)
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> Any:
         return factory(args, model) if args.optim == value else original.__func__(args, model)
 
-    get_optimizer_cls_and_kwargs._adopt_hf_original = original  # type: ignore[attr-defined]
+    get_optimizer_cls_and_kwargs._adopt_hf_wraps = original  # type: ignore[attr-defined]
     Trainer.get_optimizer_cls_and_kwargs = staticmethod(get_optimizer_cls_and_kwargs)  # type: ignore[method-assign]
 
 
 def unwrap_trainer_optimizers() -> None:
-    """Undo `wrap_trainer_optimizers`."""
+    """Undo `wrap_trainer_optimizers`. RuntimeError if somebody else has wrapped the method since."""
     from transformers import Trainer
 
-    wrapped = inspect.getattr_static(Trainer, "get_optimizer_cls_and_kwargs")
-    original = getattr(wrapped.__func__, "_adopt_hf_original", None)
-    if original is not None:
-        Trainer.get_optimizer_cls_and_kwargs = original  # type: ignore[method-assign]
+    wrapped = inspect.getattr_static(Trainer, "get_optimizer_cls_and_kwargs").__func__
+    original = getattr(wrapped, "_adopt_hf_wraps", None)
+    if original is None:
+        return
+    if wrapped.__code__.co_filename != __file__:  # functools.wraps has copied our mark to another's function
+        raise RuntimeError("somebody else has wrapped Trainer.get_optimizer_cls_and_kwargs since: undo that first")
+    Trainer.get_optimizer_cls_and_kwargs = original  # type: ignore[method-assign]

@@ -27,6 +27,8 @@ def parse(text: str | None) -> dict[str, Value]:
     Raises:
         ValueError: an unknown key, a key given twice, a malformed value or one out of range; says what is allowed.
     """
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"optim_args: must be text like 'beta2=0.999, eps=1e-6', got {text!r}")
     values: dict[str, Value] = {}
     for item in _items(text or ""):
         key, equals, raw = item.partition("=")

@@ -1,10 +1,13 @@
 """Run somebody's script as `python` would, in a process where `optim="adopt"` is registered."""
 
+import contextlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from traceback import walk_tb
 from typing import Any, NoReturn
 
 # A launcher starts processes of its own, in which nothing would be registered.
@@ -27,14 +30,17 @@ def run_script(path: str, args: list[str], error: Error) -> None:
         error: called with a one-line message where there is no such script.
     """
     if not os.path.isfile(path):
-        error(f"can't open file {path!r}: no such file; for a module write: run -m {path}")
+        error(f"can't open file {path!r}: no such file; a module needs -m in front of its name")
     with open(path, "rb") as file:
         source = file.read()
     if not getattr(sys.flags, "safe_path", False):  # python -P; from 3.11 on
         sys.path[0] = os.path.dirname(os.path.realpath(path))
     main = types.ModuleType("__main__")
-    main.__file__ = path
-    _execute(lambda: compile(source, path, "exec"), main, [path, *args])
+    full_path = os.path.join(os.getcwd(), path)  # not tidied up: this is what python has in __file__ and tracebacks
+    main.__file__ = full_path
+    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", full_path)
+    vars(main)["__cached__"] = None
+    _execute(lambda: compile(source, full_path, "exec", dont_inherit=True), main, [path, *args])
 
 
 def run_module(name: str, args: list[str], error: Error) -> None:
@@ -46,11 +52,11 @@ def run_module(name: str, args: list[str], error: Error) -> None:
     if name in LAUNCHERS:
         error(f"{name} starts processes of its own: write '{LAUNCHERS[name]} SCRIPT ...' instead")
     sys.argv = ["-m", *args]  # as python has it while it looks for the module
-    spec = _find_spec(name)
-    if spec is not None and spec.submodule_search_locations is not None:
-        name = f"{name}.__main__"
+    with _only_frames_of_others():
         spec = _find_spec(name)
-    code = spec.loader.get_code(name) if spec is not None and hasattr(spec.loader, "get_code") else None
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = _find_spec(f"{name}.__main__")
+        code = spec.loader.get_code(spec.name) if spec is not None and hasattr(spec.loader, "get_code") else None
     if spec is None or code is None:
         error(f"no module named {name!r} that can be run")
     main = types.ModuleType("__main__")
@@ -63,6 +69,8 @@ def run_module(name: str, args: list[str], error: Error) -> None:
 
 
 def _find_spec(name: str) -> Any:
+    if name.startswith("."):  # relative to nothing
+        return None
     try:
         return importlib.util.find_spec(name)
     except ModuleNotFoundError as missing:
@@ -72,20 +80,29 @@ def _find_spec(name: str) -> Any:
 
 
 def _execute(compiled: Callable[[], Any], main: types.ModuleType, argv: list[str]) -> None:
-    """Execute code as `__main__`; whatever it raises goes up, and is shown without the frames of this file."""
+    """Execute code as `__main__`."""
     sys.argv = argv
     sys.modules["__main__"] = main
-    try:
+    vars(main).setdefault("__annotations__", {})
+    with _only_frames_of_others():
         exec(compiled(), main.__dict__)
+
+
+@contextlib.contextmanager
+def _only_frames_of_others() -> Iterator[None]:
+    """Whatever is raised inside goes up, and is shown without the frames that lead here and those of this file."""
+    try:
+        yield
     except SystemExit:
         raise
     except BaseException:
         show = sys.excepthook
 
-        def show_scripts_frames(kind: Any, value: BaseException, traceback: types.TracebackType | None) -> None:
-            while traceback is not None and traceback.tb_frame.f_globals is not main.__dict__:
-                traceback = traceback.tb_next
+        def show_frames_of_others(kind: Any, value: BaseException, traceback: types.TracebackType | None) -> None:
+            ours = [i for i, (frame, _) in enumerate(walk_tb(traceback)) if frame.f_code.co_filename == __file__]
+            for _ in range(max(ours) + 1):
+                traceback = traceback.tb_next if traceback is not None else None
             show(kind, value.with_traceback(traceback), traceback)
 
-        sys.excepthook = show_scripts_frames
+        sys.excepthook = show_frames_of_others
         raise

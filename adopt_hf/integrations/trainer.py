@@ -35,8 +35,8 @@ def register() -> None:
 
 def unregister() -> None:
     """Undo `register()`: transformers is as it was."""
-    compat.remove_optimizer_name(NAME)
     compat.unwrap_trainer_optimizers()
+    compat.remove_optimizer_name(NAME)
 
 
 def register_on_import() -> None:
