@@ -31,23 +31,24 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+LARGEST = torch.finfo(torch.float32).max  # beyond it a number is inf to float32 arithmetic
+
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One number or switch of the update: its type, its default, and the range it must lie in, `low <= x < high`."""
+    """One number or switch of the update: its type, its default, and the range it must lie in, `0 <= x < high`."""
 
     type: type[float] | type[bool]
     default: float | bool
-    high: float = math.inf
+    high: float = LARGEST
     optional: bool = False
-    low: float = 0.0
 
     @property
     def allowed(self) -> str:
         """The values that are accepted, in words."""
         if self.type is bool:
             return "True or False"
-        interval = f"a number in [{self.low:g}, {self.high:g})" if self.high < math.inf else "a finite number >= 0"
+        interval = f"a number in [0, {self.high:g})" if self.high < LARGEST else "a finite number >= 0"
         return f"{interval} or None" if self.optional else interval
 
     def check(self, name: str, value: object) -> float | bool | None:
@@ -61,7 +62,7 @@ class Hyperparameter:
         if self.type is bool:
             if isinstance(value, bool):
                 return value
-        elif isinstance(value, Real) and not isinstance(value, bool) and self.low <= float(value) < self.high:
+        elif isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < self.high:
             return float(value)
         raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
 
@@ -73,7 +74,7 @@ HYPERPARAMETERS = {
     "eps": Hyperparameter(float, 1e-6),
     "weight_decay": Hyperparameter(float, 0.0),
     "decouple": Hyperparameter(bool, False),
-    "clip_exp": Hyperparameter(float, 0.25, optional=True),
+    "clip_exp": Hyperparameter(float, 0.25, high=5.0, optional=True),  # t counts in float32 up to 2**24
     "beta2_warmup": Hyperparameter(bool, False),
     "maximize": Hyperparameter(bool, False),
 }

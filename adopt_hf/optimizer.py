@@ -1,5 +1,6 @@
 """The optimizer: torch's interface, lazy state, buckets of like tensors, and their dispatch to a backend."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, overload
@@ -11,6 +12,12 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from adopt_hf import algorithm, backends
 from adopt_hf.algorithm import HYPERPARAMETERS, StepScalars
+
+DEFAULTS: dict[str, Any] = {
+    "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
+    "backend": "auto",
+    **{name: row.default for name, row in HYPERPARAMETERS.items() if name not in ("beta1", "beta2")},
+}
 
 # What other optimizers call things, and what to write here.
 INSTEAD = {
@@ -75,13 +82,13 @@ class ADOPT(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = HYPERPARAMETERS["lr"].default,
-        betas: tuple[float, float] = (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
-        eps: float = HYPERPARAMETERS["eps"].default,
-        weight_decay: float = HYPERPARAMETERS["weight_decay"].default,
+        lr: float | Tensor = DEFAULTS["lr"],
+        betas: tuple[float, float] = DEFAULTS["betas"],
+        eps: float = DEFAULTS["eps"],
+        weight_decay: float = DEFAULTS["weight_decay"],
         *,
         decouple: bool = False,
-        clip_exp: float | None = HYPERPARAMETERS["clip_exp"].default,
+        clip_exp: float | None = DEFAULTS["clip_exp"],
         beta2_warmup: bool = False,
         maximize: bool = False,
         backend: str = "auto",
@@ -211,6 +218,9 @@ class ADOPT(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch puts it there
+        for name, default in DEFAULTS.items():  # what a pickle of an earlier version lacks
+            self.defaults.setdefault(name, default)
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -345,7 +355,10 @@ def _translated_state(saved: Any) -> Any:
             f"the saved state has {', '.join(map(str, saved))} but not {', '.join(sorted(missing))}: "
             "it is not the state of an ADOPT optimizer"
         )
-    return saved | {"step": torch.tensor(float(saved["step"]), dtype=torch.float32, device="cpu")}
+    step = float(saved["step"])
+    if not 0 <= step < math.inf:
+        raise ValueError(f"the saved state has step {step}, which must be a finite number >= 0")
+    return saved | {"step": torch.tensor(step, dtype=torch.float32, device="cpu")}
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -272,6 +272,10 @@ def state_with(change: dict[str, Any] | None = None, shape: tuple[int, ...] = (2
         (state_with(caution=True), "trained with caution=True"),
         (state_with(shape=(3, 2)), r"parameter 0 has exp_avg of shape \(3, 2\), the parameter has \(2, 3\)"),
         (state_with({"momentum_buffer": torch.ones(2, 3)}), "has momentum_buffer but not exp_avg, exp_avg_sq, step"),
+        (
+            state_with({"step": -1.0, "exp_avg": torch.ones(2, 3), "exp_avg_sq": torch.ones(2, 3)}),
+            "step -1.0, which must",
+        ),
         ({"state": {}, "param_groups": []}, "different number of parameter groups"),
     ],
 )
