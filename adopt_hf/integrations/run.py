@@ -100,7 +100,7 @@ def _only_frames_of_others() -> Iterator[None]:
 
         def show_frames_of_others(kind: Any, value: BaseException, traceback: types.TracebackType | None) -> None:
             ours = [i for i, (frame, _) in enumerate(walk_tb(traceback)) if frame.f_code.co_filename == __file__]
-            for _ in range(max(ours) + 1):
+            for _ in range(max(ours, default=-1) + 1):
                 traceback = traceback.tb_next if traceback is not None else None
             show(kind, value.with_traceback(traceback), traceback)
 

@@ -141,7 +141,8 @@ CASES = {
 
 def compared(code: int, stdout: str, stderr: str) -> tuple[int, str, str]:
     """What must be the same. `python -m` shows its own frames, of runpy, where the script has none."""
-    return code, stdout, re.sub(r'  File "<frozen [\w.]+>", line .*\n', "", stderr)
+    machinery = r'  File "(?:<frozen [\w.]+>|[^"]*/(?:runpy|importlib/util)\.py)", line .*\n(?:    .*\n)*'
+    return code, stdout, re.sub(machinery, "", stderr)
 
 
 @pytest.fixture(scope="module")
