@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-slow check
+.PHONY: demo test test-slow test-distributed check
 
 demo: $(STAMP)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -15,6 +15,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(RUN) -m pytest -m slow
+
+test-distributed: $(STAMP)
+	$(RUN) -m pytest -m distributed
 
 check: $(STAMP)
 	$(RUN) -m ruff check .

@@ -1,9 +1,9 @@
-"""python -m adopt_hf run script.py ARGS...  or  python -m adopt_hf run -m package.module ARGS..."""
+"""python -m adopt_hf run script.py ARGS...  or  run -m package.module ARGS...  or  memory --params 7e9 --zero 3 ..."""
 
 import argparse
 import sys
 
-from adopt_hf.integrations import run
+from adopt_hf.integrations import memory, run
 
 
 def main() -> None:
@@ -12,20 +12,37 @@ def main() -> None:
         description="Tools around the ADOPT optimizer.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser(
+    run_command = commands.add_parser(
         "run",
         usage="python -m adopt_hf run [-m] SCRIPT [ARGS ...]",
         help="run an unmodified script with optim='adopt' registered",
         description="Run a Python script, or with -m a module, with optim='adopt' registered with transformers. "
         "Behind a launcher: accelerate launch -m adopt_hf run SCRIPT [ARGS ...].",
     )
-    command.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in python -m")
-    command.add_argument("script", metavar="SCRIPT")
+    run_command.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in python -m")
+    run_command.add_argument("script", metavar="SCRIPT")
+
+    memory_command = commands.add_parser(
+        "memory",
+        help="how many bytes of optimizer state each process holds",
+        description="The bytes of optimizer state (exp_avg, exp_avg_sq and a float32 copy of the weights, if there is "
+        "one) that each process holds. Without --zero and --fsdp, as under DDP, each holds all of it.",
+    )
+    memory.add_arguments(memory_command)
+
     argv = sys.argv[1:]
-    script_end = 3 if argv[1:2] == ["-m"] else 2  # what comes after is the script's own, options and all
-    options = parser.parse_args(argv[:script_end])
-    start = run.run_module if options.module else run.run_script
-    start(options.script, argv[script_end:], error=command.error)
+    end = len(argv)
+    if argv[:1] == ["run"]:
+        end = 3 if argv[1:2] == ["-m"] else 2  # what comes after is the script's own, options and all
+    options = parser.parse_args(argv[:end])
+    if options.command == "run":
+        start = run.run_module if options.module else run.run_script
+        start(options.script, argv[end:], error=run_command.error)
+    else:
+        try:
+            print(memory.report(options))
+        except ValueError as error:
+            memory_command.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """The optimizer: torch's interface, lazy state, buckets of like tensors, and their dispatch to a backend."""
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -10,8 +9,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from adopt_hf import algorithm, backends
+from adopt_hf import algorithm, backends, states
 from adopt_hf.algorithm import HYPERPARAMETERS, StepScalars
+from adopt_hf.partition import Partition, counted
 
 DEFAULTS: dict[str, Any] = {
     "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
@@ -35,21 +35,29 @@ INSTEAD = {
     "differentiable": "leave it out",
 }
 
-# Options of torch-adopt's and timm's groups: how the update is computed, and variants of it that ADOPT here has not.
-FOREIGN_IMPLEMENTATION = {"foreach", "fused", "capturable", "max_lr_snapshot"}
-FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
+
+class Four(NamedTuple):
+    """What a backend takes of one parameter, or of a span of a flat one: real local tensors of one shape."""
+
+    param: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
 
 
 class Bucket(NamedTuple):
-    """Tensors that one call of a backend updates: of one param group, device, dtype and step count."""
+    """What one call of a backend updates: of one param group, device, dtype and step count."""
 
-    params: list[Tensor]
-    grads: list[Tensor]
-    exp_avgs: list[Tensor]
-    exp_avg_sqs: list[Tensor]
-    states: list[dict[str, Any]]
+    fours: list[Four]
     scalars: StepScalars
     step: backends.BackendStep
+
+
+class Plan(NamedTuple):
+    """All that one step does: the buckets to update, and what becomes of the step counts afterwards."""
+
+    buckets: list[Bucket]
+    counts: list[tuple[dict[str, Any], dict[str, Any]]]  # a parameter's state, and its new entries
 
 
 class ADOPT(Optimizer):
@@ -112,6 +120,7 @@ class ADOPT(Optimizer):
             "maximize": maximize,
             "backend": backend,
         }
+        self._partitions: dict[Tensor, Partition] = {}
         super().__init__(params, defaults | _check_group(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -158,14 +167,24 @@ class ADOPT(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        buckets = self._buckets(compiling=torch.compiler.is_compiling())
-        for bucket in buckets:
-            bucket.step(bucket.params, bucket.grads, bucket.exp_avgs, bucket.exp_avg_sqs, bucket.scalars)
-        _count_steps(buckets)
+        plan = self._plan(compiling=torch.compiler.is_compiling())
+        for bucket in plan.buckets:
+            params, grads, exp_avgs, exp_avg_sqs = (list(column) for column in zip(*bucket.fours, strict=True))
+            bucket.step(params, grads, exp_avgs, exp_avg_sqs, bucket.scalars)
+        _count_steps(plan)
         return loss
 
+    def set_partition(self, param: Tensor, partition: Partition) -> None:
+        """Say that `param` is flat: it holds stretches of several tensors, which are counted one by one.
+
+        Args:
+            param: 1-d, of one of the param groups, now or when `step()` is called.
+            partition: how it is made up.
+        """
+        self._partitions[param] = partition
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _buckets(self, compiling: bool) -> list[Bucket]:
+    def _plan(self, compiling: bool) -> Plan:
         """All that has a gradient, in buckets. Under `torch.compile` the numbers that change are tensors."""
         members: dict[Any, list[Tensor]] = defaultdict(list)
         for index, group in enumerate(self.param_groups):
@@ -179,22 +198,41 @@ class ADOPT(Optimizer):
                     )
                 members[index, p.device, p.dtype, p.grad.dtype].append(p)
 
-        buckets = []
+        plan = Plan([], [])
         for (index, device, dtype, _), params in members.items():
             group = self.param_groups[index]
             backend = backends.choose("reference" if compiling else group["backend"], device, dtype)
             for p in params:
                 self._init_state(p)
-            by_step: dict[float, list[Tensor]] = defaultdict(list)
-            for p in params:
-                by_step[float(self.state[p]["step"])].append(p)
-            for t, together in by_step.items():
-                if t == 0:  # (8)
-                    together = _observed(together)
-                if together:
-                    scalars = algorithm.step_scalars(group, t)
-                    buckets.append(self._bucket(together, scalars.for_compiler() if compiling else scalars, backend))
-        return buckets
+            by_step: dict[float, list[Four]] = defaultdict(list)
+            for t, four in self._to_update(params, plan):
+                by_step[t].append(four)
+            for t, fours in by_step.items():
+                scalars = algorithm.step_scalars(group, t)
+                plan.buckets.append(Bucket(fours, scalars.for_compiler() if compiling else scalars, backend))
+        return plan
+
+    def _to_update(self, params: list[Tensor], plan: Plan) -> Iterator[tuple[float, Four]]:
+        """What of `params`, all on one device, this step updates, with its step count; notes the new counts in `plan`.
+
+        A tensor at t == 0 whose gradient is all zero is left out (8).
+        """
+        whole = [p for p in params if p not in self._partitions]
+        first = [p for p in whole if self.state[p]["step"] == 0]
+        unobserved = set(first).difference(_observed(first)) if first else set()
+        for p in whole:
+            if p not in unobserved:
+                state = self.state[p]
+                plan.counts.append((state, {"step": state["step"] + 1}))
+                yield float(state["step"]), self._four(p)
+        for p in params:
+            if p in self._partitions:
+                partition, state, four = self._partitions[p], self.state[p], self._four(p)
+                steps = partition.steps(state)
+                active = partition.active(four.grad, steps)
+                plan.counts.append((state, counted(active, steps)))
+                for t, spans in partition.spans(active, steps).items():
+                    yield from ((t, Four(*map(span.of, four))) for span in spans)
 
     def _init_state(self, p: Tensor) -> None:
         state = self.state[p]
@@ -204,20 +242,13 @@ class ADOPT(Optimizer):
             state["exp_avg"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
-    def _bucket(self, params: list[Tensor], scalars: StepScalars, backend: backends.BackendStep) -> Bucket:
-        states = [self.state[p] for p in params]
-        return Bucket(
-            params=[_local_real(p) for p in params],
-            grads=[_local_real(_grad(p)) for p in params],
-            exp_avgs=[_local_real(state["exp_avg"]) for state in states],
-            exp_avg_sqs=[_local_real(state["exp_avg_sq"]) for state in states],
-            states=states,
-            scalars=scalars,
-            step=backend,
-        )
+    def _four(self, p: Tensor) -> Four:
+        state = self.state[p]
+        return Four(*map(_local_real, (p, _grad(p), state["exp_avg"], state["exp_avg_sq"])))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._partitions = {}  # whoever made them flat knows them
         self.defaults.pop("differentiable", None)  # torch puts it there
         for name, default in DEFAULTS.items():  # what a pickle of an earlier version lacks
             self.defaults.setdefault(name, default)
@@ -266,9 +297,9 @@ class ADOPT(Optimizer):
         """`saved` with the groups and the step counts as this class writes them; `saved` itself is not changed."""
         groups = saved["param_groups"]
         if [len(g["params"]) for g in groups] == [len(g["params"]) for g in self.param_groups]:
-            groups = [_translated_group(old, new) for old, new in zip(groups, self.param_groups, strict=True)]
+            groups = [states.translated_group(old, new) for old, new in zip(groups, self.param_groups, strict=True)]
         # else: torch's own error about the groups says what differs
-        state = {key: _translated_state(value) for key, value in saved["state"].items()}
+        state = {key: states.translated_state(value) for key, value in saved["state"].items()}
         for saved_id, p in self._pairs(groups):
             for name in ("exp_avg", "exp_avg_sq"):
                 if saved_id in state and state[saved_id] and state[saved_id][name].shape != p.shape:
@@ -294,7 +325,7 @@ def _check_group(group: Mapping[str, Any]) -> dict[str, Any]:
 def _grad(p: Tensor) -> Tensor:
     """The gradient of `p`, sharded as `p` is."""
     grad = p.grad
-    assert grad is not None  # _buckets has seen it
+    assert grad is not None  # _plan has seen it
     if isinstance(p, DTensor) and isinstance(grad, DTensor) and grad.placements != p.placements:
         grad = grad.redistribute(placements=p.placements)
     return grad.resolve_conj()
@@ -328,41 +359,10 @@ def _observed(params: list[Tensor]) -> list[Tensor]:
     return observed
 
 
-def _translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """The param group `saved` in this class's terms; what it lacks is taken from `here`."""
-    if "amsgrad" in saved:
-        raise ValueError(
-            "this is the state of Adam or AdamW, whose exp_avg averages raw gradients and not ADOPT's normalised ones: "
-            "start ADOPT without it"
-        )
-    group = {}
-    for name, value in saved.items():
-        if name in FOREIGN_VARIANT and value:
-            raise ValueError(f"the saved state was trained with {name}={value!r}, which ADOPT here does not have")
-        if name not in FOREIGN_VARIANT | FOREIGN_IMPLEMENTATION:
-            group["decouple" if name == "decoupled" else name] = value
-    kept = {name: here[name] for name in here if name not in ("params", "param_names")}
-    return kept | group | _check_group(group) | {"backend": here["backend"]}
-
-
-def _translated_state(saved: Any) -> Any:
-    """The state of one parameter with `step` as a 0-d float32 CPU tensor."""
-    if not isinstance(saved, dict) or not saved:
-        return saved
-    missing = {"step", "exp_avg", "exp_avg_sq"} - saved.keys()
-    if missing:
-        raise ValueError(
-            f"the saved state has {', '.join(map(str, saved))} but not {', '.join(sorted(missing))}: "
-            "it is not the state of an ADOPT optimizer"
-        )
-    step = float(saved["step"])
-    if not 0 <= step < math.inf:
-        raise ValueError(f"the saved state has step {step}, which must be a finite number >= 0")
-    return saved | {"step": torch.tensor(step, dtype=torch.float32, device="cpu")}
-
-
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _count_steps(buckets: list[Bucket]) -> None:
-    for bucket in buckets:
-        for state in bucket.states:
-            state["step"] = state["step"] + 1  # replaced: other frameworks hand out one tensor to several parameters
+def _count_steps(plan: Plan) -> None:
+    for state, new in plan.counts:
+        # Replaced, not changed in place: other frameworks hand out one tensor to several parameters.
+        state.update(new)
+        if state.get("tensor_steps", ()) is None:
+            del state["tensor_steps"]

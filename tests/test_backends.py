@@ -287,12 +287,12 @@ def peaks(backend: str, *dtypes: str) -> list[int]:
     """Growth of the resident set during the third step, for dtypes and modes.
 
     glibc would keep what the first two steps have freed, and the third would not grow: with a fixed threshold every
-    block from 64 KiB on is mapped, and given back when it is freed.
+    block from 128 KiB on is mapped, and given back when it is freed.
     """
     if not sys.platform.startswith("linux"):
         pytest.skip("reads the peak of the resident set from /proc")
     command = [sys.executable, "-c", textwrap.dedent(MEASURE), backend, *dtypes]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
     return [int(line) for line in subprocess.check_output(command, text=True, env=environment).split()]
 
 

@@ -1,15 +1,106 @@
-"""Patches of other packages' private names: each says issue, why, remove when, and is loud when its target changed."""
+"""Patches of other packages' names: each says issue, why, remove when, and is loud when its target has changed."""
 
 import copyreg
 import functools
+import importlib.abc
+import importlib.machinery
 import importlib.metadata
+import importlib.util
 import inspect
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from packaging.version import Version
+from torch import Tensor
 
 TRANSFORMERS_MIN = "5.2"
+DEEPSPEED_MIN = "0.17"
+ACCELERATE_MIN = "1.10"
+
+
+# -- How a patch is put in place and taken back ------------------------------------------------------------------------
+
+Around = Callable[..., Any]  # around(original, *args, **kwargs): what is called in the place of the original
+
+
+def wrap(owner: Any, name: str, around: Around) -> None:
+    """Let `owner.name(...)` be `around(original, ...)`, for a function, a method or a static method. Twice is once."""
+    found = inspect.getattr_static(owner, name)
+    original = found.__func__ if isinstance(found, staticmethod) else found
+    if getattr(original, "_adopt_hf_wraps", None) is not None:
+        return
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    wrapper._adopt_hf_wraps = found  # type: ignore[attr-defined]
+    setattr(owner, name, staticmethod(wrapper) if isinstance(found, staticmethod) else wrapper)
+
+
+def unwrap(owner: Any, name: str) -> None:
+    """Undo `wrap`. RuntimeError if somebody else has wrapped the function since."""
+    found = inspect.getattr_static(owner, name)
+    wrapper = found.__func__ if isinstance(found, staticmethod) else found
+    original = getattr(wrapper, "_adopt_hf_wraps", None)
+    if original is None:
+        return
+    if wrapper.__code__.co_filename != __file__:  # functools.wraps has copied our mark to another's function
+        raise RuntimeError(f"somebody else has wrapped {owner.__name__}.{name} since: undo that first")
+    setattr(owner, name, original)
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Calls `act` when `package` has been imported."""
+
+    def __init__(self, package: str, act: Callable[[], None]):
+        self.package, self.act, self.looking = package, act, False
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != self.package or self.looking:
+            return None
+        self.looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.looking = False
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                self.act()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def when_imported(package: str, act: Callable[[], None]) -> None:
+    """Call `act` now if `package` is imported, otherwise when it will be: importing DeepSpeed takes seconds."""
+    if package in sys.modules:
+        act()
+    elif not any(isinstance(finder, _AfterImport) and finder.package == package for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(package, act))
+
+
+def when_imported_no_more(package: str) -> None:
+    """Undo `when_imported`, as far as the future is concerned."""
+    sys.meta_path[:] = [f for f in sys.meta_path if not (isinstance(f, _AfterImport) and f.package == package)]
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def _parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+# -- Which transformers the patches below fit --------------------------------------------------------------------------
 
 
 def transformers_mismatch() -> str | None:
@@ -28,6 +119,14 @@ def transformers_mismatch() -> str | None:
         return f"transformers {installed} has changed Trainer.get_optimizer_cls_and_kwargs: adopt_hf must be updated"
     if not hasattr(OptimizerNames, "_value2member_map_"):
         return f"transformers {installed} has changed OptimizerNames: adopt_hf must be updated"
+    from transformers.integrations import deepspeed
+
+    for owner, name, first in (
+        (deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process", ["self", "args"]),
+        (deepspeed, "deepspeed_optim_sched", ["trainer", "hf_deepspeed_config"]),
+    ):
+        if _parameters(getattr(owner, name, int))[: len(first)] != first:
+            return f"transformers {installed} has changed {name} for DeepSpeed: adopt_hf must be updated"
     return None
 
 
@@ -101,26 +200,216 @@ def wrap_trainer_optimizers(value: str, factory: OptimizerFactory) -> None:
     """Let the Trainer take `factory(args, model)` where `args.optim == value`."""
     from transformers import Trainer
 
-    original = inspect.getattr_static(Trainer, "get_optimizer_cls_and_kwargs")
-    if getattr(original.__func__, "_adopt_hf_wraps", None) is not None:
-        return
+    def get_optimizer_cls_and_kwargs(original: Any, args: Any, model: Any = None) -> Any:
+        return factory(args, model) if args.optim == value else original(args, model)
 
-    @functools.wraps(original.__func__)
-    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> Any:
-        return factory(args, model) if args.optim == value else original.__func__(args, model)
-
-    get_optimizer_cls_and_kwargs._adopt_hf_wraps = original  # type: ignore[attr-defined]
-    Trainer.get_optimizer_cls_and_kwargs = staticmethod(get_optimizer_cls_and_kwargs)  # type: ignore[method-assign]
+    wrap(Trainer, "get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
 
 
 def unwrap_trainer_optimizers() -> None:
     """Undo `wrap_trainer_optimizers`. RuntimeError if somebody else has wrapped the method since."""
     from transformers import Trainer
 
-    wrapped = inspect.getattr_static(Trainer, "get_optimizer_cls_and_kwargs").__func__
-    original = getattr(wrapped, "_adopt_hf_wraps", None)
-    if original is None:
-        return
-    if wrapped.__code__.co_filename != __file__:  # functools.wraps has copied our mark to another's function
-        raise RuntimeError("somebody else has wrapped Trainer.get_optimizer_cls_and_kwargs since: undo that first")
-    Trainer.get_optimizer_cls_and_kwargs = original  # type: ignore[method-assign]
+    unwrap(Trainer, "get_optimizer_cls_and_kwargs")
+
+
+# -- HfTrainerDeepSpeedConfig.trainer_config_process: the Trainer's values in a DeepSpeed config -----------------------
+# Issue: it fills "auto" with Adam's betas and eps, calls ADOPT's own a mismatch, and with an "optimizer" block of any
+#        type the Trainer no longer asks what `optim` says.
+# Why:   every DeepSpeed config passes here, from TrainingArguments and from the launcher, before anything is built.
+# Remove when: transformers lets a registered optimizer fill its own block.
+#
+# -- deepspeed_optim_sched: the parameters of an optimizer that DeepSpeed builds ---------------------------------------
+# Issue: all parameters go into one group, so that biases and norms are decayed.
+# Why:   here the Trainer hands them over.
+# Remove when: transformers makes the decay groups for DeepSpeed's optimizers too.
+
+
+def wrap_trainer_deepspeed(process: Around, optim_sched: Around) -> None:
+    """Put `process` around `trainer_config_process` and `optim_sched` around `deepspeed_optim_sched`."""
+    from transformers.integrations import deepspeed
+
+    wrap(deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process", process)
+    wrap(deepspeed, "deepspeed_optim_sched", optim_sched)
+
+
+def unwrap_trainer_deepspeed() -> None:
+    """Undo `wrap_trainer_deepspeed`."""
+    from transformers.integrations import deepspeed
+
+    unwrap(deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process")
+    unwrap(deepspeed, "deepspeed_optim_sched")
+
+
+# -- Accelerator.prepare: ADOPT stays ADOPT under ZeRO-Offload ---------------------------------------------------------
+# Issue: where the DeepSpeed config offloads the optimizer, Accelerate replaces every optimizer that it does not know by
+#        DeepSpeedCPUAdam, without a word.
+# Why:   `prepare` is the public method in which it happens; in front of it the config can still say no.
+# Remove when: Accelerate keeps the optimizer that it was given, or raises.
+
+
+def wrap_accelerator_prepare(around: Around) -> None:
+    """Put `around` around `Accelerator.prepare`.
+
+    Raises:
+        ImportError: this Accelerate is too old, or has no such method.
+    """
+    import accelerate
+
+    if Version(accelerate.__version__) < Version(ACCELERATE_MIN):
+        raise ImportError(f"adopt_hf needs accelerate {ACCELERATE_MIN} or later, installed is {accelerate.__version__}")
+    if "self" not in _parameters(getattr(accelerate.Accelerator, "prepare", int)):
+        raise ImportError(f"accelerate {accelerate.__version__} has changed Accelerator.prepare: update adopt_hf")
+    wrap(accelerate.Accelerator, "prepare", around)
+
+
+def unwrap_accelerator_prepare() -> None:
+    """Undo `wrap_accelerator_prepare`."""
+    import accelerate
+
+    unwrap(accelerate.Accelerator, "prepare")
+
+
+# -- deepspeed.initialize: ADOPT in the config, under ZeRO and offloaded -----------------------------------------------
+# Issue: an "optimizer" block can only name classes of torch.optim and DeepSpeed's own; a client's optimizer is refused
+#        under offload unless a flag is set, and what ZeRO flattens has lost its tensors.
+# Why:   `initialize` is public and everything passes through it, Accelerate and the Trainer included.
+# Remove when: DeepSpeed can be told of an optimizer class.
+#
+# -- ZERO_SUPPORTED_OPTIMIZERS: the list of classes that ZeRO calls tested ---------------------------------------------
+# Issue: other classes need "zero_allow_untested_optimizer" in the config, and are warned of.
+# Why:   the tests here run ADOPT in every stage.
+# Remove when: DeepSpeed has ADOPT in the list, or none.
+#
+# -- DeepSpeedEngine.load_checkpoint: another world size ---------------------------------------------------------------
+# Issue: the error says that ZeRO cannot do it, not that universal checkpoints can.
+# Why:   a public method; the error passes through it.
+# Remove when: DeepSpeed's error says so.
+
+
+def deepspeed_mismatch() -> str | None:
+    """Why the patches below do not fit the installed DeepSpeed, or None. Imports it."""
+    import deepspeed
+
+    installed = _version("deepspeed")
+    if Version(installed) < Version(DEEPSPEED_MIN):
+        return f"ADOPT under DeepSpeed needs deepspeed {DEEPSPEED_MIN} or later, installed is {installed}"
+    if not {"model", "optimizer", "model_parameters", "config", "config_params"} <= {
+        *_parameters(deepspeed.initialize)
+    }:
+        return f"deepspeed {installed} has changed deepspeed.initialize: adopt_hf must be updated"
+    from deepspeed.runtime.zero import utils
+
+    if not isinstance(getattr(utils, "ZERO_SUPPORTED_OPTIMIZERS", None), list):
+        return f"deepspeed {installed} has changed ZERO_SUPPORTED_OPTIMIZERS: adopt_hf must be updated"
+    if not callable(getattr(deepspeed.DeepSpeedEngine, "load_checkpoint", None)):
+        return f"deepspeed {installed} has changed DeepSpeedEngine.load_checkpoint: adopt_hf must be updated"
+    return None
+
+
+def wrap_deepspeed(optimizer_class: type, initialize: Around, load_checkpoint: Around) -> None:
+    """Put the two around `deepspeed.initialize` and `DeepSpeedEngine.load_checkpoint`; let ZeRO support the class."""
+    import deepspeed
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+
+    if optimizer_class not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(optimizer_class)
+    wrap(deepspeed, "initialize", initialize)
+    wrap(deepspeed.DeepSpeedEngine, "load_checkpoint", load_checkpoint)
+
+
+def wrap_deepspeed_to_refuse(initialize: Around) -> None:
+    """Where the patches do not fit: put this alone around `deepspeed.initialize`."""
+    import deepspeed
+
+    wrap(deepspeed, "initialize", initialize)
+
+
+def unwrap_deepspeed(optimizer_class: type) -> None:
+    """Undo `wrap_deepspeed` and `wrap_deepspeed_to_refuse`."""
+    import deepspeed
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+
+    while optimizer_class in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.remove(optimizer_class)
+    unwrap(deepspeed, "initialize")
+    unwrap(deepspeed.DeepSpeedEngine, "load_checkpoint")
+
+
+# -- universal_checkpoint_info: what DeepSpeed's converter wants to find in a checkpoint of stages 1 and 2 -------------
+# Issue: `ds_to_universal` refuses a checkpoint without it, unless told to --inject_missing_state.
+# Why:   the engine saves the attribute of this name that it finds at the model; a client is expected to set it.
+# Remove when: the engine writes it by itself.
+
+
+def mark_for_universal_checkpoints(model: Any) -> None:
+    """Set the attribute, unless the model has it: no tensor has a rule of its own."""
+    from deepspeed.checkpoint import constants
+
+    if getattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, None) is None:
+        version = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
+        setattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, version)
+
+
+# -- ZeRO's optimizers: which tensors a flat partition is made of ------------------------------------------------------
+# Issue: ADOPT counts steps tensor by tensor, and ZeRO hands it one flat tensor for many.
+# Why:   their lists of groups are the only place that knows.
+# Remove when: DeepSpeed tells an optimizer what its partitions hold.
+
+
+class FlatGroup(NamedTuple):
+    """A flat parameter of this process, and what is in it."""
+
+    flat: Tensor
+    tensors: list[Tensor]  # of the model, those of other processes too, in the same order everywhere
+    stretches: list[tuple[int, int, int]]  # (index of the tensor, start, numel), this process's
+    process_group: Any  # of torch.distributed: the processes that share the tensors
+
+
+def zero_flat_groups(optimizer: Any) -> list[FlatGroup]:
+    """What the optimizer of a DeepSpeed engine has flattened; nothing for an optimizer that is not ZeRO's.
+
+    Raises:
+        ImportError: this DeepSpeed has changed ZeRO's optimizers.
+    """
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    try:
+        if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+            return [
+                FlatGroup(flat, list(tensors), _consecutive(tensors), optimizer.dp_process_group)
+                for flat, tensors in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True)
+            ]
+        if isinstance(optimizer, DeepSpeedZeroOptimizer):
+            flats, groups = optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups
+        elif isinstance(optimizer, BF16_Optimizer):
+            flats, groups = optimizer.fp32_groups_flat_partition, optimizer.bf16_groups
+        else:
+            return []
+        return [
+            FlatGroup(flat, list(tensors), _linked(tensors), process_group)
+            for flat, tensors, process_group in zip(flats, groups, optimizer.real_dp_process_group, strict=True)
+        ]
+    except AttributeError as error:
+        kind = type(optimizer).__name__
+        raise ImportError(
+            f"deepspeed {_version('deepspeed')} has changed {kind} ({error}): adopt_hf must be updated"
+        ) from error
+
+
+def _consecutive(tensors: Any) -> list[tuple[int, int, int]]:
+    """Stage 3: each process has its part of every tensor, one after the other."""
+    stretches, start = [], 0
+    for index, tensor in enumerate(tensors):
+        stretches.append((index, start, tensor.partition_numel()))
+        start += tensor.partition_numel()
+    return stretches
+
+
+def _linked(tensors: Any) -> list[tuple[int, int, int]]:
+    """Stages 1 and 2: the group is cut into as many pieces as there are processes, wherever the cuts fall."""
+    mappings = [(index, tensor._hp_mapping) for index, tensor in enumerate(tensors) if tensor._hp_mapping is not None]
+    addresses = [(index, mapping.get_hp_fragment_address()) for index, mapping in mappings]
+    return sorted(((i, address.start, address.numel) for i, address in addresses), key=lambda stretch: stretch[1])

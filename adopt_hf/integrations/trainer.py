@@ -5,7 +5,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from adopt_hf.algorithm import HYPERPARAMETERS
-from adopt_hf.integrations import compat, optim_args
+from adopt_hf.integrations import compat, deepspeed, optim_args
 from adopt_hf.optimizer import ADOPT
 from adopt_hf.param_groups import param_groups
 
@@ -31,11 +31,13 @@ def register() -> None:
         raise ImportError(reason)
     compat.add_optimizer_name(NAME, _reduce_optimizer_name)
     compat.wrap_trainer_optimizers(NAME, trainer_kwargs)
+    compat.wrap_trainer_deepspeed(_process_deepspeed_config, _deepspeed_optimizer)
 
 
 def unregister() -> None:
     """Undo `register()`: transformers is as it was."""
     compat.unwrap_trainer_optimizers()
+    compat.unwrap_trainer_deepspeed()
     compat.remove_optimizer_name(NAME)
 
 
@@ -64,6 +66,20 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
     Raises:
         ValueError: `optim_args` or a field has a value that ADOPT does not allow; says what is allowed.
     """
+    kwargs, given = _resolve(args)
+    logger.info("ADOPT runs with %s", ", ".join(f"{name}={value}" for name, value in kwargs.items()))
+    if "weight_decay" in given and args.weight_decay != given["weight_decay"]:
+        args.weight_decay = given["weight_decay"]
+        if model is not None:
+            return ADOPT, {**kwargs, "params": param_groups(model, args.weight_decay)}
+    return ADOPT, kwargs
+
+
+def _resolve(args: "TrainingArguments") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of ADOPT that `args` stand for, and those of them that somebody has set, checked.
+
+    `lr` and `weight_decay` count as set: TrainingArguments has no value for them that means anything else.
+    """
     given = optim_args.parse(args.optim_args)
     adam = {"beta1": args.adam_beta1, "beta2": args.adam_beta2, "eps": args.adam_epsilon}
     unset = {f.name: f.default for f in dataclasses.fields(args)}
@@ -72,20 +88,78 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
         **{name: hyperparameter.default for name, hyperparameter in HYPERPARAMETERS.items()},
         "decouple": True,
         "backend": "auto",
+    }
+    set_by_user = {
         "lr": args.learning_rate,
         "weight_decay": args.weight_decay,
         **{name: value for name, value in adam.items() if value != adam_unset[name]},
         **given,
     }
+    values |= set_by_user
     kwargs = {"lr": values.pop("lr"), "betas": (values.pop("beta1"), values.pop("beta2")), **values}
     ADOPT([{"params": []}], **kwargs)  # checks the values now, with ADOPT's own words
-    logger.info("ADOPT runs with %s", ", ".join(f"{name}={value}" for name, value in kwargs.items()))
+    return kwargs, set_by_user
 
-    if "weight_decay" in given and args.weight_decay != given["weight_decay"]:
-        args.weight_decay = given["weight_decay"]  # type: ignore[assignment]
-        if model is not None:
-            return ADOPT, {**kwargs, "params": param_groups(model, args.weight_decay)}
-    return ADOPT, kwargs
+
+# -- DeepSpeed under the Trainer ---------------------------------------------------------------------------------------
+
+
+def _process_deepspeed_config(
+    original: Any, hf_config: Any, args: "TrainingArguments", *rest: Any, **kwargs: Any
+) -> Any:
+    """`trainer_config_process` that fills ADOPT's block by ADOPT's rules, and refuses another beside `optim="adopt"`.
+
+    Raises:
+        ValueError: `optim="adopt"`, and the DeepSpeed config has another optimizer.
+    """
+    config = hf_config.config
+    if deepspeed.is_adopt_block(config):
+        block = config.pop("optimizer")  # hidden from the original, which knows Adam's fields alone
+        try:
+            result = original(hf_config, args, *rest, **kwargs)
+        finally:
+            config["optimizer"] = block
+        hf_config.mismatches += _fill_block(config, args)
+        return result
+    if args.optim == NAME and "optimizer" in config:
+        other = config["optimizer"].get("type") if isinstance(config["optimizer"], dict) else config["optimizer"]
+        raise ValueError(
+            f'optim="{NAME}" asks for ADOPT, and the "optimizer" block of the DeepSpeed config for {other!r}: remove '
+            f'that block (the line "optimizer": {{"type": "{other}", ...}}) to train with ADOPT, or write '
+            '"type": "ADOPT" in it'
+        )
+    return original(hf_config, args, *rest, **kwargs)
+
+
+def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:
+    """Complete the ADOPT block of a DeepSpeed config, in place. Returns what contradicts `args`, a line each."""
+    wanted, set_by_user = _resolve(args)
+    written = deepspeed.block_kwargs(config, auto_is_filled=True)
+    betas = dict(zip(("beta1", "beta2"), written.get("betas", ()), strict=False))
+    in_block: dict[str, Any] = {**written, **betas}
+    mismatches = [
+        f"- ds optimizer.params.{'betas' if name in betas else name}={in_block[name]} vs hf {name}={value}"
+        for name, value in set_by_user.items()
+        if name in in_block and in_block[name] != value
+    ]
+    config["optimizer"]["params"] = wanted | written
+    return mismatches
+
+
+def _deepspeed_optimizer(original: Any, trainer: Any, hf_config: Any, *rest: Any, **kwargs: Any) -> Any:
+    """`deepspeed_optim_sched` that hands the Trainer's decay groups to an ADOPT which DeepSpeed builds."""
+    optimizer, scheduler = original(trainer, hf_config, *rest, **kwargs)
+    if deepspeed.is_adopt_block(hf_config.config):
+        decayed = set(trainer.get_decay_parameter_names(trainer.model))
+        trainable = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in trainable if name in decayed]},
+            {"params": [p for name, p in trainable if name not in decayed], "weight_decay": 0.0},
+        ]
+        optimizer.params = [group for group in groups if group["params"]]
+        numbers = deepspeed.block_kwargs(hf_config.config)
+        logger.info("ADOPT runs with %s", ", ".join(f"{name}={value}" for name, value in numbers.items()))
+    return optimizer, scheduler
 
 
 def _reduce_optimizer_name(member: Any) -> tuple[Any, tuple[str]]:

@@ -1,0 +1,302 @@
+"""ADOPT under DeepSpeed: by name in its config, in every ZeRO stage, offloaded, and never replaced.
+
+A config that works, in Python:
+
+    config = adopt_hf.integrations.deepspeed.config(stage=2, offload="optimizer")
+    TrainingArguments(..., optim="adopt", deepspeed=config)            or DeepSpeedPlugin(hf_ds_config=config)
+"""
+
+import functools
+import inspect
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adopt_hf.algorithm import HYPERPARAMETERS
+from adopt_hf.integrations import compat
+from adopt_hf.optimizer import ADOPT
+from adopt_hf.partition import Partition, Stretch
+
+logger = logging.getLogger("adopt_hf")
+
+KEYS = ("lr", "betas", *(name for name in HYPERPARAMETERS if name not in ("lr", "beta1", "beta2")), "backend")
+OFFLOAD = (None, "optimizer", "parameters")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+OTHER_WORLD_SIZE = (
+    "To go on with another number of processes, make a universal checkpoint of it: "
+    "`python -m deepspeed.checkpoint.ds_to_universal --input_folder CHECKPOINT/global_stepN --output_folder "
+    "CHECKPOINT/global_stepN_universal`, write global_stepN_universal into CHECKPOINT/latest, and set "
+    '"checkpoint": {"load_universal": true} in the DeepSpeed config.'
+)
+
+
+def register() -> None:
+    """Teach DeepSpeed what ADOPT is, once it is imported. A second call does nothing."""
+    compat.when_imported("deepspeed", _register_now)
+
+
+def unregister() -> None:
+    """Undo `register()`."""
+    compat.when_imported_no_more("deepspeed")
+    compat.when_imported("deepspeed", lambda: compat.unwrap_deepspeed(ADOPT))
+    compat.when_imported_no_more("deepspeed")
+
+
+def _register_now() -> None:
+    reason = compat.deepspeed_mismatch()
+    if reason is None:
+        compat.wrap_deepspeed(ADOPT, _initialize, _load_checkpoint)
+    else:
+        compat.wrap_deepspeed_to_refuse(functools.partial(_refuse, reason))
+
+
+# -- the config --------------------------------------------------------------------------------------------------------
+
+
+def config(
+    stage: int,
+    *,
+    offload: str | None = None,
+    nvme_path: str | None = None,
+    precision: str = "auto",
+    train_micro_batch_size_per_gpu: int | str = "auto",
+    gradient_accumulation_steps: int | str = "auto",
+    gradient_clipping: float | str = "auto",
+    optimizer: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A DeepSpeed config that works with ADOPT.
+
+    "auto" is filled in by the Trainer and by Accelerate; `deepspeed.initialize` alone wants numbers.
+
+    Args:
+        stage: of ZeRO: 0 shards nothing, 1 the optimizer state, 2 the gradients too, 3 the parameters too.
+        offload: to the CPU: None, "optimizer" (from stage 1 on), "parameters" (those and the optimizer; stage 3).
+        nvme_path: a folder on a local disk, to offload to instead of the CPU's memory; stage 3.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        train_micro_batch_size_per_gpu: sequences a process and forward pass.
+        gradient_accumulation_steps: micro-batches a step.
+        gradient_clipping: the largest norm of the gradient; 0: none.
+        optimizer: hyperparameters of ADOPT, for an "optimizer" block of type ADOPT; None: no block, the optimizer
+            comes from the script (`optim="adopt"`, or an ADOPT given to `prepare` or `initialize`).
+
+    Raises:
+        ValueError: a value that is not allowed, or a combination that DeepSpeed does not have; says what is.
+    """
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
+        raise ValueError(f"stage must be 0, 1, 2 or 3, got {stage!r}")
+    if offload not in OFFLOAD:
+        raise ValueError(f"offload must be one of {', '.join(map(repr, OFFLOAD))}, got {offload!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+    if offload is not None and stage == 0:
+        raise ValueError(f"offload={offload!r} needs stage 1, 2 or 3, got stage=0")
+    if offload == "parameters" and stage != 3:
+        raise ValueError(f"offload='parameters' needs stage 3, got stage={stage}")
+    if nvme_path is not None and (offload is None or stage != 3):
+        raise ValueError(f"nvme_path needs stage 3 and an offload, got stage={stage}, offload={offload!r}")
+
+    zero: dict[str, Any] = {"stage": stage}
+    target: dict[str, Any] = {"device": "cpu", "pin_memory": True}
+    if nvme_path is not None:
+        target |= {"device": "nvme", "nvme_path": nvme_path}
+    if offload is not None:
+        zero["offload_optimizer"] = dict(target)
+    if offload == "parameters":
+        zero["offload_param"] = dict(target)
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    result: dict[str, Any] = {
+        "zero_optimization": zero,
+        "bf16": {"enabled": "auto" if precision == "auto" else precision == "bf16"},
+        "fp16": {"enabled": "auto" if precision == "auto" else precision == "fp16"},
+        "train_micro_batch_size_per_gpu": train_micro_batch_size_per_gpu,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "gradient_clipping": gradient_clipping,
+    }
+    if train_micro_batch_size_per_gpu == "auto":
+        result["train_batch_size"] = "auto"
+    if offload is not None:
+        result["zero_force_ds_cpu_optimizer"] = False
+    if optimizer is not None:
+        result["optimizer"] = {"type": "ADOPT", "params": dict(optimizer)}
+        block_kwargs(result, auto_is_filled=True)
+    return result
+
+
+def is_adopt_block(config: Mapping[str, Any]) -> bool:
+    """Whether the DeepSpeed config has an "optimizer" block that names ADOPT, in any case."""
+    block = config.get("optimizer")
+    return isinstance(block, Mapping) and str(block.get("type", "")).lower() == "adopt"
+
+
+def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dict[str, Any]:
+    """What the "optimizer" block of a DeepSpeed config passes to ADOPT; an "auto" that is left there means "not set".
+
+    Args:
+        config: with an "optimizer" block for ADOPT.
+        auto_is_filled: "auto" is allowed for every key, since somebody will fill it in.
+
+    Raises:
+        ValueError: an unknown key, a value out of range, or an "auto" that only the Trainer and Accelerate can fill.
+    """
+    given = dict(config["optimizer"].get("params") or {})
+    for key in given:
+        if key not in KEYS:
+            raise ValueError(
+                f"DeepSpeed config: optimizer.params has the unknown key {key!r}; ADOPT's are {', '.join(KEYS)}"
+            )
+    for key in ("lr", "weight_decay"):
+        if given.get(key) == "auto" and not auto_is_filled:
+            raise ValueError(
+                f"DeepSpeed config: optimizer.params.{key} is 'auto', which the Trainer and Accelerate fill in and "
+                "deepspeed.initialize alone does not: write a number"
+            )
+    kwargs = {key: value for key, value in given.items() if value != "auto"}
+    try:
+        ADOPT([{"params": []}], **kwargs)
+    except ValueError as error:
+        raise ValueError(f"DeepSpeed config: optimizer.params: {error}") from None
+    return kwargs
+
+
+def forget_auto(config: dict[str, Any], but: Sequence[str] = ()) -> None:
+    """Take what is "auto" in ADOPT's block out of it, in place: ADOPT's own numbers are used then."""
+    params = config["optimizer"].get("params") or {}
+    config["optimizer"]["params"] = {k: v for k, v in params.items() if v != "auto" or k in but}
+
+
+def offloads(config: Mapping[str, Any]) -> bool:
+    """Whether the DeepSpeed config offloads the optimizer."""
+    zero = config.get("zero_optimization") or {}
+    target = zero.get("offload_optimizer") or {}
+    return target.get("device", "none") not in (None, "none") or bool(zero.get("cpu_offload"))
+
+
+def keep_adopt(config: dict[str, Any]) -> None:
+    """Say in the DeepSpeed config, in place, that the optimizer is not to be replaced where it is offloaded.
+
+    Raises:
+        ValueError: the config asks for the opposite.
+    """
+    if not offloads(config):
+        return
+    if config.get("zero_force_ds_cpu_optimizer") is True:
+        raise ValueError(
+            'the optimizer is ADOPT, and "zero_force_ds_cpu_optimizer": true in the DeepSpeed config asks for '
+            "DeepSpeedCPUAdam in its place: remove that line"
+        )
+    config["zero_force_ds_cpu_optimizer"] = False
+
+
+# -- deepspeed.initialize ----------------------------------------------------------------------------------------------
+
+
+def _initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
+    """`deepspeed.initialize` for which ADOPT is one of its own optimizers."""
+    call = inspect.signature(original).bind(*args, **kwargs)
+    given, where = _config_of(call.arguments)
+    optimizer = call.arguments.get("optimizer")
+    if given is None:
+        return original(*args, **kwargs)  # which says what a config can be
+    adopted = dict(given)
+    if optimizer is None and is_adopt_block(adopted):
+        optimizer = functools.partial(ADOPT, **block_kwargs(adopted))
+        del adopted["optimizer"]
+    elif callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer) and offloads(adopted):
+        optimizer = optimizer(call.arguments["model_parameters"])  # whether to keep it depends on what it makes
+    if not _makes_adopt(optimizer):
+        return original(*args, **kwargs)
+
+    keep_adopt(adopted)
+    call.arguments["optimizer"] = optimizer
+    if where == "args":
+        call.arguments["args"].deepspeed_config = None
+        where = "config"
+    call.arguments[where] = adopted
+    model = call.arguments["model"]
+    compat.mark_for_universal_checkpoints(model)
+    engine, *others = original(*call.args, **call.kwargs)
+    _count_tensors(engine)
+    return engine, *others
+
+
+def _config_of(arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The config of a call of `deepspeed.initialize` as a dictionary, and the name of the argument that it came in."""
+    for where in ("config", "config_params"):
+        if arguments.get(where) is not None:
+            return _loaded(arguments[where]), where
+    in_args = getattr(arguments.get("args"), "deepspeed_config", None)
+    return (None if in_args is None else _loaded(in_args)), "args"
+
+
+def _loaded(config: Any) -> dict[str, Any] | None:
+    """A DeepSpeed config as a dictionary; None for what is neither a dictionary nor the path of a file."""
+    if isinstance(config, dict):
+        return config
+    if not os.path.isfile(config):
+        return None
+    import hjson  # DeepSpeed reads its files with it
+
+    with open(config, encoding="utf-8") as file:
+        return dict(hjson.load(file))
+
+
+def _makes_adopt(optimizer: Any) -> bool:
+    made = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
+    return isinstance(made, ADOPT) or (isinstance(made, type) and issubclass(made, ADOPT))
+
+
+def _refuse(reason: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+    """`deepspeed.initialize` of a DeepSpeed that is not known: ADOPT is an error, the rest is left alone."""
+    everything = [*args, *kwargs.values()]
+    if any(_makes_adopt(x) or (isinstance(x, Mapping) and is_adopt_block(x)) for x in everything):
+        raise ImportError(reason)
+    return original(*args, **kwargs)
+
+
+def _count_tensors(engine: Any) -> None:
+    """Let ADOPT count the steps of the model's tensors one by one, where ZeRO has made them flat."""
+    arrivals: dict[Tensor, int] = {}
+
+    def note(tensor: Tensor) -> None:
+        arrivals[tensor] = engine.skipped_steps  # an overflow makes gradients from before it void
+
+    for group in compat.zero_flat_groups(engine.optimizer):
+        for tensor in group.tensors:
+            tensor.register_post_accumulate_grad_hook(note)
+        partition = Partition(
+            tensors=len(group.tensors),
+            stretches=[Stretch(*stretch) for stretch in group.stretches],
+            arrived=functools.partial(_arrived, engine, arrivals, group.tensors),
+            total=functools.partial(_total, group.process_group),
+        )
+        engine.basic_optimizer.set_partition(group.flat, partition)
+
+
+def _arrived(engine: Any, arrivals: dict[Tensor, int], tensors: Sequence[Tensor]) -> list[bool]:
+    return [arrivals.pop(tensor, None) == engine.skipped_steps for tensor in tensors]
+
+
+def _total(process_group: Any, counts: Tensor) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    summed = counts.to(get_accelerator().current_device_name())  # the counts of offloaded state are on the CPU
+    torch.distributed.all_reduce(summed, group=process_group)
+    counts.copy_(summed)
+
+
+def _load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
+    """`DeepSpeedEngine.load_checkpoint` whose error about another world size says what to do."""
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
+
+    try:
+        return original(engine, *args, **kwargs)
+    except ZeRORuntimeException as error:
+        if "world size" in str(error) and isinstance(getattr(engine, "basic_optimizer", None), ADOPT):
+            raise ZeRORuntimeException(f"{error} {OTHER_WORLD_SIZE}") from error
+        raise

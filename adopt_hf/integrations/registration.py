@@ -1,0 +1,33 @@
+"""What `import adopt_hf` puts in place in transformers, accelerate and DeepSpeed, and takes back."""
+
+import importlib.util
+
+from adopt_hf.integrations import accelerate, deepspeed, trainer
+
+
+def register() -> None:
+    """Make `TrainingArguments(optim="adopt")` and `--optim adopt` mean ADOPT, and let accelerate and DeepSpeed keep it.
+
+    `import adopt_hf` has done it already. A second call does nothing. accelerate and DeepSpeed are not imported by it.
+
+    Raises:
+        ImportError: transformers is not installed, too old, or has changed what this relies on; says which.
+    """
+    accelerate.register()
+    deepspeed.register()
+    trainer.register()
+
+
+def unregister() -> None:
+    """Undo `register()`: the other packages are as they were."""
+    trainer.unregister()
+    accelerate.unregister()
+    deepspeed.unregister()
+
+
+def register_on_import() -> None:
+    """`register()`, but where transformers does not fit, the error comes when the name is used."""
+    accelerate.register()
+    deepspeed.register()
+    if importlib.util.find_spec("transformers") is not None:
+        trainer.register_on_import()

@@ -1,0 +1,98 @@
+"""Flat parameters: what ZeRO makes of a param group, one long tensor a process, with a stretch of each of the tensors.
+
+ADOPT counts steps tensor by tensor, and leaves a tensor without a gradient alone. A flat parameter shows neither: here
+is what brings both back, so that a sharded run is the run of one process.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Stretch(NamedTuple):
+    """The elements `start` to `start + numel` of a flat parameter, which belong to tensor number `tensor`."""
+
+    tensor: int
+    start: int
+    numel: int
+
+
+class Span(NamedTuple):
+    """Elements of a flat parameter that are updated together."""
+
+    start: int
+    numel: int
+
+    def of(self, flat: Tensor) -> Tensor:
+        return flat.narrow(0, self.start, self.numel)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How a flat parameter is made up.
+
+    Args:
+        tensors: how many tensors share it, over all processes; they are numbered alike everywhere.
+        stretches: this process's, by ascending start; what none covers is padding.
+        arrived: for each tensor, whether a gradient has arrived since the last step; the same in all processes.
+        total: sums an int64 tensor, in place, over the processes that share the tensors.
+    """
+
+    tensors: int
+    stretches: Sequence[Stretch]
+    arrived: Callable[[], Sequence[bool]]
+    total: Callable[[Tensor], None]
+
+    def steps(self, state: dict[str, Any]) -> list[float]:
+        """The step count of each tensor, from the state of the flat parameter."""
+        counts = state.get("tensor_steps")
+        if counts is None:
+            return [float(state["step"])] * self.tensors
+        if len(counts) != self.tensors:
+            raise ValueError(f"the state counts steps of {len(counts)} tensors, the model has {self.tensors} there")
+        return [float(count) for count in counts]
+
+    def active(self, grad: Tensor, steps: Sequence[float]) -> list[bool]:
+        """For each tensor, whether this step updates it: it has a gradient, and at its first step a non-zero one.
+
+        Args:
+            grad: the flat gradient, with zeros where none arrived.
+            steps: of each tensor.
+        """
+        arrived = self.arrived()
+        unsure = [t == 0 or not there for t, there in zip(steps, arrived, strict=True)]
+        if not any(unsure):
+            return [True] * self.tensors
+        # Whatever is non-zero has arrived, by whichever way.
+        look = [s for s in self.stretches if unsure[s.tensor] and s.numel]
+        nonzero = torch.zeros(self.tensors, dtype=torch.int64, device=grad.device)
+        if look:
+            counts = torch.stack([torch.count_nonzero(grad.narrow(0, s.start, s.numel)) for s in look])
+            nonzero.index_add_(0, torch.tensor([s.tensor for s in look], device=grad.device), counts)
+        self.total(nonzero)
+        return [not doubt or bool(count) for doubt, count in zip(unsure, nonzero.tolist(), strict=True)]
+
+    def spans(self, active: Sequence[bool], steps: Sequence[float]) -> dict[float, list[Span]]:
+        """What is to be updated, by step count; neighbours with the same count are one span."""
+        spans: dict[float, list[Span]] = defaultdict(list)
+        for s in self.stretches:
+            if not active[s.tensor] or not s.numel:
+                continue
+            together = spans[steps[s.tensor]]
+            if together and together[-1].start + together[-1].numel == s.start:
+                together[-1] = Span(together[-1].start, together[-1].numel + s.numel)
+            else:
+                together.append(Span(s.start, s.numel))
+        return dict(spans)
+
+
+def counted(active: Sequence[bool], steps: Sequence[float]) -> dict[str, Any]:
+    """The entries of the state after the step: `step`, the largest count, and `tensor_steps` where they differ."""
+    after = [t + 1 if updated else t for t, updated in zip(steps, active, strict=True)]
+    state: dict[str, Any] = {"step": torch.tensor(max(after), dtype=torch.float32, device="cpu")}
+    state["tensor_steps"] = after if min(after) < max(after) else None
+    return state

@@ -1,0 +1,46 @@
+"""Saved states of other ADOPTs and of earlier versions, in this one's terms."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from adopt_hf import algorithm
+
+# Options of torch-adopt's and timm's groups: how the update is computed, and variants of it that ADOPT here has not.
+FOREIGN_IMPLEMENTATION = {"foreach", "fused", "capturable", "max_lr_snapshot"}
+FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
+
+
+def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """The param group `saved` in this class's terms; what it lacks is taken from `here`."""
+    if "amsgrad" in saved:
+        raise ValueError(
+            "this is the state of Adam or AdamW, whose exp_avg averages raw gradients and not ADOPT's normalised ones: "
+            "start ADOPT without it"
+        )
+    group = {}
+    for name, value in saved.items():
+        if name in FOREIGN_VARIANT and value:
+            raise ValueError(f"the saved state was trained with {name}={value!r}, which ADOPT here does not have")
+        if name not in FOREIGN_VARIANT | FOREIGN_IMPLEMENTATION:
+            group["decouple" if name == "decoupled" else name] = value
+    kept = {name: here[name] for name in here if name not in ("params", "param_names")}
+    return kept | group | algorithm.check_group(group) | {"backend": here["backend"]}
+
+
+def translated_state(saved: Any) -> Any:
+    """The state of one parameter with `step` as a 0-d float32 CPU tensor."""
+    if not isinstance(saved, dict) or not saved:
+        return saved
+    missing = {"step", "exp_avg", "exp_avg_sq"} - saved.keys()
+    if missing:
+        raise ValueError(
+            f"the saved state has {', '.join(map(str, saved))} but not {', '.join(sorted(missing))}: "
+            "it is not the state of an ADOPT optimizer"
+        )
+    step = float(saved["step"])
+    if not 0 <= step < math.inf:
+        raise ValueError(f"the saved state has step {step}, which must be a finite number >= 0")
+    return saved | {"step": torch.tensor(step, dtype=torch.float32, device="cpu")}

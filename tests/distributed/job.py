@@ -1,0 +1,287 @@
+"""What the matrix launches: 20 steps of a tiny GPT-2 with ADOPT, by the Trainer and by a plain Accelerate loop.
+
+accelerate launch --config_file CONFIG --num_processes N job.py FOLDER [--resume] [--bf16] [--loops trainer accelerate]
+
+A checkpoint is written at step 10; --resume goes on from that of an earlier job in another FOLDER. Every process writes
+what it saw, FOLDER/LOOP/rankR.json, and the first one the weights, FOLDER/LOOP/weights.pt.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    get_scheduler,
+    set_seed,
+)
+
+import adopt_hf
+
+STEPS, SAVED = 20, 10
+GLOBAL_BATCH = 8
+HYPERPARAMETERS = {"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 1.0, "warmup_steps": 3}
+
+
+def make_model() -> GPT2LMHeadModel:
+    set_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=61,
+            n_positions=16,
+            n_embd=18,
+            n_layer=2,
+            n_head=2,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+            tie_word_embeddings=False,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    model.loss_type = "ForCausalLM"  # its name does not tell, and the Trainer would count a label too many
+    return model
+
+
+def make_data() -> list[dict[str, Tensor]]:
+    """The rows of the vocabulary's upper half come late: their embeddings have exactly zero gradients until then."""
+    generator = torch.Generator().manual_seed(1)
+    early = torch.randint(30, (GLOBAL_BATCH * 3, 12), generator=generator)
+    late = torch.randint(61, (GLOBAL_BATCH * STEPS, 12), generator=generator)
+    return [{"input_ids": row, "labels": row} for row in torch.cat([early, late])]
+
+
+def arguments(folder: Path, options: argparse.Namespace, **more: Any) -> TrainingArguments:
+    return TrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "optim": options.optim,
+            "optim_args": options.optim_args,
+            "per_device_train_batch_size": GLOBAL_BATCH // int(os.environ.get("WORLD_SIZE", "1")),
+            "max_steps": STEPS,
+            "lr_scheduler_type": "linear",
+            "save_steps": SAVED,
+            "train_sampling_strategy": "sequential",
+            "use_cpu": options.use_cpu,
+            "bf16": options.bf16,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "seed": 0,
+            **HYPERPARAMETERS,
+            **more,
+        }
+    )
+
+
+def shard_on_cpu(state: AcceleratorState) -> None:
+    """Accelerate 1.15 turns FSDP on for processes with GPUs alone; on CPUs this does what it would have done."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and state.device.type == "cpu" and state.num_processes > 1:
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        if state._mixed_precision != "no":
+            state.fsdp_plugin.set_mixed_precision(state._mixed_precision)
+
+
+def deepspeed_is_on() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+
+
+class CpuAccelerator(Accelerator):
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        shard_on_cpu(self.state)
+
+    def get_state_dict(self, model: Any, unwrap: bool = True) -> dict[str, Tensor]:
+        """On a CPU `.cpu()` does not wait for what is gathered, and safetensors cannot read it then."""
+        weights = super().get_state_dict(model, unwrap)
+        return {} if weights is None else {k: v.wait() if hasattr(v, "wait") else v for k, v in weights.items()}
+
+
+def base(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer that does the steps, under all that is wrapped around it."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def local(t: Any) -> Any:
+    return t.to_local() if isinstance(t, DTensor) else t
+
+
+def digest(tensors: list[Tensor]) -> str:
+    sha = hashlib.sha256()
+    for t in tensors:
+        sha.update(local(t).detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def look(accelerator: Accelerator, model: Any, optimizer: Any, before: int) -> dict[str, Any]:
+    """What this process holds, after training from step `before` on."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    inner = base(optimizer)
+    states = list(inner.state.values())
+    moments = [s[name] for s in states for name in ("exp_avg", "exp_avg_sq")]
+    devices = sorted({str(local(t).device) for t in moments})
+    return {
+        "world_size": torch.distributed.get_world_size() if distributed else 1,
+        "distributed_type": accelerator.distributed_type.value,
+        "engine": f"{type(model).__module__}.{type(model).__qualname__}",
+        "stage": model.zero_optimization_stage() if hasattr(model, "zero_optimization_stage") else None,
+        "fsdp_version": accelerator.state.fsdp_plugin.fsdp_version
+        if accelerator.distributed_type.value == "FSDP"
+        else None,
+        "wrapper": f"{type(getattr(optimizer, 'optimizer', optimizer)).__qualname__}",
+        "optimizer": f"{type(inner).__module__}.{type(inner).__qualname__}",
+        "groups": [
+            {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")} for group in inner.param_groups
+        ],
+        "state_keys": sorted({key for s in states for key in s}),
+        "steps": sorted({float(s["step"]) for s in states}),
+        "moments": sum(local(t).numel() for t in moments),
+        "moments_dtype": sorted({str(t.dtype) for t in moments}),
+        "moments_device": devices,
+        "dtensors": all(isinstance(t, DTensor) for t in moments),
+        "digest": digest(moments),
+        "started_at": before,
+        "parameters": sum(p.numel() for p in make_model().parameters()),
+    }
+
+
+def write(folder: Path, seen: dict[str, Any], weights: dict[str, Tensor] | None, losses: list[float]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rank = int(os.environ.get("RANK", "0"))
+    (folder / f"rank{rank}.json").write_text(json.dumps(seen | {"losses": losses}, default=str))
+    if rank == 0:
+        assert weights is not None
+        torch.save(
+            {k.removeprefix("module."): v.detach().float().cpu().clone() for k, v in weights.items()},
+            folder / "weights.pt",
+        )
+
+
+def with_trainer(folder: Path, options: argparse.Namespace) -> None:
+    Trainer.create_accelerator_and_postprocess = trainer_with_shim(Trainer.create_accelerator_and_postprocess)
+    trainer = Trainer(
+        model=make_model(),
+        args=arguments(folder / "run", options),
+        train_dataset=make_data(),
+        data_collator=default_data_collator,
+    )
+    resume = str(options.resume / "trainer" / "run" / f"checkpoint-{SAVED}") if options.resume else None
+    trainer.train(resume_from_checkpoint=resume)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    seen = look(trainer.accelerator, trainer.model_wrapped, trainer.optimizer, SAVED if resume else 0)
+    write(folder, seen, weights, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+
+
+def trainer_with_shim(original: Any) -> Any:
+    if getattr(original, "shim", False):
+        return original
+
+    def create(self: Trainer) -> None:
+        import transformers.trainer
+
+        transformers.trainer.Accelerator = CpuAccelerator
+        original(self)
+
+    create.shim = True  # type: ignore[attr-defined]
+    return create
+
+
+def with_accelerate(folder: Path, options: argparse.Namespace) -> None:
+    accelerator = CpuAccelerator(
+        cpu=options.use_cpu and not deepspeed_is_on(),  # cpu=True turns DeepSpeed off
+        mixed_precision="bf16" if options.bf16 else None,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),
+    )
+    model = make_model()
+    if options.optim == "adopt":
+        optimizer: torch.optim.Optimizer = adopt_hf.ADOPT(
+            adopt_hf.param_groups(model, HYPERPARAMETERS["weight_decay"]),
+            lr=HYPERPARAMETERS["learning_rate"],
+            decouple=True,
+        )
+    else:
+        groups = adopt_hf.param_groups(model, HYPERPARAMETERS["weight_decay"])
+        optimizer = torch.optim.AdamW(groups, lr=HYPERPARAMETERS["learning_rate"])
+    loader = DataLoader(
+        make_data(), GLOBAL_BATCH // accelerator.num_processes, shuffle=False, collate_fn=default_data_collator
+    )
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    schedule = get_scheduler(
+        "linear", optimizer, num_warmup_steps=HYPERPARAMETERS["warmup_steps"], num_training_steps=STEPS
+    )
+    accelerator.register_for_checkpointing(schedule)
+    done = 0
+    if options.resume:
+        accelerator.load_state(str(options.resume / "accelerate" / f"checkpoint-{SAVED}"))
+        done = SAVED
+    before, losses = done, []
+    model.train()
+    for batch in accelerator.skip_first_batches(loader, done) if done else loader:
+        loss = model(**batch).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), HYPERPARAMETERS["max_grad_norm"])
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(accelerator.reduce(loss.detach(), "mean").item())
+        done += 1
+        if done == SAVED:
+            accelerator.save_state(str(folder / f"checkpoint-{SAVED}"))
+        if done == STEPS:
+            break
+    weights = accelerator.get_state_dict(model)
+    write(folder, look(accelerator, model, optimizer, before), weights, losses)
+
+
+LOOPS = {"trainer": with_trainer, "accelerate": with_accelerate}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--use_cpu", action="store_true")
+    parser.add_argument("--optim", default="adopt")
+    parser.add_argument("--optim_args")
+    parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=LOOPS)
+    options = parser.parse_args()
+
+    torch.set_num_threads(1)
+    if deepspeed_is_on():
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build
+    if options.use_cpu:
+        PartialState(cpu=True)  # otherwise every process of DeepSpeed's on the CPU trains alone
+    for loop in options.loops:
+        LOOPS[loop](options.folder / loop, options)
+        AcceleratorState._reset_state(reset_partial_state=False)
+        GradientState._reset_state()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
