@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Threads that wait by spinning slow each other down twenty times where something else shares the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test test-slow test-distributed check

@@ -62,8 +62,9 @@ class Hyperparameter:
         if self.type is bool:
             if isinstance(value, bool):
                 return value
-        elif isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < self.high:
-            return float(value)
+        elif isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < self.high:
+            if (plain := float(value)) < self.high:  # it can round up to `high`; a huge int has no float
+                return plain
         raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
 
 

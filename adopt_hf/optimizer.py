@@ -248,7 +248,8 @@ class ADOPT(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._partitions = {}  # whoever made them flat knows them
+        # torch calls this on every load as well as on unpickling; a pickle has no partitions.
+        self.__dict__.setdefault("_partitions", {})
         self.defaults.pop("differentiable", None)  # torch puts it there
         for name, default in DEFAULTS.items():  # what a pickle of an earlier version lacks
             self.defaults.setdefault(name, default)

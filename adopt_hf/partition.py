@@ -38,13 +38,14 @@ class Partition:
     Args:
         tensors: how many tensors share it, over all processes; they are numbered alike everywhere.
         stretches: this process's, by ascending start; what none covers is padding.
-        arrived: for each tensor, whether a gradient has arrived since the last step; the same in all processes.
+        arrived: for each tensor, whether a gradient has arrived since the last step, the same in all processes; None
+            as long as nobody can tell. Where none has arrived the flat gradient may hold an old one.
         total: sums an int64 tensor, in place, over the processes that share the tensors.
     """
 
     tensors: int
     stretches: Sequence[Stretch]
-    arrived: Callable[[], Sequence[bool]]
+    arrived: Callable[[], Sequence[bool] | None]
     total: Callable[[Tensor], None]
 
     def steps(self, state: dict[str, Any]) -> list[float]:
@@ -60,21 +61,22 @@ class Partition:
         """For each tensor, whether this step updates it: it has a gradient, and at its first step a non-zero one.
 
         Args:
-            grad: the flat gradient, with zeros where none arrived.
+            grad: the flat gradient.
             steps: of each tensor.
         """
         arrived = self.arrived()
-        unsure = [t == 0 or not there for t, there in zip(steps, arrived, strict=True)]
+        candidates = [True] * self.tensors if arrived is None else list(arrived)
+        unsure = [there and (t == 0 or arrived is None) for t, there in zip(steps, candidates, strict=True)]
         if not any(unsure):
-            return [True] * self.tensors
-        # Whatever is non-zero has arrived, by whichever way.
+            return candidates
         look = [s for s in self.stretches if unsure[s.tensor] and s.numel]
         nonzero = torch.zeros(self.tensors, dtype=torch.int64, device=grad.device)
         if look:
             counts = torch.stack([torch.count_nonzero(grad.narrow(0, s.start, s.numel)) for s in look])
             nonzero.index_add_(0, torch.tensor([s.tensor for s in look], device=grad.device), counts)
         self.total(nonzero)
-        return [not doubt or bool(count) for doubt, count in zip(unsure, nonzero.tolist(), strict=True)]
+        observed = [not doubt or count > 0 for doubt, count in zip(unsure, nonzero.tolist(), strict=True)]
+        return [there and seen for there, seen in zip(candidates, observed, strict=True)]
 
     def spans(self, active: Sequence[bool], steps: Sequence[float]) -> dict[float, list[Span]]:
         """What is to be updated, by step count; neighbours with the same count are one span."""

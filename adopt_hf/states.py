@@ -10,15 +10,16 @@ from adopt_hf import algorithm
 
 # Options of torch-adopt's and timm's groups: how the update is computed, and variants of it that ADOPT here has not.
 FOREIGN_IMPLEMENTATION = {"foreach", "fused", "capturable", "max_lr_snapshot"}
+OF_ADAM = {"amsgrad", "momentum_decay", "decoupled_weight_decay"}  # what Adam's, NAdam's, RAdam's groups have
 FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
 
 
 def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
     """The param group `saved` in this class's terms; what it lacks is taken from `here`."""
-    if "amsgrad" in saved:
+    if OF_ADAM & saved.keys():
         raise ValueError(
-            "this is the state of Adam or AdamW, whose exp_avg averages raw gradients and not ADOPT's normalised ones: "
-            "start ADOPT without it"
+            "this is the state of Adam or one of its kind (AdamW, NAdam, RAdam), whose exp_avg averages raw gradients and "
+            "not ADOPT's normalised ones: start ADOPT without it"
         )
     group = {}
     for name, value in saved.items():

@@ -109,6 +109,7 @@ def test_scalars_for_the_compiler_are_the_same_numbers() -> None:
         ({"lr": -1.0}, r"lr must be a finite number >= 0, got -1.0"),
         ({"lr": math.nan}, r"lr must be .* got nan"),
         ({"lr": math.inf}, r"lr must be .* got inf"),
+        ({"lr": 10**400}, r"lr must be .* got 10000"),
         ({"lr": 1e39}, r"lr must be a finite number >= 0, got 1e\+39"),
         ({"clip_exp": 30}, r"clip_exp must be a number in \[0, 5\) or None, got 30"),
         ({"lr": "1e-3"}, r"lr must be .* got '1e-3'"),

@@ -245,9 +245,9 @@ def test_load_keeps_the_backend_and_what_the_saved_group_lacks() -> None:
     assert (group["lr"], group["backend"], group["clip_exp"]) == (0.5, "foreach", None)
 
 
-def adam_state() -> dict[str, Any]:
+def adam_state(kind: type[torch.optim.Optimizer] = torch.optim.AdamW) -> dict[str, Any]:
     params = leaves((2, 3))
-    optimizer = torch.optim.AdamW(params)
+    optimizer = kind(params)
     params[0].grad = torch.ones_like(params[0])
     optimizer.step()
     return optimizer.state_dict()
@@ -267,7 +267,9 @@ def state_with(change: dict[str, Any] | None = None, shape: tuple[int, ...] = (2
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        (adam_state(), "state of Adam or AdamW"),
+        (adam_state(), "state of Adam or one of its kind"),
+        (adam_state(torch.optim.NAdam), "state of Adam or one of its kind"),
+        (adam_state(torch.optim.RAdam), "state of Adam or one of its kind"),
         (state_with(lr=-1.0), "lr must be a finite number >= 0, got -1.0"),
         (state_with(caution=True), "trained with caution=True"),
         (state_with(shape=(3, 2)), r"parameter 0 has exp_avg of shape \(3, 2\), the parameter has \(2, 3\)"),

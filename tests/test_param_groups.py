@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from transformers import (
@@ -166,7 +166,6 @@ def modules(draw: st.DrawFn, depth: int = 3) -> nn.Module:
 
 
 @given(modules())
-@settings(deadline=None)
 def test_equal_to_the_trainers_rule_on_any_names(model: nn.Module) -> None:
     trainable = dict(model.named_parameters())
     if not trainable:

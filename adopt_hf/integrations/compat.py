@@ -7,11 +7,13 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from packaging.version import Version
 from torch import Tensor
 
@@ -351,6 +353,22 @@ def mark_for_universal_checkpoints(model: Any) -> None:
         setattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, version)
 
 
+# -- Stage 3 and universal checkpoints: the param groups' own numbers --------------------------------------------------
+# Issue: loading gives every param group the hyperparameters of the first: biases and norms are decayed from then on.
+# Why:   the checkpoint has them all.
+# Remove when: DeepSpeed loads them group by group.
+
+
+def restore_group_numbers(engine: Any, load_path: str | None) -> None:
+    """After `load_checkpoint`: give each param group of ADOPT the hyperparameters that it was saved with."""
+    if load_path is None or not engine.load_universal_checkpoint() or engine.zero_optimization_stage() != 3:
+        return
+    path = os.path.join(os.path.dirname(load_path), "zero", "optimizer_state.pt")
+    saved = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["param_groups"]  # as DeepSpeed reads it
+    for group, numbers in zip(engine.basic_optimizer.param_groups, saved, strict=True):
+        group.update({name: value for name, value in numbers.items() if name != "params"})
+
+
 # -- ZeRO's optimizers: which tensors a flat partition is made of ------------------------------------------------------
 # Issue: ADOPT counts steps tensor by tensor, and ZeRO hands it one flat tensor for many.
 # Why:   their lists of groups are the only place that knows.
@@ -393,10 +411,31 @@ def zero_flat_groups(optimizer: Any) -> list[FlatGroup]:
             for flat, tensors, process_group in zip(flats, groups, optimizer.real_dp_process_group, strict=True)
         ]
     except AttributeError as error:
-        kind = type(optimizer).__name__
-        raise ImportError(
-            f"deepspeed {_version('deepspeed')} has changed {kind} ({error}): adopt_hf must be updated"
-        ) from error
+        raise _changed(optimizer, error) from error
+
+
+def zero_whole_tensors(optimizer: Any) -> list[tuple[Tensor, Tensor]]:
+    """Under stage 0: each tensor of the model, and the one that is stepped for it (its fp32 copy, or itself).
+
+    Raises:
+        ImportError: this DeepSpeed has changed the optimizer of stage 0.
+    """
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        try:
+            models, stepped = optimizer.fp16_groups, optimizer.fp32_groups
+        except AttributeError as error:
+            raise _changed(optimizer, error) from error
+        return [pair for group in zip(models, stepped, strict=True) for pair in zip(*group, strict=True)]
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return [(p, p) for group in optimizer.param_groups for p in group["params"]]
+    return []
+
+
+def _changed(optimizer: Any, error: AttributeError) -> ImportError:
+    kind = type(optimizer).__name__
+    return ImportError(f"deepspeed {_version('deepspeed')} has changed {kind} ({error}): adopt_hf must be updated")
 
 
 def _consecutive(tensors: Any) -> list[tuple[int, int, int]]:

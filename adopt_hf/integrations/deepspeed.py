@@ -30,8 +30,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OTHER_WORLD_SIZE = (
     "To go on with another number of processes, make a universal checkpoint of it: "
     "`python -m deepspeed.checkpoint.ds_to_universal --input_folder CHECKPOINT/global_stepN --output_folder "
-    "CHECKPOINT/global_stepN_universal`, write global_stepN_universal into CHECKPOINT/latest, and set "
-    '"checkpoint": {"load_universal": true} in the DeepSpeed config.'
+    'CHECKPOINT/global_stepN_universal`, and set "checkpoint": {"load_universal": true} in the DeepSpeed config.'
 )
 
 
@@ -209,19 +208,17 @@ def _initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
         del adopted["optimizer"]
     elif callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer) and offloads(adopted):
         optimizer = optimizer(call.arguments["model_parameters"])  # whether to keep it depends on what it makes
-    if not _makes_adopt(optimizer):
-        return original(*args, **kwargs)
-
-    keep_adopt(adopted)
-    call.arguments["optimizer"] = optimizer
-    if where == "args":
-        call.arguments["args"].deepspeed_config = None
-        where = "config"
-    call.arguments[where] = adopted
-    model = call.arguments["model"]
-    compat.mark_for_universal_checkpoints(model)
+    if _makes_adopt(optimizer):
+        keep_adopt(adopted)
+        call.arguments["optimizer"] = optimizer
+        if where == "args":
+            call.arguments["args"].deepspeed_config = None
+            where = "config"
+        call.arguments[where] = adopted
     engine, *others = original(*call.args, **call.kwargs)
-    _count_tensors(engine)
+    if isinstance(getattr(engine, "basic_optimizer", None), ADOPT):
+        compat.mark_for_universal_checkpoints(engine.module)
+        _count_tensors(engine)
     return engine, *others
 
 
@@ -259,27 +256,56 @@ def _refuse(reason: str, original: Any, *args: Any, **kwargs: Any) -> Any:
     return original(*args, **kwargs)
 
 
+class Arrivals:
+    """Which of a model's tensors have got a gradient since they were last asked for."""
+
+    def __init__(self, engine: Any):
+        self.engine = engine
+        self.steps: dict[Tensor, int] = {}
+        self.any_ever = False
+
+    def watch(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.register_post_accumulate_grad_hook(self._note)
+
+    def _note(self, tensor: Tensor) -> None:
+        self.steps[tensor] = self.engine.skipped_steps  # an overflow makes gradients from before it void
+        self.any_ever = True
+
+    def take(self, tensors: Sequence[Tensor]) -> list[bool] | None:
+        """For each tensor, whether a gradient has come since the last call; None before the very first gradient."""
+        if not self.any_ever:
+            return None
+        return [self.steps.pop(tensor, None) == self.engine.skipped_steps for tensor in tensors]
+
+
 def _count_tensors(engine: Any) -> None:
-    """Let ADOPT count the steps of the model's tensors one by one, where ZeRO has made them flat."""
-    arrivals: dict[Tensor, int] = {}
+    """Let ADOPT see which of the model's tensors have a gradient, and count their steps one by one.
 
-    def note(tensor: Tensor) -> None:
-        arrivals[tensor] = engine.skipped_steps  # an overflow makes gradients from before it void
-
+    DeepSpeed fills in zeros, or leaves an old gradient in its place, where a tensor has none.
+    """
+    arrivals = Arrivals(engine)
     for group in compat.zero_flat_groups(engine.optimizer):
-        for tensor in group.tensors:
-            tensor.register_post_accumulate_grad_hook(note)
+        arrivals.watch(group.tensors)
         partition = Partition(
             tensors=len(group.tensors),
             stretches=[Stretch(*stretch) for stretch in group.stretches],
-            arrived=functools.partial(_arrived, engine, arrivals, group.tensors),
+            arrived=functools.partial(arrivals.take, group.tensors),
             total=functools.partial(_total, group.process_group),
         )
         engine.basic_optimizer.set_partition(group.flat, partition)
+    whole = compat.zero_whole_tensors(engine.optimizer)
+    arrivals.watch([tensor for tensor, _ in whole])
 
+    def forget_made_up_gradients(*unused: Any) -> None:
+        arrived = arrivals.take([tensor for tensor, _ in whole])
+        if arrived is not None:
+            for (_, stepped), there in zip(whole, arrived, strict=True):
+                if not there:
+                    stepped.grad = None
 
-def _arrived(engine: Any, arrivals: dict[Tensor, int], tensors: Sequence[Tensor]) -> list[bool]:
-    return [arrivals.pop(tensor, None) == engine.skipped_steps for tensor in tensors]
+    if whole:
+        engine.basic_optimizer.register_step_pre_hook(forget_made_up_gradients)
 
 
 def _total(process_group: Any, counts: Tensor) -> None:
@@ -291,12 +317,16 @@ def _total(process_group: Any, counts: Tensor) -> None:
 
 
 def _load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
-    """`DeepSpeedEngine.load_checkpoint` whose error about another world size says what to do."""
+    """`DeepSpeedEngine.load_checkpoint` that keeps ADOPT's groups, and says what to do about another world size."""
+    if not isinstance(getattr(engine, "basic_optimizer", None), ADOPT):
+        return original(engine, *args, **kwargs)
     from deepspeed.runtime.zero.utils import ZeRORuntimeException
 
     try:
-        return original(engine, *args, **kwargs)
+        load_path, client_state = original(engine, *args, **kwargs)
     except ZeRORuntimeException as error:
-        if "world size" in str(error) and isinstance(getattr(engine, "basic_optimizer", None), ADOPT):
+        if "world size" in str(error):
             raise ZeRORuntimeException(f"{error} {OTHER_WORLD_SIZE}") from error
         raise
+    compat.restore_group_numbers(engine, load_path)
+    return load_path, client_state

@@ -1,9 +1,11 @@
 """What the matrix launches: 20 steps of a tiny GPT-2 with ADOPT, by the Trainer and by a plain Accelerate loop.
 
 accelerate launch --config_file CONFIG --num_processes N job.py FOLDER [--resume] [--bf16] [--loops trainer accelerate]
+torchrun --nproc_per_node N job.py FOLDER --loops trainer --zero STAGE [--universal]
 
 A checkpoint is written at step 10; --resume goes on from that of an earlier job in another FOLDER. Every process writes
-what it saw, FOLDER/LOOP/rankR.json, and the first one the weights, FOLDER/LOOP/weights.pt.
+what it saw, FOLDER/LOOP/rankR.json, and the first one the weights, FOLDER/LOOP/weights.pt. With --zero the Trainer gets
+its DeepSpeed config from Python, as `adopt_hf.integrations.deepspeed.config` makes it.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from transformers import (
 )
 
 import adopt_hf
+from adopt_hf.integrations.deepspeed import config as deepspeed_config
 
 STEPS, SAVED = 20, 10
 GLOBAL_BATCH = 8
@@ -81,6 +84,7 @@ def arguments(folder: Path, options: argparse.Namespace, **more: Any) -> Trainin
             "use_cpu": options.use_cpu,
             "bf16": options.bf16,
             "report_to": "none",
+            "deepspeed": zero_config(options),
             "disable_tqdm": True,
             "logging_steps": 1,
             "seed": 0,
@@ -88,6 +92,12 @@ def arguments(folder: Path, options: argparse.Namespace, **more: Any) -> Trainin
             **more,
         }
     )
+
+
+def zero_config(options: argparse.Namespace) -> dict[str, Any] | None:
+    if options.zero is None:
+        return None
+    return deepspeed_config(options.zero) | {"checkpoint": {"load_universal": options.universal}}
 
 
 def shard_on_cpu(state: AcceleratorState) -> None:
@@ -262,13 +272,15 @@ def main() -> None:
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--use_cpu", action="store_true")
+    parser.add_argument("--zero", type=int, help="the stage")
+    parser.add_argument("--universal", action="store_true", help="the checkpoint is a universal one")
     parser.add_argument("--optim", default="adopt")
     parser.add_argument("--optim_args")
     parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=LOOPS)
     options = parser.parse_args()
 
     torch.set_num_threads(1)
-    if deepspeed_is_on():
+    if deepspeed_is_on() or options.zero is not None:
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build

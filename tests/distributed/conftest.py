@@ -1,0 +1,118 @@
+"""Real launches on two processes of this machine's CPU, each once for all the tests that look at it."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.matrix import Matrix
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "examples" / "accelerate_configs"
+ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+MATRIX = pytest.StashKey[Matrix]()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def run(*command: Any, fails: bool = False) -> str:
+    """What a command printed; its exit code must be 0, or with `fails` another."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, f"exit code {done.returncode}\n{done.stdout[-6000:]}"
+    return done.stdout
+
+
+def launch(config: str, script: str, *args: Any, processes: int = 2, fails: bool = False) -> str:
+    """`accelerate launch --config_file examples/accelerate_configs/CONFIG.yaml tests/distributed/SCRIPT ARGS`."""
+    for attempt in range(3):
+        try:
+            return run(
+                "-m",
+                # Not `accelerate launch`: its other subcommands import timm, which needs torchvision.
+                "accelerate.commands.launch",
+                "--config_file",
+                CONFIGS / f"{config}.yaml",
+                "--num_processes",
+                processes,
+                "--main_process_port",
+                free_port(),
+                Path(__file__).parent / script,
+                *args,
+                fails=fails,
+            )
+        except AssertionError as error:
+            # Somebody else on this machine was faster at taking the free port.
+            if "EADDRINUSE" not in str(error) or attempt == 2:
+                raise
+    raise AssertionError("unreachable")
+
+
+@pytest.fixture(scope="session")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`launched(config, *args)`: the folder that job.py filled, launched once however many tests ask for it.
+
+    A job that failed is not launched again: whoever asks gets the same error.
+    """
+    results: dict[tuple[Any, ...], Path | AssertionError] = {}
+
+    def once(config: str, *args: Any, processes: int = 2) -> Path:
+        key = (config, processes, *args)
+        if key not in results:
+            folder = tmp_path_factory.mktemp(f"{config}_{processes}")
+            try:
+                launch(config, "job.py", folder, "--use_cpu", *args, processes=processes)
+                results[key] = folder
+            except AssertionError as error:
+                results[key] = error
+        result = results[key]
+        if isinstance(result, AssertionError):
+            raise result
+        return result
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def matrix(request: pytest.FixtureRequest) -> Matrix:
+    """Where the tests note what they measured."""
+    return request.config.stash[MATRIX]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-docs", action="store_true", help="write the measured matrix into docs/integrations.md")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[MATRIX] = Matrix()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    matrix = config.stash[MATRIX]
+    if matrix.cells:
+        terminalreporter.section("launch modes")
+        terminalreporter.write_line(matrix.table())
+        if config.getoption("--update-docs"):
+            matrix.write(ROOT / "docs" / "integrations.md")

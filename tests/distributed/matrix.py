@@ -1,0 +1,93 @@
+"""The launch modes that are tested, and the table of what was measured in each."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BEGIN, END = "<!-- launch modes: make test-distributed-docs -->", "<!-- end of launch modes -->"
+COLUMNS = ("parity", "resume", "really ADOPT")
+LOOPS = ("trainer", "accelerate")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A config file, a precision, and what must be found in a process that was launched with them."""
+
+    config: str
+    distributed_type: str
+    bf16: bool = False
+    stage: int | None = None  # ZeRO's
+    wrapper: str = "ADOPT"  # the class between accelerate's optimizer and ADOPT, itself if there is none
+    world_size: int = 2
+    sharded: bool = False  # the optimizer state is
+    dtensors: bool = False
+    skipped: str | None = None  # why it cannot run here
+
+    @property
+    def name(self) -> str:
+        return f"{self.config} {'bf16' if self.bf16 else 'fp32'}"
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
+
+
+STAGE_1_2, STAGE_3 = "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3"
+
+MODES = [
+    Mode("cpu", "NO", world_size=1),
+    Mode("ddp", "MULTI_CPU"),
+    Mode("fsdp2", "FSDP", sharded=True, dtensors=True),
+    Mode("fsdp2_sharded", "FSDP", sharded=True, dtensors=True),
+    Mode("zero0", "DEEPSPEED", stage=0),
+    Mode("zero1", "DEEPSPEED", stage=1, wrapper=STAGE_1_2, sharded=True),
+    Mode("zero2", "DEEPSPEED", stage=2, wrapper=STAGE_1_2, sharded=True),
+    Mode("zero3", "DEEPSPEED", stage=3, wrapper=STAGE_3, sharded=True),
+    Mode("zero0", "DEEPSPEED", bf16=True, stage=0, wrapper="FP16_UnfusedOptimizer"),
+    Mode("zero1", "DEEPSPEED", bf16=True, stage=1, wrapper=STAGE_1_2, sharded=True),
+    Mode("zero2", "DEEPSPEED", bf16=True, stage=2, wrapper=STAGE_1_2, sharded=True),
+    Mode("zero3", "DEEPSPEED", bf16=True, stage=3, wrapper=STAGE_3, sharded=True),
+    Mode("zero1_offload", "DEEPSPEED", stage=1, wrapper=STAGE_1_2, sharded=True),
+    Mode("zero2_offload", "DEEPSPEED", stage=2, wrapper=STAGE_1_2, sharded=True),
+    Mode("zero3_offload", "DEEPSPEED", stage=3, wrapper=STAGE_3, sharded=True),
+    Mode("zero3_offload_parameters", "DEEPSPEED", stage=3, wrapper=STAGE_3, sharded=True),
+]
+
+# What this machine cannot run, and why; the rows stand in the table all the same.
+NOT_HERE = {
+    "fsdp1 fp32": "on CPUs FSDP1 fails, with AdamW too; tests/distributed/test_gpu.py runs it on GPUs",
+    "zero3_nvme fp32": "needs libaio, and a model large enough to be swapped",
+}
+
+
+@dataclass
+class Matrix:
+    """What was measured: a text for each mode, loop and column."""
+
+    cells: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)  # world size and distributed type, as found in the processes
+
+    def note(self, mode: Mode, loop: str, column: str, text: str) -> None:
+        assert column in COLUMNS
+        assert loop in LOOPS
+        self.cells[mode.name, loop, column] = text
+
+    def table(self) -> str:
+        """The matrix as a Markdown table."""
+        header = [
+            "config, precision",
+            "processes, type",
+            *(f"{loop}: {column}" for loop in LOOPS for column in COLUMNS),
+        ]
+        lines = [header, ["---"] * len(header)]
+        for mode in MODES:
+            texts = [self.cells.get((mode.name, loop, column), "failed") for loop in LOOPS for column in COLUMNS]
+            lines.append([mode.name, self.seen.get(mode.name, ""), *texts])
+        for name, why in NOT_HERE.items():
+            lines.append([name, f"skipped: {why}", *[""] * (len(header) - 2)])
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def write(self, path: Path) -> None:
+        """Put the table between the marks in a Markdown file."""
+        text = path.read_text(encoding="utf-8")
+        before, rest = text.split(BEGIN)
+        _, after = rest.split(END)
+        path.write_text(f"{before}{BEGIN}\n\n{self.table()}\n\n{END}{after}", encoding="utf-8")

@@ -1,0 +1,71 @@
+"""Another number of processes: DeepSpeed's universal checkpoints, and what is said to whoever forgets to make one.
+
+The converter is DeepSpeed's own command as our error message writes it, without --inject_missing_state.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adopt_hf.integrations.deepspeed import OTHER_WORLD_SIZE
+from tests.distributed.conftest import free_port, run
+from tests.distributed.job import SAVED
+from tests.distributed.test_matrix import FP32_TOLERANCE, largest_difference, ranks, weights
+
+pytestmark = pytest.mark.distributed
+
+Launched = Callable[..., Path]
+
+
+def train(folder: Path, processes: int, stage: int, *args: object, fails: bool = False) -> str:
+    """The Trainer under ZeRO, with a config made in Python."""
+    job = Path(__file__).parent / "job.py"
+    port = ("--master_port", free_port())
+    where = ("-m", "torch.distributed.run", "--nproc_per_node", processes, *port, job, folder)
+    return run(*where, "--use_cpu", "--loops", "trainer", "--zero", stage, *args, fails=fails)
+
+
+def universal(trained: Path, folder: Path) -> Path:
+    """A copy of a job's folder whose checkpoint is a universal one."""
+    shutil.copytree(trained, folder)
+    checkpoint = folder / "trainer" / "run" / f"checkpoint-{SAVED}"
+    tag = f"global_step{SAVED}"
+    command = re.search(r"`python (-m deepspeed\S+) ", OTHER_WORLD_SIZE)
+    assert command is not None
+    source, target = checkpoint / tag, checkpoint / f"{tag}_universal"
+    workers = ("--num_extract_workers", 1, "--num_merge_workers", 1)
+    run(*command[1].split(), "--input_folder", source, "--output_folder", target, *workers)
+    return folder
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_processes(stage: int, before: int, after: int, launched: Launched, tmp_path: Path) -> None:
+    single = weights(launched("cpu", processes=1), "trainer")
+    if before == 2:
+        trained = launched(f"zero{stage}")
+    else:
+        trained = tmp_path / "trained"
+        train(trained, before, stage)
+    converted = universal(trained, tmp_path / "universal")
+    train(tmp_path / "resumed", after, stage, "--universal", "--resume", converted)
+    seen = ranks(tmp_path / "resumed", "trainer")
+    assert [rank["world_size"] for rank in seen] == [after] * after
+    assert {(rank["started_at"], rank["optimizer"], rank["stage"]) for rank in seen} == {
+        (SAVED, "adopt_hf.optimizer.ADOPT", stage)
+    }
+    assert [rank["steps"] for rank in seen] == [[20.0]] * after
+    assert [[group["weight_decay"] for group in rank["groups"]] for rank in seen] == [[0.1, 0.0]] * after
+    assert largest_difference(weights(tmp_path / "resumed", "trainer"), single) < FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_another_number_of_processes_without_conversion_says_how(
+    stage: int, launched: Launched, tmp_path: Path
+) -> None:
+    output = train(tmp_path / "resumed", 1, stage, "--resume", launched(f"zero{stage}"), fails=True)
+    assert "Automatic adjustment of ZeRO's optimizer state partitioning" in output  # DeepSpeed's own words
+    assert OTHER_WORLD_SIZE in output
