@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-slow test-distributed check
+.PHONY: demo test test-slow test-distributed test-distributed-docs check
 
 demo: $(STAMP)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -20,6 +20,9 @@ test-slow: $(STAMP)
 
 test-distributed: $(STAMP)
 	$(RUN) -m pytest -m distributed
+
+test-distributed-docs: $(STAMP)
+	$(RUN) -m pytest -m distributed tests/distributed/test_matrix.py --update-docs
 
 check: $(STAMP)
 	$(RUN) -m ruff check .

@@ -15,13 +15,12 @@ from tests.distributed.matrix import Matrix
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"
 ENVIRONMENT = {
-    "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 MATRIX = pytest.StashKey[Matrix]()
+COLUMN_OF = {"test_parity": "parity", "test_resume": "resume", "test_really_adopt": "really ADOPT"}
 
 
 def free_port() -> int:
@@ -30,11 +29,12 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def run(*command: Any, fails: bool = False) -> str:
-    """What a command printed; its exit code must be 0, or with `fails` another."""
+def run(*command: Any, fails: bool = False, gpus: bool = False) -> str:
+    """What a command printed; its exit code must be 0, or with `fails` another. GPUs are hidden unless asked for."""
+    hidden = {} if gpus else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *map(str, command)],
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | ENVIRONMENT | hidden | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -45,7 +45,7 @@ def run(*command: Any, fails: bool = False) -> str:
     return done.stdout
 
 
-def launch(config: str, script: str, *args: Any, processes: int = 2, fails: bool = False) -> str:
+def launch(config: str, script: str, *args: Any, processes: int = 2, fails: bool = False, gpus: bool = False) -> str:
     """`accelerate launch --config_file examples/accelerate_configs/CONFIG.yaml tests/distributed/SCRIPT ARGS`."""
     for attempt in range(3):
         try:
@@ -62,6 +62,7 @@ def launch(config: str, script: str, *args: Any, processes: int = 2, fails: bool
                 Path(__file__).parent / script,
                 *args,
                 fails=fails,
+                gpus=gpus,
             )
         except AssertionError as error:
             # Somebody else on this machine was faster at taking the free port.
@@ -107,6 +108,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[MATRIX] = Matrix()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
+    """A cell of the matrix whose test has failed says so."""
+    report = yield
+    arguments = getattr(getattr(item, "callspec", None), "params", {})
+    column = COLUMN_OF.get(getattr(item, "originalname", ""))
+    if report.failed and column and {"mode", "loop"} <= arguments.keys():
+        item.config.stash[MATRIX].note(arguments["mode"], arguments["loop"], column, "FAILED")
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

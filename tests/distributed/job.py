@@ -41,13 +41,13 @@ GLOBAL_BATCH = 8
 HYPERPARAMETERS = {"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 1.0, "warmup_steps": 3}
 
 
-def make_model() -> GPT2LMHeadModel:
+def make_model(width: int = 18) -> GPT2LMHeadModel:
     set_seed(0)
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=61,
             n_positions=16,
-            n_embd=18,
+            n_embd=width,
             n_layer=2,
             n_head=2,
             resid_pdrop=0,
@@ -190,7 +190,7 @@ def write(folder: Path, seen: dict[str, Any], weights: dict[str, Tensor] | None,
 def with_trainer(folder: Path, options: argparse.Namespace) -> None:
     Trainer.create_accelerator_and_postprocess = trainer_with_shim(Trainer.create_accelerator_and_postprocess)
     trainer = Trainer(
-        model=make_model(),
+        model=make_model(options.width),
         args=arguments(folder / "run", options),
         train_dataset=make_data(),
         data_collator=default_data_collator,
@@ -222,7 +222,7 @@ def with_accelerate(folder: Path, options: argparse.Namespace) -> None:
         mixed_precision="bf16" if options.bf16 else None,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),
     )
-    model = make_model()
+    model = make_model(options.width)
     if options.optim == "adopt":
         optimizer: torch.optim.Optimizer = adopt_hf.ADOPT(
             adopt_hf.param_groups(model, HYPERPARAMETERS["weight_decay"]),
@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--use_cpu", action="store_true")
     parser.add_argument("--zero", type=int, help="the stage")
     parser.add_argument("--universal", action="store_true", help="the checkpoint is a universal one")
+    parser.add_argument("--width", type=int, default=18, help="of the model")
     parser.add_argument("--optim", default="adopt")
     parser.add_argument("--optim_args")
     parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=LOOPS)
