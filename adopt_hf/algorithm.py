@@ -62,10 +62,16 @@ class Hyperparameter:
         if self.type is bool:
             if isinstance(value, bool):
                 return value
-        elif isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < self.high:
-            if (plain := float(value)) < self.high:  # it can round up to `high`; a huge int has no float
-                return plain
+        elif isinstance(value, Real) and not isinstance(value, bool) and 0 <= _float(value) < self.high:
+            return float(value)
         raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
+
+
+def _float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int beyond all floats
+        return math.inf
 
 
 HYPERPARAMETERS = {

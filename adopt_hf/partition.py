@@ -38,14 +38,15 @@ class Partition:
     Args:
         tensors: how many tensors share it, over all processes; they are numbered alike everywhere.
         stretches: this process's, by ascending start; what none covers is padding.
-        arrived: for each tensor, whether a gradient has arrived since the last step, the same in all processes; None
-            as long as nobody can tell. Where none has arrived the flat gradient may hold an old one.
+        arrived: for each tensor, whether a gradient has arrived since the last step; None for one of which nobody has
+            ever seen a gradient arrive. The same in all processes. Where none has arrived the flat gradient may hold an
+            old one.
         total: sums an int64 tensor, in place, over the processes that share the tensors.
     """
 
     tensors: int
     stretches: Sequence[Stretch]
-    arrived: Callable[[], Sequence[bool] | None]
+    arrived: Callable[[], Sequence[bool | None]]
     total: Callable[[Tensor], None]
 
     def steps(self, state: dict[str, Any]) -> list[float]:
@@ -65,18 +66,19 @@ class Partition:
             steps: of each tensor.
         """
         arrived = self.arrived()
-        candidates = [True] * self.tensors if arrived is None else list(arrived)
-        unsure = [there and (t == 0 or arrived is None) for t, there in zip(steps, candidates, strict=True)]
-        if not any(unsure):
-            return candidates
-        look = [s for s in self.stretches if unsure[s.tensor] and s.numel]
+        unsure = [there is None or (there and t == 0) for t, there in zip(steps, arrived, strict=True)]
+        seen = self._nonzero(grad, unsure) if any(unsure) else [False] * self.tensors
+        return [nonzero if doubt else bool(there) for there, doubt, nonzero in zip(arrived, unsure, seen, strict=True)]
+
+    def _nonzero(self, grad: Tensor, asked: Sequence[bool]) -> list[bool]:
+        """For each tensor that is asked for, whether its whole gradient has a non-zero element (NaN counts)."""
+        look = [s for s in self.stretches if asked[s.tensor] and s.numel]
         nonzero = torch.zeros(self.tensors, dtype=torch.int64, device=grad.device)
         if look:
             counts = torch.stack([torch.count_nonzero(grad.narrow(0, s.start, s.numel)) for s in look])
             nonzero.index_add_(0, torch.tensor([s.tensor for s in look], device=grad.device), counts)
         self.total(nonzero)
-        observed = [not doubt or count > 0 for doubt, count in zip(unsure, nonzero.tolist(), strict=True)]
-        return [there and seen for there, seen in zip(candidates, observed, strict=True)]
+        return [count > 0 for count in nonzero.tolist()]
 
     def spans(self, active: Sequence[bool], steps: Sequence[float]) -> dict[float, list[Span]]:
         """What is to be updated, by step count; neighbours with the same count are one span."""

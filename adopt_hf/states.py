@@ -18,8 +18,8 @@ def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[
     """The param group `saved` in this class's terms; what it lacks is taken from `here`."""
     if OF_ADAM & saved.keys():
         raise ValueError(
-            "this is the state of Adam or one of its kind (AdamW, NAdam, RAdam), whose exp_avg averages raw gradients and "
-            "not ADOPT's normalised ones: start ADOPT without it"
+            "this is the state of Adam or one of its kind (AdamW, NAdam, RAdam), whose exp_avg averages raw gradients "
+            "and not ADOPT's normalised ones: start ADOPT without it"
         )
     group = {}
     for name, value in saved.items():

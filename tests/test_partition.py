@@ -32,7 +32,8 @@ class Processes:
         padded = torch.cat([flat, flat.new_zeros(self.size * world - flat.numel())])
         self.flats = [torch.nn.Parameter(padded[r * self.size : (r + 1) * self.size].clone()) for r in range(world)]
         self.optimizers = [ADOPT([p], **SETTINGS) for p in self.flats]
-        self.arrived: list[bool] | None = None
+        self.arrived: list[bool | None] = [None] * len(tensors)
+        self.ever: set[int] = set()
         self.grad = torch.zeros(0)
         for rank, (p, optimizer) in enumerate(zip(self.flats, self.optimizers, strict=True)):
             optimizer.set_partition(p, self.partition(rank))
@@ -54,9 +55,12 @@ class Processes:
     def step(self, grads: list[Tensor | None], stale: Tensor | None = None) -> None:
         """`stale`: what the flat gradient holds where a tensor has none."""
         whole = torch.cat([torch.zeros(t.numel()) if g is None else g.flatten() for t, g in zip(self.tensors, grads)])  # noqa: B905
-        self.grad, self.arrived = whole, [g is not None for g in grads]
-        if stale is not None:
-            mask = torch.cat([torch.full((t.numel(),), g is None) for t, g in zip(self.tensors, grads)])  # noqa: B905
+        self.grad = whole
+        self.ever |= {index for index, g in enumerate(grads) if g is not None}
+        self.arrived = [g is not None if index in self.ever else None for index, g in enumerate(grads)]
+        if stale is not None:  # of a gradient that was there once
+            old = [there is False for there in self.arrived]
+            mask = torch.cat([torch.full((t.numel(),), is_old) for t, is_old in zip(self.tensors, old)])  # noqa: B905
             whole = torch.where(mask, stale, whole)
         padded = torch.cat([whole, whole.new_zeros(self.size * len(self.flats) - whole.numel())])
         for rank, (p, optimizer) in enumerate(zip(self.flats, self.optimizers, strict=True)):
@@ -171,14 +175,14 @@ def test_step_counts_survive_a_checkpoint() -> None:
 
 
 def test_neighbours_with_one_count_are_one_span() -> None:
-    partition = Partition(3, [Stretch(0, 0, 4), Stretch(1, 4, 2), Stretch(2, 8, 3)], lambda: None, lambda _: None)
+    partition = Partition(3, [Stretch(0, 0, 4), Stretch(1, 4, 2), Stretch(2, 8, 3)], lambda: [None] * 3, lambda _: None)
     assert partition.spans([True] * 3, [5.0] * 3) == {5.0: [Span(0, 6), Span(8, 3)]}
     assert partition.spans([True] * 3, [5.0, 4.0, 5.0]) == {5.0: [Span(0, 4), Span(8, 3)], 4.0: [Span(4, 2)]}
     assert partition.spans([True, False, True], [5.0] * 3) == {5.0: [Span(0, 4), Span(8, 3)]}
 
 
 def test_a_state_of_another_model_is_refused() -> None:
-    partition = Partition(3, [], lambda: None, lambda _: None)
+    partition = Partition(3, [], lambda: [None] * 3, lambda _: None)
     state = counted([True, False], [1.0, 1.0])
     with pytest.raises(ValueError, match="counts steps of 2 tensors, the model has 3 there"):
         partition.steps(state)

@@ -261,22 +261,21 @@ class Arrivals:
 
     def __init__(self, engine: Any):
         self.engine = engine
-        self.steps: dict[Tensor, int] = {}
-        self.any_ever = False
+        self.arrived: dict[Tensor, int] = {}
+        self.ever: set[Tensor] = set()
 
     def watch(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
             tensor.register_post_accumulate_grad_hook(self._note)
 
     def _note(self, tensor: Tensor) -> None:
-        self.steps[tensor] = self.engine.skipped_steps  # an overflow makes gradients from before it void
-        self.any_ever = True
+        self.arrived[tensor] = self.engine.skipped_steps  # an overflow makes gradients from before it void
+        self.ever.add(tensor)
 
-    def take(self, tensors: Sequence[Tensor]) -> list[bool] | None:
-        """For each tensor, whether a gradient has come since the last call; None before the very first gradient."""
-        if not self.any_ever:
-            return None
-        return [self.steps.pop(tensor, None) == self.engine.skipped_steps for tensor in tensors]
+    def take(self, tensors: Sequence[Tensor]) -> list[bool | None]:
+        """For each tensor, whether a gradient has come since the last call; None where none has ever come."""
+        now = self.engine.skipped_steps
+        return [self.arrived.pop(t, None) == now if t in self.ever else None for t in tensors]
 
 
 def _count_tensors(engine: Any) -> None:
@@ -299,10 +298,9 @@ def _count_tensors(engine: Any) -> None:
 
     def forget_made_up_gradients(*unused: Any) -> None:
         arrived = arrivals.take([tensor for tensor, _ in whole])
-        if arrived is not None:
-            for (_, stepped), there in zip(whole, arrived, strict=True):
-                if not there:
-                    stepped.grad = None
+        for (_, stepped), there in zip(whole, arrived, strict=True):
+            if there is False:
+                stepped.grad = None
 
     if whole:
         engine.basic_optimizer.register_step_pre_hook(forget_made_up_gradients)

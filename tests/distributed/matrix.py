@@ -53,7 +53,7 @@ MODES = [
 # What this machine cannot run, and why; the rows stand in the table all the same.
 NOT_HERE = {
     "fsdp1 fp32": "on CPUs FSDP1 fails, with AdamW too; tests/distributed/test_gpu.py runs it on GPUs",
-    "zero3_nvme fp32": "tests/distributed/test_nvme.py runs it where libaio is installed, on a model that is swapped",
+    "zero3_nvme fp32": "tests/distributed/test_nvme.py runs it where libaio is installed, on a larger model",
 }
 
 
