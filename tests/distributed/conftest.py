@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.distributed.matrix import Matrix
@@ -29,20 +30,28 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def run(*command: Any, fails: bool = False, gpus: bool = False) -> str:
-    """What a command printed; its exit code must be 0, or with `fails` another. GPUs are hidden unless asked for."""
+def run(*command: Any, fails: bool = False, gpus: bool = False, timeout: float = 400) -> str:
+    """What a command printed; its exit code must be 0, or with `fails` another. GPUs are hidden unless asked for.
+
+    A command that takes longer than `timeout` seconds is killed with all that it has started.
+    """
     hidden = {} if gpus else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         env=os.environ | ENVIRONMENT | hidden | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=400,
-        check=False,
     )
-    assert (done.returncode != 0) == fails, f"exit code {done.returncode}\n{done.stdout[-6000:]}"
-    return done.stdout
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        for started in (*psutil.Process(process.pid).children(recursive=True), process):
+            started.kill()
+        output, _ = process.communicate()
+        raise AssertionError(f"no end after {timeout:.0f} s\n{output[-6000:]}") from None
+    assert (process.returncode != 0) == fails, f"exit code {process.returncode}\n{output[-6000:]}"
+    return output
 
 
 def launch(config: str, script: str, *args: Any, processes: int = 2, fails: bool = False, gpus: bool = False) -> str:
