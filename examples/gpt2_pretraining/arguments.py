@@ -256,6 +256,7 @@ def check_training(args: TrainingArguments) -> None:
     if args.logging_strategy != "steps":
         raise InputError(f"logging_strategy must be 'steps', got {args.logging_strategy.value!r}: loss.png is the log")
     get_reporting_integration_callbacks(args.report_to)
+    settle_deepspeed(args)
 
     optimizer_cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
     probe = torch.nn.Parameter(torch.zeros(1))
@@ -268,6 +269,25 @@ def check_training(args: TrainingArguments) -> None:
         num_training_steps=1,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,
     )
+
+
+def settle_deepspeed(args: TrainingArguments) -> None:
+    """Let DeepSpeed's config say what `args` says. What its "auto" becomes elsewhere is not always that."""
+    plugin = args.deepspeed_plugin
+    if plugin is None:
+        return
+    config = plugin.deepspeed_config
+    for key, name in (
+        ("train_micro_batch_size_per_gpu", "per_device_train_batch_size"),
+        ("gradient_accumulation_steps", "gradient_accumulation_steps"),
+        ("gradient_clipping", "max_grad_norm"),
+    ):
+        theirs, ours = config.get(key, getattr(plugin, key, "auto")), getattr(args, name)
+        if theirs not in ("auto", ours):
+            raise InputError(
+                f"{name} is {ours}, but the launcher's DeepSpeed config has {key} = {theirs}; drop it there"
+            )
+        config[key] = ours
 
 
 def run(main: Callable[[], None]) -> None:

@@ -1,15 +1,18 @@
 """What both scripts share: from settings to a model and its data, and from a finished run to what is shown of it."""
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import checkpoints
 import data
 import report
+import torch
 import yaml
-from accelerate import PartialState
-from arguments import Settings
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType
+from arguments import InputError, Settings
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerState
 
@@ -84,18 +87,38 @@ def prepare(settings: Settings, script: str) -> Recipe:
     return Recipe(settings, corpus, model, checkpoint)
 
 
-def finish(recipe: Recipe, model: GPT2LMHeadModel, state: TrainerState) -> None:
-    """Write loss.png and print a sample and the last figures. For the main process, after the model was saved."""
+def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Raise InputError if this is another launch mode than was asked for, or than the checkpoint's to go on from."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != DistributedType.FSDP:
+        raise InputError(
+            "FSDP was asked for, but accelerate leaves it off on CPUs; take ddp.yaml or a DeepSpeed config"
+        )
+    if recipe.checkpoint is not None:
+        checkpoints.check_layout(recipe.checkpoint)
+
+
+def finish(recipe: Recipe, accelerator: Accelerator, trained: torch.nn.Module, state: TrainerState) -> None:
+    """Save the model, write loss.png, and print a sample and the last figures.
+
+    For all processes: each may hold a part of `trained`, the model as the accelerator prepared it.
+    """
     args, settings = recipe.args, recipe.settings
-    picture = Path(args.output_dir) / "loss.png"
-    name = f"GPT-2 {recipe.model.num_parameters() / 1e6:.1f} M, {settings.data.dataset_name}, {args.optim.value}"
-    report.plot(state.log_history, picture, name)
-    if settings.data.sample_tokens:
-        prompt = settings.data.sample_prompt
-        text = report.sample(model, recipe.corpus.tokenizer, prompt, settings.data.sample_tokens, args.seed)
-        print(f"\n----- sample after {state.global_step} steps -----\n{text}\n-----")
-    last = report.with_perplexity({"eval_loss": report.curve(state.log_history, "eval_loss")[1][-1]})
-    print(
-        f"step {state.global_step}: validation loss {last['eval_loss']:.4f}, perplexity {last['eval_perplexity']:.2f}; "
-        f"model and curves ({picture.name}) in {args.output_dir}"
-    )
+    weights = accelerator.get_state_dict(trained)
+    if accelerator.is_main_process:
+        model = GPT2LMHeadModel(recipe.model.config)
+        model.load_state_dict(weights)
+        model.save_pretrained(args.output_dir)
+        recipe.corpus.tokenizer.save_pretrained(args.output_dir)
+        picture = Path(args.output_dir) / "loss.png"
+        name = f"GPT-2 {model.num_parameters() / 1e6:.1f} M, {settings.data.dataset_name}, {args.optim.value}"
+        report.plot(state.log_history, picture, name)
+        if settings.data.sample_tokens:
+            prompt, length = settings.data.sample_prompt, settings.data.sample_tokens
+            text = report.sample(model.to(accelerator.device), recipe.corpus.tokenizer, prompt, length, args.seed)
+            print(f"\n----- sample after {state.global_step} steps -----\n{text}\n-----")
+        last = report.with_perplexity({"eval_loss": report.curve(state.log_history, "eval_loss")[1][-1]})
+        print(
+            f"step {state.global_step}: validation loss {last['eval_loss']:.4f}, perplexity "
+            f"{last['eval_perplexity']:.2f}; model and curves ({picture.name}) in {args.output_dir}"
+        )
+    accelerator.wait_for_everyone()

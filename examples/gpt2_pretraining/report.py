@@ -57,5 +57,6 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
             top_k=40,
             max_new_tokens=length,
             pad_token_id=tokenizer.eos_token_id,
+            synced_gpus=False,  # under ZeRO 3 it would wait for the other processes, which have no part in this
         )
     return tokenizer.decode(out[0], skip_special_tokens=True)

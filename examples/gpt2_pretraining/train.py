@@ -9,34 +9,42 @@ import report
 from transformers import Trainer, default_data_collator
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
+from adopt_hf.integrations.checkpoints import MarkComplete
 
 
-class PerplexityTrainer(Trainer):
-    """Trainer that logs the perplexity beside every loss."""
+class RecipeTrainer(Trainer):
+    """Trainer that logs the perplexity beside every loss, and says in every checkpoint which model it is."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(report.with_perplexity(logs), start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:  # where every process saves its own shard, the Trainer leaves it out
+            self.model.config.save_pretrained(output_dir or self.args.output_dir)
 
 
 def main() -> None:
     settings = arguments.parse(None, description=__doc__)
     recipe = shared.prepare(settings, "train.py")
-    trainer = PerplexityTrainer(
+    # The callback keeps as many, but does not remove an old one before the new one is complete.
+    mark, recipe.args.save_total_limit = MarkComplete(recipe.args.save_total_limit), None
+    trainer = RecipeTrainer(
         model=recipe.model,
         args=recipe.args,
         train_dataset=recipe.corpus.train,
         eval_dataset=recipe.corpus.validation,
         processing_class=recipe.corpus.tokenizer,
         data_collator=default_data_collator,
+        callbacks=[mark],
     )
+    shared.check_launch(recipe, trainer.accelerator)
     trainer.train(resume_from_checkpoint=str(recipe.checkpoint) if recipe.checkpoint else None)
     evaluated = report.curve(trainer.state.log_history, "eval_loss")[0]
     if trainer.state.global_step not in evaluated:
         trainer.evaluate()
-    trainer.save_model()
     trainer.save_state()
-    if trainer.is_world_process_zero():
-        shared.finish(recipe, recipe.model, trainer.state)
+    shared.finish(recipe, trainer.accelerator, trainer.model_wrapped, trainer.state)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ import recipe as shared
 import report
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel, Trainer, default_data_collator, get_scheduler
 from transformers.trainer_callback import TrainerState
 
 import adopt_hf  # registers optim="adopt"; must come before the parser is built
+from adopt_hf.integrations.checkpoints import forget_later, mark, rotate
 
 HONOURED = frozenset(
     """
@@ -44,13 +45,15 @@ class Loop:
         self.recipe = recipe
         self.output_dir = Path(args.output_dir)
         self.accelerator = Accelerator(
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(args.gradient_accumulation_steps),
+            deepspeed_plugin=args.deepspeed_plugin,  # None without DeepSpeed
             mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,  # None: the launcher's
             log_with=args.report_to or None,
             project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "runs")),
             # The Trainer's order of the data: a permutation seeded by seed + epoch.
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.data_seed),
         )
+        shared.check_launch(recipe, self.accelerator)
         optimizer_cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
         optimizer = optimizer_cls(adopt_hf.param_groups(recipe.model, args.weight_decay), **kwargs)
         loading: dict[str, Any] = {
@@ -84,6 +87,8 @@ class Loop:
         if recipe.checkpoint is not None:
             self.accelerator.load_state(str(recipe.checkpoint))
             self.state = checkpoints.read_state(recipe.checkpoint)
+            if self.accelerator.is_main_process:
+                forget_later(self.output_dir, self.state.global_step)
         self.state.max_steps = self.max_steps
         self.state.compute_steps(args, self.max_steps)
 
@@ -145,7 +150,8 @@ class Loop:
         logs = {"learning_rate": self.schedule.get_last_lr()[0]}
         if self.args.max_grad_norm > 0:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-            logs["grad_norm"] = float(norm)
+            if norm is not None:  # ZeRO 0 in fp32 clips, but does not tell
+                logs["grad_norm"] = float(norm)
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:  # an overflow in fp16
             self.schedule.step()
@@ -195,10 +201,11 @@ class Loop:
             self.recipe.model.config.save_pretrained(unfinished)
             self.recipe.corpus.tokenizer.save_pretrained(unfinished)
             self.state.save_to_json(str(unfinished / checkpoints.STATE))
+            mark(unfinished, self.state.global_step)
             if final.exists():  # from before an older checkpoint was resumed
                 shutil.rmtree(final)
             unfinished.rename(final)
-            checkpoints.rotate(self.output_dir, self.args.save_total_limit)
+            rotate(self.output_dir, self.args.save_total_limit)
         accelerator.wait_for_everyone()
 
     def save_weights(self, models: list[Any], weights: list[Any], folder: str) -> None:
@@ -216,13 +223,9 @@ class Loop:
 
     def finish(self) -> None:
         """Save the model and the history in the output folder; plot and sample."""
-        model = self.accelerator.unwrap_model(self.model)
         if self.accelerator.is_main_process:
-            model.save_pretrained(self.output_dir)
-            self.recipe.corpus.tokenizer.save_pretrained(self.output_dir)
             self.state.save_to_json(str(self.output_dir / checkpoints.STATE))
-            shared.finish(self.recipe, model, self.state)
-        self.accelerator.wait_for_everyone()
+        shared.finish(self.recipe, self.accelerator, self.model, self.state)
         self.accelerator.end_training()  # ends the trackers, and the process group
 
     # ----- small things -----

@@ -67,6 +67,11 @@ def main() -> None:
     sys.argv = [script, *rest]
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")
+    # At times a thread of a library outlives Python and aborts a process whose work is done (apache/arrow#45214, for
+    # one), and the launcher reports a failure.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 - a run leaves checkpoints, a model, loss.png and both curves with perplexities, under both scripts;
 - both scripts compute the same thing;
 - 40 steps are 20 steps and 20 more, bit for bit;
+- an incomplete checkpoint, or one of another launch mode, is not resumed;
 - what is tokenised once is not tokenised again, and what a killed run left unfinished is not read;
 - everything wrong is one line and exit code 2, and nothing is overwritten;
 - an AdamW twin differs in the optimizer lines alone.
@@ -18,6 +19,7 @@ import random
 import runpy
 import shutil
 import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,21 +280,69 @@ def test_resume_in_a_later_epoch(script: str, toy: Path) -> None:
     assert same_weights(whole, again)
 
 
-@pytest.mark.parametrize("damage", ["trainer_state.json", "model.safetensors", "optimizer", "half a state"])
-def test_last_passes_over_an_incomplete_checkpoint(
-    finished: tuple[str, Path, Result], toy: Path, tmp_path: Path, damage: str
+@pytest.mark.parametrize(
+    "damage", ["trainer_state.json", "model.safetensors", "optimizer", "r*_state", "complete.json", "half a state"]
+)
+def test_an_incomplete_checkpoint_is_never_resumed(
+    finished: tuple[str, Path, Result], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """'last' passes over it and says why; its path is refused, and so is 'last' where there is no other."""
     script, output, _ = finished
     shutil.copytree(output, tmp_path, dirs_exist_ok=True)
     newest = tmp_path / "checkpoint-40"
     if damage == "half a state":
         state = newest / "trainer_state.json"
+        size = state.stat().st_size
         state.write_text(state.read_text()[:100])
+        reason = f"trainer_state.json has 100 of {size} bytes"
     else:
-        for path in newest.glob(f"{damage}*"):
-            path.unlink()
-    checkpoints = load("checkpoints")
+        (path,) = newest.glob(f"{damage}*")
+        path.unlink()
+        reason = f"no {path.name}"
+    checkpoints, arguments = load("checkpoints"), load("arguments")
+    checkpoints.logger.addHandler(caplog.handler)
+    checkpoints.logger.setLevel("INFO")
     assert checkpoints.choose(tmp_path, "last", script) == tmp_path / "checkpoint-20"
+    checkpoints.logger.removeHandler(caplog.handler)
+    assert f"skipping {newest}, which is incomplete: {reason}" in caplog.text
+    with pytest.raises(arguments.InputError, match=f"checkpoint-40 is not a complete checkpoint: {reason}"):
+        checkpoints.choose(tmp_path, str(newest), script)
+    shutil.rmtree(tmp_path / "checkpoint-20")
+    with pytest.raises(arguments.InputError, match=f"checkpoint-40: {reason}.*; start anew, in another --output_dir"):
+        checkpoints.choose(tmp_path, "last", script)
+
+
+def test_save_total_limit(finished: tuple[str, Path, Result], toy: Path) -> None:
+    script, _, _ = finished
+    output = toy.parent / f"limit-{script}"
+    options = ("--max_steps", 8, "--save_steps", 2, "--save_total_limit", 2, "--sample_tokens", 0)
+    assert call(script, toy, "--output_dir", output, *options).code == 0
+    assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-8"]
+
+
+def test_going_back_makes_later_checkpoints_void(finished: tuple[str, Path, Result], toy: Path) -> None:
+    """Otherwise 'last' could go on with what the run was before it went back."""
+    script, output, _ = finished
+    again = toy.parent / f"back-{script}"
+    shutil.copytree(output, again)
+    options = ("--max_steps", 25, "--sample_tokens", 0, "--resume_from_checkpoint", again / "checkpoint-20")
+    assert call(script, toy, "--output_dir", again, *options).code == 0
+    checkpoints = load("checkpoints")
+    assert checkpoints.choose(again, "last", script) == again / "checkpoint-25"
+
+
+def test_a_checkpoint_of_another_launch_mode_is_refused(finished: tuple[str, Path, Result], toy: Path) -> None:
+    """The Trainer would load the weights and begin with a new optimizer."""
+    script, output, _ = finished
+    sharded = toy.parent / f"sharded-{script}" / "checkpoint-20"
+    shutil.copytree(output / "checkpoint-20", sharded)
+    mark = sharded / "complete.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"layout": "DeepSpeed ZeRO 2"}))
+    options = ("--output_dir", sharded.parent, "--resume_from_checkpoint", "last")
+    result = call(script, toy, *options)
+    assert result.code == 2, result.err
+    assert "its layout is 'DeepSpeed ZeRO 2', this run's 'whole'" in result.last_error
+    assert json.loads(mark.read_text())["layout"] == "DeepSpeed ZeRO 2", "nothing was written"
 
 
 # ----- the cache -----
@@ -444,6 +494,9 @@ def bad_folder(toy: Path) -> Path:
     shutil.copytree(folder / "taken" / "checkpoint-20", folder / "llama")
     config = json.loads((folder / "llama" / "config.json").read_text())
     (folder / "llama" / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    mark = json.loads((folder / "llama" / "complete.json").read_text())
+    mark["files"]["config.json"] = (folder / "llama" / "config.json").stat().st_size
+    (folder / "llama" / "complete.json").write_text(json.dumps(mark))
     (folder / "unknown_key.yaml").write_text("n_layers: 2\n")
     (folder / "bad_value.yaml").write_text("max_steps: many\n")
     (folder / "list_value.yaml").write_text("max_steps: [1, 2]\n")
@@ -469,6 +522,46 @@ def test_bad_input_is_one_line_and_touches_nothing(case: str, bad_folder: Path) 
         assert text in result.last_error, result.last_error
     assert snapshot(bad_folder / "taken") == before
     assert not (bad_folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "error"),
+    [
+        ({}, None),
+        ({"gradient_accumulation_steps": "auto", "gradient_clipping": "auto"}, None),
+        ({"gradient_accumulation_steps": 2, "gradient_clipping": 0.5, "train_micro_batch_size_per_gpu": 8}, None),
+        (
+            {"gradient_accumulation_steps": 4},
+            "gradient_accumulation_steps is 2, .* has gradient_accumulation_steps = 4",
+        ),
+        ({"gradient_clipping": 1.0}, "max_grad_norm is 0.5, .* has gradient_clipping = 1.0"),
+        ({"gradient_clipping": 0.0}, "max_grad_norm is 0.5, .* has gradient_clipping = 0.0"),
+        ({"train_micro_batch_size_per_gpu": 1}, "per_device_train_batch_size is 8"),
+    ],
+)
+def test_deepspeed_is_told_the_recipes_numbers(launcher: dict[str, Any], error: str | None, tmp_path: Path) -> None:
+    """What DeepSpeed makes of "auto" is not always what the recipe says, and a contradiction must not pass."""
+    arguments = load("arguments")
+    args = arguments.TrainingArguments(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        max_grad_norm=0.5,
+    )
+    plugin = types.SimpleNamespace(gradient_clipping=launcher.get("gradient_clipping", "auto"))
+    plugin.deepspeed_config = {key: value for key, value in launcher.items() if value}  # as accelerate leaves out 0
+    args.deepspeed_plugin = plugin
+    if error is None:
+        arguments.settle_deepspeed(args)
+        assert plugin.deepspeed_config == {
+            "train_micro_batch_size_per_gpu": 8,
+            "gradient_accumulation_steps": 2,
+            "gradient_clipping": 0.5,
+        }
+    else:
+        with pytest.raises(arguments.InputError, match=error):
+            arguments.settle_deepspeed(args)
 
 
 # ----- configurations -----

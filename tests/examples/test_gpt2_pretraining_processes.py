@@ -1,9 +1,10 @@
-"""examples/gpt2_pretraining as its users start it: fresh processes, a kill, torchrun, accelerate launch.
+"""examples/gpt2_pretraining as its users start it: fresh processes, a kill, torchrun, accelerate launch, sharding.
 
 Every test on several processes asserts how many trained together: a launcher that starts two runs of one process
 would pass everything else.
 """
 
+import functools
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,7 @@ ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file
 DDP = [*ACCELERATE, str(LAUNCHERS / "ddp.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
+def write_toy(tmp_path: Path) -> Path:
     """A toy config whose 40 steps take a second or two."""
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
     rng = random.Random(0)
@@ -64,6 +65,11 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_toy(tmp_path)
+
+
 def environment(config: Path) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
@@ -71,6 +77,7 @@ def environment(config: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
     }
 
 
@@ -167,6 +174,96 @@ def test_two_processes_are_one_run(script: str, launcher: list[str], config: Pat
     resumed = load_file(double / "model.safetensors")
     assert losses(double, "loss") == curve
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+# The modes that differ in how weights are gathered, saved and clipped, with the distributed type to find. Some are also
+# killed and resumed, in tests/distributed/test_faults.py.
+SHARDED = {
+    "fsdp2": "FSDP",
+    "zero0": "DEEPSPEED",
+    "zero2": "DEEPSPEED",
+    "zero3": "DEEPSPEED",
+}
+STEPS, SAVED = 14, 8
+# An epoch is 12 steps, the last of them of one micro-batch instead of two. Clipping at 0.3, unlike the 1.0 that
+# DeepSpeed is given by default, happens in every step.
+OF_TWO = ("--use_cpu", "--dropout", 0, "--max_steps", STEPS, "--save_steps", SAVED, "--max_grad_norm", 0.3)
+OF_TWO += ("--per_device_train_batch_size", 16)
+
+
+@pytest.fixture(scope="module")
+def unsharded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """`unsharded(script)`: a config, and the output folder of a run of it under DDP."""
+    config = write_toy(tmp_path_factory.mktemp("unsharded"))
+
+    @functools.cache
+    def once(script: str) -> tuple[Path, Path]:
+        output = config.parent / script
+        result = run(config, script, "--output_dir", output, *OF_TWO, launcher=DDP)
+        assert result.returncode == 0, result.stderr
+        return config, output
+
+    return once
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("mode", SHARDED)
+def test_sharded_is_unsharded(
+    mode: str, script: str, unsharded: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """The same curve, a whole model at the end with a sample of it, and an exact resume."""
+    pytest.importorskip("deepspeed")
+    config, whole = unsharded(script)
+    launcher = [*ACCELERATE, str(LAUNCHERS / f"{mode}.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
+    launcher += [str(ROOT / "tests" / "distributed" / "recipe.py"), str(tmp_path)]
+    output = tmp_path / "output"
+    result = run(config, script, "--output_dir", output, *OF_TWO, launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert (seen["world_size"], seen["distributed_type"]) == (2, SHARDED[mode])
+        assert seen["optimizer"] == "adopt_hf.optimizer.ADOPT"
+    assert "64 sequences a step in 2 process(es)" in result.stderr
+    assert history(output)[-1]["epoch"] > 1
+    assert min(losses(whole, "grad_norm")) > 0.3
+    for key in ("loss", "eval_loss", "learning_rate", "grad_norm"):
+        if (mode, key) != ("zero0", "grad_norm"):  # DeepSpeed does not tell
+            assert losses(output, key) == pytest.approx(losses(whole, key), rel=1e-4), key
+    assert result.stdout.count(f"sample after {STEPS} steps") == 1
+    assert (output / "loss.png").stat().st_size > 10_000
+    weights, reference = load_file(output / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert weights.keys() == reference.keys()
+    for name in weights:
+        torch.testing.assert_close(weights[name], reference[name], rtol=0, atol=1e-5)
+
+    (output / f"checkpoint-{STEPS}" / "complete.json").unlink()
+    again = run(config, script, "--output_dir", output, *OF_TWO, "--resume_from_checkpoint", "last", launcher=launcher)
+    assert again.returncode == 0, again.stderr
+    assert f"going on from {output / f'checkpoint-{SAVED}'}" in again.stderr
+    resumed = load_file(output / "model.safetensors")
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+@pytest.mark.distributed
+def test_a_launcher_that_contradicts_the_recipe_is_refused(config: Path) -> None:
+    pytest.importorskip("deepspeed")
+    launcher = [*ACCELERATE, str(LAUNCHERS / "zero2.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
+    launcher += ["--gradient_accumulation_steps", "3"]
+    output = config.parent / "out"
+    result = run(config, "train_accelerate.py", "--use_cpu", "--output_dir", output, launcher=launcher)
+    assert result.returncode != 0
+    assert "gradient_accumulation_steps is 2, but the launcher's DeepSpeed config has" in result.stderr
+    assert not output.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs it is FSDP")
+def test_fsdp_that_would_be_ddp_is_refused(config: Path) -> None:
+    launcher = [*ACCELERATE, str(LAUNCHERS / "fsdp2.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
+    result = run(config, "train.py", "--use_cpu", "--output_dir", config.parent / "out", launcher=launcher)
+    assert result.returncode != 0
+    assert "FSDP was asked for, but accelerate leaves it off on CPUs" in result.stderr
 
 
 @pytest.mark.slow
