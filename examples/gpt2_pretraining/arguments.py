@@ -235,7 +235,7 @@ def parse(argv: Sequence[str] | None, description: str, honoured: frozenset[str]
     try:
         model, data, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
         check_training(args)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         parser.error(str(error))
     return Settings(model, data, args, overrides)
 

@@ -35,8 +35,9 @@ def choose(output_dir: Path, asked: str | None, script: str) -> Path | None:
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"output_dir {output_dir} is a file; choose another --output_dir")
+    traces = sorted(p.name for pattern in TRACES for p in output_dir.glob(pattern))
     if asked is None or asked.lower() == "false":
-        if traces := sorted(p.name for pattern in TRACES for p in output_dir.glob(pattern)):
+        if traces:
             raise InputError(
                 f"output_dir {output_dir} holds another run ({traces[0]}); choose another --output_dir, "
                 "or go on with it by --resume_from_checkpoint last"
@@ -58,6 +59,11 @@ def choose(output_dir: Path, asked: str | None, script: str) -> Path | None:
             raise InputError(
                 f"resume_from_checkpoint {asked} does not exist; pass the folder of a checkpoint, or 'last' for the "
                 f"newest in {output_dir}"
+            )
+        if traces and checkpoint.resolve().parent != output_dir.resolve():
+            raise InputError(
+                f"output_dir {output_dir} holds another run ({traces[0]}) than {asked} is of; choose another "
+                "--output_dir, or go on with the one in it by --resume_from_checkpoint last"
             )
         if reason := missing(checkpoint):
             raise InputError(f"resume_from_checkpoint {asked} is not a complete checkpoint: {reason}")

@@ -70,9 +70,12 @@ def prepare(settings: Settings, script: str) -> Recipe:
     # Every process has looked at the folder before the first one marks it as taken.
     PartialState().wait_for_everyone()
     if checkpoint is None and PartialState().is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(settings.overrides, sort_keys=True)
-        (output_dir / checkpoints.RUN).write_text(f"# {script}, all that differs from the defaults\n{text}")
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            (output_dir / checkpoints.RUN).write_text(f"# {script}, all that differs from the defaults\n{text}")
+        except OSError as error:
+            raise InputError(f"output_dir {output_dir} cannot be written: {error.strerror}") from None
     sequences = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     logging.getLogger("gpt2_pretraining").info(
         "%s parameters; %s training and %s validation blocks of %d tokens; %d sequences a step in %d process(es)%s",

@@ -66,8 +66,8 @@ def from_datasets(data: DataArguments) -> Source:
         splits = datasets.load_dataset(
             name, data.dataset_config_name, data_files=data.data_files, revision=data.dataset_revision
         )
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split()) or "there is nothing in it"  # which ends an iterator, without a word
         raise InputError(f"data set {name!r} cannot be loaded: {reason}") from error
     if "train" not in splits:
         raise InputError(f"data set {name!r} has no split 'train'; it has {', '.join(splits)}")

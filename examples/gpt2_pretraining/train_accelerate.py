@@ -258,6 +258,8 @@ def check(settings: arguments.Settings) -> None:
         value = getattr(settings.training, name).value
         if value not in ("steps", "no"):
             raise arguments.InputError(f"{name} must be 'steps' or 'no' in train_accelerate.py, got {value!r}")
+    if settings.training.save_strategy.value == "steps" and settings.training.save_steps <= 0:
+        raise arguments.InputError(f"save_steps must be above 0, got {settings.training.save_steps}")
 
 
 def main() -> None:

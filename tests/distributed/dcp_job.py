@@ -98,4 +98,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the work is done; now and then a thread of a library aborts the interpreter's own end

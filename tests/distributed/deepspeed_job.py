@@ -11,6 +11,7 @@ import copy
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -347,4 +348,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the work is done; now and then a thread of a library aborts the interpreter's own end

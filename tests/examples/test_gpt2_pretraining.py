@@ -482,6 +482,15 @@ BAD_INPUT: dict[str, tuple[str, list[str], list[str]]] = {
         ["--neftune_noise_alpha", "5", "--eval_strategy", "no", "--label_smoothing_factor", "0.1"],
         ["label_smoothing_factor, neftune_noise_alpha"],
     ),
+    "another run's folder": (
+        "train.py",
+        ["--output_dir", "{}/taken", "--resume_from_checkpoint", "{}/llama"],
+        ["taken", "holds another run", "llama"],
+    ),
+    "no fused kernel": ("train.py", ["--optim_args", "backend=fused"], ["backend='fused'", "'foreach'"]),
+    "empty data": ("train.py", ["--data_files", "{}/empty.jsonl"], ["'json'", "cannot be loaded"]),
+    "folder in a file": ("train.py", ["--output_dir", "{}/toy.jsonl/x"], ["toy.jsonl/x", "cannot be written"]),
+    "never saved": ("train_accelerate.py", ["--save_steps", "0"], ["save_steps must be above 0", "0"]),
     "unknown strategy": ("train_accelerate.py", ["--save_strategy", "epoch"], ["save_strategy", "epoch"]),
 }
 
@@ -497,6 +506,7 @@ def bad_folder(toy: Path) -> Path:
     mark = json.loads((folder / "llama" / "complete.json").read_text())
     mark["files"]["config.json"] = (folder / "llama" / "config.json").stat().st_size
     (folder / "llama" / "complete.json").write_text(json.dumps(mark))
+    (folder / "empty.jsonl").touch()
     (folder / "unknown_key.yaml").write_text("n_layers: 2\n")
     (folder / "bad_value.yaml").write_text("max_steps: many\n")
     (folder / "list_value.yaml").write_text("max_steps: [1, 2]\n")

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+
+from adopt_hf.integrations.checkpoints import MARK
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "gpt2_pretraining"
@@ -82,7 +85,9 @@ def environment(config: Path) -> dict[str, str]:
 
 
 def run(config: Path, script: str, *argv: object, launcher: list[str] | None = None) -> subprocess.CompletedProcess:
-    port = str(random.randint(20000, 40000))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
     command = [part.replace("{port}", port) for part in launcher or [sys.executable]]
     command += [str(EXAMPLE / script), str(config), *map(str, argv)]
     return subprocess.run(command, env=environment(config), capture_output=True, text=True, timeout=600)
@@ -113,16 +118,14 @@ def test_killed_and_resumed_is_bit_for_bit_uninterrupted(script: str, config: Pa
 
     command = [sys.executable, str(EXAMPLE / script), str(config), "--output_dir", str(killed), "--use_cpu"]
     process = subprocess.Popen(command, env=environment(config), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    state, deadline = killed / "checkpoint-20" / "trainer_state.json", time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            json.loads(state.read_text())
-            break
-        except (OSError, json.JSONDecodeError):
-            time.sleep(0.002)
+    deadline = time.monotonic() + 400
+    while not (killed / "checkpoint-20" / MARK).exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (killed / "checkpoint-40" / "trainer_state.json").exists(), "killed too late to mean anything"
+    assert not (killed / "checkpoint-40" / MARK).exists(), "killed too late to mean anything"
 
     refused = run(config, script, "--output_dir", killed, "--use_cpu")
     assert refused.returncode == 2
