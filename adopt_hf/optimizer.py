@@ -183,6 +183,10 @@ class ADOPT(Optimizer):
         """
         self._partitions[param] = partition
 
+    def partition_of(self, param: Tensor) -> Partition:
+        """What `set_partition` was told of `param`."""
+        return self._partitions[param]
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _plan(self, compiling: bool) -> Plan:
         """All that has a gradient, in buckets. Under `torch.compile` the numbers that change are tensors."""
@@ -217,21 +221,28 @@ class ADOPT(Optimizer):
 
         A tensor at t == 0 whose gradient is all zero is left out (8).
         """
-        whole = [p for p in params if p not in self._partitions]
-        first = [p for p in whole if self.state[p]["step"] == 0]
-        unobserved = set(first).difference(_observed(first)) if first else set()
-        for p in whole:
+        whole = [p for p in params if p not in self._partitions] if self._partitions else params
+        steps = [float(self.state[p]["step"]) for p in whole]
+        unobserved: set[Tensor] = set()
+        if 0.0 in steps:
+            first = [p for p, t in zip(whole, steps, strict=True) if t == 0]
+            unobserved = set(first).difference(_observed(first))
+        for p, t in zip(whole, steps, strict=True):
             if p not in unobserved:
                 state = self.state[p]
-                plan.counts.append((state, {"step": state["step"] + 1}))
-                yield float(state["step"]), self._four(p)
+                # If it was a flat parameter once, it is counted as a whole from now on.
+                was_flat = {"tensor_steps": None} if "tensor_steps" in state else {}
+                plan.counts.append((state, {"step": state["step"] + 1, **was_flat}))
+                yield t, self._four(p)
+        if not self._partitions:
+            return
         for p in params:
             if p in self._partitions:
                 partition, state, four = self._partitions[p], self.state[p], self._four(p)
-                steps = partition.steps(state)
-                active = partition.active(four.grad, steps)
-                plan.counts.append((state, counted(active, steps)))
-                for t, spans in partition.spans(active, steps).items():
+                counts = partition.steps(state)
+                active = partition.active(four.grad, counts)
+                plan.counts.append((state, counted(active, counts)))
+                for t, spans in partition.spans(active, counts).items():
                     yield from ((t, Four(*map(span.of, four))) for span in spans)
 
     def _init_state(self, p: Tensor) -> None:

@@ -10,7 +10,8 @@ from adopt_hf import algorithm
 
 # Options of torch-adopt's and timm's groups: how the update is computed, and variants of it that ADOPT here has not.
 FOREIGN_IMPLEMENTATION = {"foreach", "fused", "capturable", "max_lr_snapshot"}
-OF_ADAM = {"amsgrad", "momentum_decay", "decoupled_weight_decay"}  # what Adam's, NAdam's, RAdam's groups have
+# What the groups of Adam, NAdam, RAdam and DeepSpeed's and apex's fused Adam have.
+OF_ADAM = {"amsgrad", "momentum_decay", "decoupled_weight_decay", "bias_correction"}
 FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
 
 

@@ -37,6 +37,7 @@ class Processes:
         self.grad = torch.zeros(0)
         for rank, (p, optimizer) in enumerate(zip(self.flats, self.optimizers, strict=True)):
             optimizer.set_partition(p, self.partition(rank))
+        self.counting = 0  # the process that steps
 
     def partition(self, rank: int) -> Partition:
         stretches, offset = [], 0
@@ -48,9 +49,11 @@ class Processes:
         return Partition(len(self.tensors), stretches, lambda: self.arrived, self.total)
 
     def total(self, counts: Tensor) -> None:
-        """The sum over the processes, made of what all of them would have counted."""
+        """Add to what the process that steps has counted what the others would have."""
         sizes = [t.numel() for t in self.tensors]
-        counts.copy_(torch.stack([torch.count_nonzero(part) for part in self.grad.split(sizes)]))
+        elsewhere = self.grad.clone()
+        elsewhere[self.counting * self.size : (self.counting + 1) * self.size] = 0
+        counts += torch.stack([torch.count_nonzero(part) for part in elsewhere.split(sizes)])
 
     def step(self, grads: list[Tensor | None], stale: Tensor | None = None) -> None:
         """`stale`: what the flat gradient holds where a tensor has none."""
@@ -65,6 +68,7 @@ class Processes:
         padded = torch.cat([whole, whole.new_zeros(self.size * len(self.flats) - whole.numel())])
         for rank, (p, optimizer) in enumerate(zip(self.flats, self.optimizers, strict=True)):
             p.grad = padded[rank * self.size : (rank + 1) * self.size].clone()
+            self.counting = rank
             optimizer.step()
 
     def gathered(self) -> list[Tensor]:
@@ -151,6 +155,7 @@ def test_before_anybody_can_tell_what_arrived_the_gradient_itself_tells() -> Non
     processes.grad = torch.cat([torch.ones(3), torch.zeros(4)])
     for rank, (p, optimizer) in enumerate(zip(processes.flats, processes.optimizers, strict=True)):
         p.grad = torch.cat([processes.grad, torch.zeros(1)])[rank * 4 : (rank + 1) * 4]
+        processes.counting = rank
         optimizer.step()
         assert optimizer.state[p]["tensor_steps"] == [1.0, 0.0]
 
@@ -186,3 +191,18 @@ def test_a_state_of_another_model_is_refused() -> None:
     state = counted([True, False], [1.0, 1.0])
     with pytest.raises(ValueError, match="counts steps of 2 tensors, the model has 3 there"):
         partition.steps(state)
+
+
+def test_a_parameter_that_is_flat_no_more_is_counted_as_a_whole() -> None:
+    tensors = make([2, 3])
+    processes = Processes(tensors, 1)
+    for step in range(3):
+        processes.step(gradients(tensors, step, {1: 2}, set()))
+    flat = torch.nn.Parameter(torch.zeros(5))
+    optimizer = ADOPT([flat], **SETTINGS)
+    optimizer.load_state_dict(processes.optimizers[0].state_dict())
+    assert optimizer.state[flat]["tensor_steps"] == [3.0, 1.0]
+    flat.grad = torch.ones(5)
+    optimizer.step()
+    assert "tensor_steps" not in optimizer.state[flat]
+    assert optimizer.state[flat]["step"].item() == 4

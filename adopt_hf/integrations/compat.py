@@ -126,6 +126,7 @@ def transformers_mismatch() -> str | None:
     for owner, name, first in (
         (deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process", ["self", "args"]),
         (deepspeed, "deepspeed_optim_sched", ["trainer", "hf_deepspeed_config"]),
+        (sys.modules["transformers.trainer"], "deepspeed_init", ["trainer"]),
     ):
         if _parameters(getattr(owner, name, int))[: len(first)] != first:
             return f"transformers {installed} has changed {name} for DeepSpeed: adopt_hf must be updated"
@@ -227,18 +228,30 @@ def unwrap_trainer_optimizers() -> None:
 # Remove when: transformers makes the decay groups for DeepSpeed's optimizers too.
 
 
-def wrap_trainer_deepspeed(process: Around, optim_sched: Around) -> None:
-    """Put `process` around `trainer_config_process` and `optim_sched` around `deepspeed_optim_sched`."""
+#
+# -- deepspeed_init: what the Trainer was given ------------------------------------------------------------------------
+# Issue: an optimizer or a class that was handed to the Trainer is dropped, and with an "optimizer" block in the
+#        DeepSpeed config the block's trains instead; nobody is told.
+# Why:   it is the last place that knows both.
+# Remove when: transformers raises there.
+
+
+def wrap_trainer_deepspeed(process: Around, init: Around, optim_sched: Around) -> None:
+    """Put them around `trainer_config_process`, `deepspeed_init` and `deepspeed_optim_sched`."""
+    import transformers.trainer
     from transformers.integrations import deepspeed
 
     wrap(deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process", process)
+    wrap(transformers.trainer, "deepspeed_init", init)
     wrap(deepspeed, "deepspeed_optim_sched", optim_sched)
 
 
 def unwrap_trainer_deepspeed() -> None:
     """Undo `wrap_trainer_deepspeed`."""
+    import transformers.trainer
     from transformers.integrations import deepspeed
 
+    unwrap(transformers.trainer, "deepspeed_init")
     unwrap(deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process")
     unwrap(deepspeed, "deepspeed_optim_sched")
 
@@ -283,10 +296,11 @@ def unwrap_accelerator_prepare() -> None:
 # Why:   the tests here run ADOPT in every stage.
 # Remove when: DeepSpeed has ADOPT in the list, or none.
 #
-# -- DeepSpeedEngine.load_checkpoint: another world size ---------------------------------------------------------------
-# Issue: the error says that ZeRO cannot do it, not that universal checkpoints can.
-# Why:   a public method; the error passes through it.
-# Remove when: DeepSpeed's error says so.
+# -- DeepSpeedEngine: its constructor, save_checkpoint, load_checkpoint ------------------------------------------------
+# Issue: an engine's optimizer is not told of the model's tensors, a universal checkpoint does not keep what belongs to
+#        single tensors and groups, and the error about another world size does not say what to do about it.
+# Why:   every engine is made, saved and loaded here, whoever calls `initialize`, and however it was imported.
+# Remove when: DeepSpeed tells an optimizer what its partitions hold, and converts its state.
 
 
 def deepspeed_mismatch() -> str | None:
@@ -304,20 +318,31 @@ def deepspeed_mismatch() -> str | None:
 
     if not isinstance(getattr(utils, "ZERO_SUPPORTED_OPTIMIZERS", None), list):
         return f"deepspeed {installed} has changed ZERO_SUPPORTED_OPTIMIZERS: adopt_hf must be updated"
-    if not callable(getattr(deepspeed.DeepSpeedEngine, "load_checkpoint", None)):
-        return f"deepspeed {installed} has changed DeepSpeedEngine.load_checkpoint: adopt_hf must be updated"
+    for name, parameters in (("save_checkpoint", {"save_dir"}), ("load_checkpoint", {"load_dir", "tag"})):
+        if not parameters.issubset(_parameters(getattr(deepspeed.DeepSpeedEngine, name, int))):
+            return f"deepspeed {installed} has changed DeepSpeedEngine.{name}: adopt_hf must be updated"
     return None
 
 
-def wrap_deepspeed(optimizer_class: type, initialize: Around, load_checkpoint: Around) -> None:
-    """Put the two around `deepspeed.initialize` and `DeepSpeedEngine.load_checkpoint`; let ZeRO support the class."""
+def wrap_deepspeed(
+    optimizer_class: type, initialize: Around, engine: Around, save_checkpoint: Around, load_checkpoint: Around
+) -> None:
+    """Put them around `deepspeed.initialize` and the engine's methods; let ZeRO support the class."""
     import deepspeed
+
+    support_in_zero(optimizer_class)
+    wrap(deepspeed, "initialize", initialize)
+    wrap(deepspeed.DeepSpeedEngine, "__init__", engine)
+    wrap(deepspeed.DeepSpeedEngine, "save_checkpoint", save_checkpoint)
+    wrap(deepspeed.DeepSpeedEngine, "load_checkpoint", load_checkpoint)
+
+
+def support_in_zero(optimizer_class: type) -> None:
+    """Let ZeRO call the class tested; it asks for the very class, and not for those it is derived from."""
     from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
     if optimizer_class not in ZERO_SUPPORTED_OPTIMIZERS:
         ZERO_SUPPORTED_OPTIMIZERS.append(optimizer_class)
-    wrap(deepspeed, "initialize", initialize)
-    wrap(deepspeed.DeepSpeedEngine, "load_checkpoint", load_checkpoint)
 
 
 def wrap_deepspeed_to_refuse(initialize: Around) -> None:
@@ -332,10 +357,10 @@ def unwrap_deepspeed(optimizer_class: type) -> None:
     import deepspeed
     from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
-    while optimizer_class in ZERO_SUPPORTED_OPTIMIZERS:
-        ZERO_SUPPORTED_OPTIMIZERS.remove(optimizer_class)
+    ZERO_SUPPORTED_OPTIMIZERS[:] = [c for c in ZERO_SUPPORTED_OPTIMIZERS if not issubclass(c, optimizer_class)]
     unwrap(deepspeed, "initialize")
-    unwrap(deepspeed.DeepSpeedEngine, "load_checkpoint")
+    for name in ("__init__", "save_checkpoint", "load_checkpoint"):
+        unwrap(deepspeed.DeepSpeedEngine, name)
 
 
 # -- universal_checkpoint_info: what DeepSpeed's converter wants to find in a checkpoint of stages 1 and 2 -------------
@@ -343,30 +368,87 @@ def unwrap_deepspeed(optimizer_class: type) -> None:
 # Why:   the engine saves the attribute of this name that it finds at the model; a client is expected to set it.
 # Remove when: the engine writes it by itself.
 
+UNIVERSAL_INFO = "universal_checkpoint_info"
 
-def mark_for_universal_checkpoints(model: Any) -> None:
-    """Set the attribute, unless the model has it: no tensor has a rule of its own."""
+
+def universal_checkpoint_info(model: Any) -> dict[str, Any]:
+    """The dictionary of that name, made if the model has none: no tensor has a rule of its own."""
     from deepspeed.checkpoint import constants
 
-    if getattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, None) is None:
-        version = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
-        setattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, version)
+    info: dict[str, Any] | None = getattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, None)
+    if info is None:
+        info = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
+        setattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, info)
+    return info
 
 
-# -- Stage 3 and universal checkpoints: the param groups' own numbers --------------------------------------------------
-# Issue: loading gives every param group the hyperparameters of the first: biases and norms are decayed from then on.
-# Why:   the checkpoint has them all.
-# Remove when: DeepSpeed loads them group by group.
+# -- Universal checkpoints: the param groups' own numbers --------------------------------------------------------------
+# Issue: stage 3 gives every param group the hyperparameters of the first, so that biases and norms are decayed from
+#        then on, and in no stage does anybody ask whether it is the state of this optimizer.
+# Why:   the checkpoint has the groups as they were saved.
+# Remove when: DeepSpeed loads them through the optimizer's load_state_dict, as it does from other checkpoints.
 
 
-def restore_group_numbers(engine: Any, load_path: str | None) -> None:
-    """After `load_checkpoint`: give each param group of ADOPT the hyperparameters that it was saved with."""
-    if load_path is None or not engine.load_universal_checkpoint() or engine.zero_optimization_stage() != 3:
-        return
-    path = os.path.join(os.path.dirname(load_path), "zero", "optimizer_state.pt")
-    saved = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["param_groups"]  # as DeepSpeed reads it
-    for group, numbers in zip(engine.basic_optimizer.param_groups, saved, strict=True):
-        group.update({name: value for name, value in numbers.items() if name != "params"})
+def loads_state(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call of `load_checkpoint` asks for the optimizer's state."""
+    call = inspect.signature(load_checkpoint).bind(engine, *args, **kwargs)
+    call.apply_defaults()
+    return bool(call.arguments.get("load_optimizer_states")) and not call.arguments.get("load_module_only")
+
+
+def universal_groups(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) -> list[dict[str, Any]]:
+    """The param groups in the universal checkpoint that a call of `load_checkpoint` will load; else none."""
+    if not engine.load_universal_checkpoint() or not loads_state(load_checkpoint, engine, args, kwargs):
+        return []
+    call = inspect.signature(load_checkpoint).bind(engine, *args, **kwargs)
+    call.apply_defaults()
+    folder, tag = str(call.arguments["load_dir"]), call.arguments["tag"]
+    latest = os.path.join(folder, "latest_universal")
+    if tag is None and os.path.isfile(latest):
+        with open(latest, encoding="utf-8") as file:
+            tag = file.read().strip()
+    path = os.path.join(folder, str(tag), "zero", "optimizer_state.pt")
+    if not os.path.isfile(path):
+        return []  # DeepSpeed says what is missing
+    groups: list[dict[str, Any]] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["param_groups"]
+    return groups
+
+
+# -- Gradients of tensors that have none -------------------------------------------------------------------------------
+# Issue: stage 3 keeps a tensor's last gradient in its buffer, and adds to it, or counts it in the norm, when the tensor
+#        has none in the next step. With the optimizer offloaded, stages 2 and 3 lose or repeat the gradient of a tensor
+#        that has one in some of the micro-batches of a step alone.
+# Why:   the first can be put right from outside, the second not.
+# Remove when: DeepSpeed clears its buffers.
+
+
+def loses_gradients(engine: Any) -> bool:
+    """Whether gradients are lost that come in some of the micro-batches of a step alone."""
+    offload = engine.zero_offload_optimizer()
+    offloaded = engine.zero_use_cpu_optimizer() or (offload is not None and offload.device != "none")
+    return offloaded and engine.zero_optimization_stage() >= 2
+
+
+def steps_until_gradients_are_used(optimizer: Any) -> int:
+    """How often ZeRO 3 calls the optimizer's `step()` in a step of the engine; 0 for other optimizers."""
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+
+    return len(optimizer.fp16_groups) if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3) else 0
+
+
+def zero_old_gradients(optimizer: Any) -> None:
+    """Clear the gradients of a ZeRO 3 optimizer that have been used."""
+    buffer = getattr(optimizer, "grad_partitions_flat_buffer", None)
+    if buffer is not None:
+        buffer.zero_()
+
+
+def data_parallel_group(engine: Any) -> Any:
+    """The processes that average their gradients, as a process group of torch.distributed."""
+    try:
+        return engine.seq_data_parallel_group
+    except AttributeError as error:
+        raise _changed(engine, error) from error
 
 
 # -- ZeRO's optimizers: which tensors a flat partition is made of ------------------------------------------------------
@@ -401,15 +483,27 @@ def zero_flat_groups(optimizer: Any) -> list[FlatGroup]:
                 for flat, tensors in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True)
             ]
         if isinstance(optimizer, DeepSpeedZeroOptimizer):
-            flats, groups = optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups
-        elif isinstance(optimizer, BF16_Optimizer):
-            flats, groups = optimizer.fp32_groups_flat_partition, optimizer.bf16_groups
-        else:
-            return []
-        return [
-            FlatGroup(flat, list(tensors), _linked(tensors), process_group)
-            for flat, tensors, process_group in zip(flats, groups, optimizer.real_dp_process_group, strict=True)
-        ]
+            return [
+                FlatGroup(flat, list(tensors), _cut(flat, tensors, offsets, process_group), process_group)
+                for flat, tensors, offsets, process_group in zip(
+                    optimizer.single_partition_of_fp32_groups,
+                    optimizer.round_robin_bit16_groups,  # in the order of the flat tensor, with round robin or without
+                    optimizer.round_robin_bit16_offsets,
+                    optimizer.real_dp_process_group,
+                    strict=True,
+                )
+            ]
+        if isinstance(optimizer, BF16_Optimizer):
+            return [
+                FlatGroup(flat, list(tensors), _linked(tensors), process_group)
+                for flat, tensors, process_group in zip(
+                    optimizer.fp32_groups_flat_partition,
+                    optimizer.bf16_groups,
+                    optimizer.real_dp_process_group,
+                    strict=True,
+                )
+            ]
+        return []
     except AttributeError as error:
         raise _changed(optimizer, error) from error
 
@@ -429,7 +523,7 @@ def zero_whole_tensors(optimizer: Any) -> list[tuple[Tensor, Tensor]]:
             raise _changed(optimizer, error) from error
         return [pair for group in zip(models, stepped, strict=True) for pair in zip(*group, strict=True)]
     if isinstance(optimizer, torch.optim.Optimizer):
-        return [(p, p) for group in optimizer.param_groups for p in group["params"]]
+        return [(p, p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     return []
 
 
@@ -447,8 +541,20 @@ def _consecutive(tensors: Any) -> list[tuple[int, int, int]]:
     return stretches
 
 
+def _cut(flat: Tensor, tensors: Any, offsets: Any, process_group: Any) -> list[tuple[int, int, int]]:
+    """Stages 1 and 2: the flattened group is cut into as many pieces as there are processes, wherever the cuts fall."""
+    size = flat.numel()
+    start = torch.distributed.get_rank(process_group) * size
+    stretches = []
+    for index, (tensor, offset) in enumerate(zip(tensors, offsets, strict=True)):
+        low, high = max(offset, start), min(offset + tensor.numel(), start + size)
+        if low < high:
+            stretches.append((index, low - start, high - low))
+    return sorted(stretches, key=lambda stretch: stretch[1])
+
+
 def _linked(tensors: Any) -> list[tuple[int, int, int]]:
-    """Stages 1 and 2: the group is cut into as many pieces as there are processes, wherever the cuts fall."""
+    """Stage 1 in bf16 with float32 gradients: the same, and each tensor knows its piece."""
     mappings = [(index, tensor._hp_mapping) for index, tensor in enumerate(tensors) if tensor._hp_mapping is not None]
     addresses = [(index, mapping.get_hp_fragment_address()) for index, mapping in mappings]
     return sorted(((i, address.start, address.numel) for i, address in addresses), key=lambda stretch: stretch[1])

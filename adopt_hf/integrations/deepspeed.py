@@ -6,6 +6,8 @@ A config that works, in Python:
     TrainingArguments(..., optim="adopt", deepspeed=config)            or DeepSpeedPlugin(hf_ds_config=config)
 """
 
+import base64
+import copy
 import functools
 import inspect
 import logging
@@ -14,24 +16,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from adopt_hf.algorithm import HYPERPARAMETERS
-from adopt_hf.integrations import compat
+from adopt_hf.integrations import compat, zero
 from adopt_hf.optimizer import ADOPT
-from adopt_hf.partition import Partition, Stretch
 
 logger = logging.getLogger("adopt_hf")
 
 KEYS = ("lr", "betas", *(name for name in HYPERPARAMETERS if name not in ("lr", "beta1", "beta2")), "backend")
 OFFLOAD = (None, "optimizer", "parameters")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-OTHER_WORLD_SIZE = (
-    "To go on with another number of processes, make a universal checkpoint of it: "
-    "`python -m deepspeed.checkpoint.ds_to_universal --input_folder CHECKPOINT/global_stepN --output_folder "
-    'CHECKPOINT/global_stepN_universal`, and set "checkpoint": {"load_universal": true} in the DeepSpeed config.'
-)
 
 
 def register() -> None:
@@ -49,7 +43,7 @@ def unregister() -> None:
 def _register_now() -> None:
     reason = compat.deepspeed_mismatch()
     if reason is None:
-        compat.wrap_deepspeed(ADOPT, _initialize, _load_checkpoint)
+        compat.wrap_deepspeed(ADOPT, _initialize, _engine, zero.save_checkpoint, zero.load_checkpoint)
     else:
         compat.wrap_deepspeed_to_refuse(functools.partial(_refuse, reason))
 
@@ -99,18 +93,18 @@ def config(
     if nvme_path is not None and (offload is None or stage != 3):
         raise ValueError(f"nvme_path needs stage 3 and an offload, got stage={stage}, offload={offload!r}")
 
-    zero: dict[str, Any] = {"stage": stage}
+    optimization: dict[str, Any] = {"stage": stage}
     target: dict[str, Any] = {"device": "cpu", "pin_memory": True}
     if nvme_path is not None:
         target |= {"device": "nvme", "nvme_path": nvme_path}
     if offload is not None:
-        zero["offload_optimizer"] = dict(target)
+        optimization["offload_optimizer"] = dict(target)
     if offload == "parameters":
-        zero["offload_param"] = dict(target)
+        optimization["offload_param"] = dict(target)
     if stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
+        optimization["stage3_gather_16bit_weights_on_model_save"] = True
     result: dict[str, Any] = {
-        "zero_optimization": zero,
+        "zero_optimization": optimization,
         "bf16": {"enabled": "auto" if precision == "auto" else precision == "bf16"},
         "fp16": {"enabled": "auto" if precision == "auto" else precision == "fp16"},
         "train_micro_batch_size_per_gpu": train_micro_batch_size_per_gpu,
@@ -171,9 +165,9 @@ def forget_auto(config: dict[str, Any], but: Sequence[str] = ()) -> None:
 
 def offloads(config: Mapping[str, Any]) -> bool:
     """Whether the DeepSpeed config offloads the optimizer."""
-    zero = config.get("zero_optimization") or {}
-    target = zero.get("offload_optimizer") or {}
-    return target.get("device", "none") not in (None, "none") or bool(zero.get("cpu_offload"))
+    optimization = config.get("zero_optimization") or {}
+    target = optimization.get("offload_optimizer") or {}
+    return target.get("device", "none") not in (None, "none") or bool(optimization.get("cpu_offload"))
 
 
 def keep_adopt(config: dict[str, Any]) -> None:
@@ -207,19 +201,29 @@ def _initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
         optimizer = functools.partial(ADOPT, **block_kwargs(adopted))
         del adopted["optimizer"]
     elif callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer) and offloads(adopted):
-        optimizer = optimizer(call.arguments["model_parameters"])  # whether to keep it depends on what it makes
+        # Whether to keep it depends on what it makes.
+        parameters = call.arguments.get("model_parameters")
+        parameters = list(call.arguments["model"].parameters() if parameters is None else parameters)
+        call.arguments |= {"model_parameters": parameters, "optimizer": optimizer(parameters)}
+        optimizer = call.arguments["optimizer"]
     if _makes_adopt(optimizer):
         keep_adopt(adopted)
+        compat.support_in_zero(type(optimizer) if isinstance(optimizer, ADOPT) else ADOPT)
         call.arguments["optimizer"] = optimizer
         if where == "args":
-            call.arguments["args"].deepspeed_config = None
-            where = "config"
-        call.arguments[where] = adopted
-    engine, *others = original(*call.args, **call.kwargs)
+            without = copy.copy(call.arguments["args"])
+            without.deepspeed_config = None
+            call.arguments |= {"args": without, "config": adopted}
+        else:
+            call.arguments[where] = adopted
+    return original(*call.args, **call.kwargs)
+
+
+def _engine(original: Any, engine: Any, *args: Any, **kwargs: Any) -> None:
+    """The constructor of an engine, after which its ADOPT knows the model's tensors."""
+    original(engine, *args, **kwargs)
     if isinstance(getattr(engine, "basic_optimizer", None), ADOPT):
-        compat.mark_for_universal_checkpoints(engine.module)
-        _count_tensors(engine)
-    return engine, *others
+        zero.follow(engine)
 
 
 def _config_of(arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
@@ -232,15 +236,19 @@ def _config_of(arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str
 
 
 def _loaded(config: Any) -> dict[str, Any] | None:
-    """A DeepSpeed config as a dictionary; None for what is neither a dictionary nor the path of a file."""
+    """A DeepSpeed config as a dictionary: from one, a file, or its text in base64. None for what DeepSpeed refuses."""
     if isinstance(config, dict):
         return config
-    if not os.path.isfile(config):
-        return None
-    import hjson  # DeepSpeed reads its files with it
+    import hjson  # DeepSpeed reads its configs with it
+    from deepspeed.runtime.config_utils import dict_raise_error_on_duplicate_keys
 
-    with open(config, encoding="utf-8") as file:
-        return dict(hjson.load(file))
+    if os.path.isfile(config):
+        with open(config, encoding="utf-8") as file:
+            return dict(hjson.load(file, object_pairs_hook=dict_raise_error_on_duplicate_keys))
+    try:
+        return dict(hjson.loads(base64.urlsafe_b64decode(config).decode("utf-8")))
+    except (UnicodeDecodeError, ValueError):
+        return None
 
 
 def _makes_adopt(optimizer: Any) -> bool:
@@ -254,77 +262,3 @@ def _refuse(reason: str, original: Any, *args: Any, **kwargs: Any) -> Any:
     if any(_makes_adopt(x) or (isinstance(x, Mapping) and is_adopt_block(x)) for x in everything):
         raise ImportError(reason)
     return original(*args, **kwargs)
-
-
-class Arrivals:
-    """Which of a model's tensors have got a gradient since they were last asked for."""
-
-    def __init__(self, engine: Any):
-        self.engine = engine
-        self.arrived: dict[Tensor, int] = {}
-        self.ever: set[Tensor] = set()
-
-    def watch(self, tensors: Sequence[Tensor]) -> None:
-        for tensor in tensors:
-            tensor.register_post_accumulate_grad_hook(self._note)
-
-    def _note(self, tensor: Tensor) -> None:
-        self.arrived[tensor] = self.engine.skipped_steps  # an overflow makes gradients from before it void
-        self.ever.add(tensor)
-
-    def take(self, tensors: Sequence[Tensor]) -> list[bool | None]:
-        """For each tensor, whether a gradient has come since the last call; None where none has ever come."""
-        now = self.engine.skipped_steps
-        return [self.arrived.pop(t, None) == now if t in self.ever else None for t in tensors]
-
-
-def _count_tensors(engine: Any) -> None:
-    """Let ADOPT see which of the model's tensors have a gradient, and count their steps one by one.
-
-    DeepSpeed fills in zeros, or leaves an old gradient in its place, where a tensor has none.
-    """
-    arrivals = Arrivals(engine)
-    for group in compat.zero_flat_groups(engine.optimizer):
-        arrivals.watch(group.tensors)
-        partition = Partition(
-            tensors=len(group.tensors),
-            stretches=[Stretch(*stretch) for stretch in group.stretches],
-            arrived=functools.partial(arrivals.take, group.tensors),
-            total=functools.partial(_total, group.process_group),
-        )
-        engine.basic_optimizer.set_partition(group.flat, partition)
-    whole = compat.zero_whole_tensors(engine.optimizer)
-    arrivals.watch([tensor for tensor, _ in whole])
-
-    def forget_made_up_gradients(*unused: Any) -> None:
-        arrived = arrivals.take([tensor for tensor, _ in whole])
-        for (_, stepped), there in zip(whole, arrived, strict=True):
-            if there is False:
-                stepped.grad = None
-
-    if whole:
-        engine.basic_optimizer.register_step_pre_hook(forget_made_up_gradients)
-
-
-def _total(process_group: Any, counts: Tensor) -> None:
-    from deepspeed.accelerator import get_accelerator
-
-    summed = counts.to(get_accelerator().current_device_name())  # the counts of offloaded state are on the CPU
-    torch.distributed.all_reduce(summed, group=process_group)
-    counts.copy_(summed)
-
-
-def _load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
-    """`DeepSpeedEngine.load_checkpoint` that keeps ADOPT's groups, and says what to do about another world size."""
-    if not isinstance(getattr(engine, "basic_optimizer", None), ADOPT):
-        return original(engine, *args, **kwargs)
-    from deepspeed.runtime.zero.utils import ZeRORuntimeException
-
-    try:
-        load_path, client_state = original(engine, *args, **kwargs)
-    except ZeRORuntimeException as error:
-        if "world size" in str(error):
-            raise ZeRORuntimeException(f"{error} {OTHER_WORLD_SIZE}") from error
-        raise
-    compat.restore_group_numbers(engine, load_path)
-    return load_path, client_state

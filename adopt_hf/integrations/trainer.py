@@ -31,7 +31,7 @@ def register() -> None:
         raise ImportError(reason)
     compat.add_optimizer_name(NAME, _reduce_optimizer_name)
     compat.wrap_trainer_optimizers(NAME, trainer_kwargs)
-    compat.wrap_trainer_deepspeed(_process_deepspeed_config, _deepspeed_optimizer)
+    compat.wrap_trainer_deepspeed(_process_deepspeed_config, _deepspeed_init, _deepspeed_optimizer)
 
 
 def unregister() -> None:
@@ -122,13 +122,37 @@ def _process_deepspeed_config(
         hf_config.mismatches += _fill_block(config, args)
         return result
     if args.optim == NAME and "optimizer" in config:
-        other = config["optimizer"].get("type") if isinstance(config["optimizer"], dict) else config["optimizer"]
-        raise ValueError(
-            f'optim="{NAME}" asks for ADOPT, and the "optimizer" block of the DeepSpeed config for {other!r}: remove '
-            f'that block (the line "optimizer": {{"type": "{other}", ...}}) to train with ADOPT, or write '
-            '"type": "ADOPT" in it'
-        )
+        raise ValueError(f'optim="{NAME}" asks for ADOPT, and {_another_block(config)}')
     return original(hf_config, args, *rest, **kwargs)
+
+
+def _another_block(config: dict[str, Any]) -> str:
+    block = config["optimizer"]
+    other = block.get("type") if isinstance(block, dict) else block
+    return (
+        f'the "optimizer" block of the DeepSpeed config for {other!r}: remove that block (the line "optimizer": '
+        f'{{"type": "{other}", ...}}) to train with ADOPT, or write "type": "ADOPT" in it'
+    )
+
+
+def _deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> Any:
+    """`deepspeed_init` that does not drop an ADOPT which the Trainer was given.
+
+    Raises:
+        ValueError: it would train with another optimizer.
+    """
+    config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config
+    cls = (getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,))[0]
+    by_class = isinstance(cls, type) and issubclass(cls, ADOPT)
+    if (by_class or isinstance(trainer.optimizer, ADOPT)) and not deepspeed.is_adopt_block(config):
+        if "optimizer" in config:
+            raise ValueError(f"the Trainer was given ADOPT, and {_another_block(config)}")
+        if not by_class and trainer.args.optim != NAME:
+            raise ValueError(
+                f"the Trainer was given an ADOPT in `optimizers`, which it drops under DeepSpeed to build "
+                f'optim="{trainer.args.optim.value}": write optim="{NAME}", or give optimizer_cls_and_kwargs'
+            )
+    return original(trainer, *rest, **kwargs)
 
 
 def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:

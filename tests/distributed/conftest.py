@@ -38,6 +38,7 @@ def run(*command: Any, fails: bool = False, gpus: bool = False, timeout: float =
     hidden = {} if gpus else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
+        cwd=ROOT,  # launch configs name files from there
         env=os.environ | ENVIRONMENT | hidden | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,30 +55,29 @@ def run(*command: Any, fails: bool = False, gpus: bool = False, timeout: float =
     return output
 
 
-def launch(config: str, script: str, *args: Any, processes: int = 2, fails: bool = False, gpus: bool = False) -> str:
-    """`accelerate launch --config_file examples/accelerate_configs/CONFIG.yaml tests/distributed/SCRIPT ARGS`."""
-    for attempt in range(3):
+def run_on_free_port(command: Callable[[int], tuple[Any, ...]], **options: Any) -> str:
+    """`run(*command(port))`, again if somebody else on this machine was faster at taking the port."""
+    for _ in range(2):
         try:
-            return run(
-                "-m",
-                # Not `accelerate launch`: its other subcommands import timm, which needs torchvision.
-                "accelerate.commands.launch",
-                "--config_file",
-                CONFIGS / f"{config}.yaml",
-                "--num_processes",
-                processes,
-                "--main_process_port",
-                free_port(),
-                Path(__file__).parent / script,
-                *args,
-                fails=fails,
-                gpus=gpus,
-            )
+            return run(*command(free_port()), **options)
         except AssertionError as error:
-            # Somebody else on this machine was faster at taking the free port.
-            if "EADDRINUSE" not in str(error) or attempt == 2:
+            if "EADDRINUSE" not in str(error):
                 raise
-    raise AssertionError("unreachable")
+    return run(*command(free_port()), **options)
+
+
+def torchrun(processes: int, script: str, *args: Any, **options: Any) -> str:
+    """`torchrun --nproc_per_node PROCESSES tests/distributed/SCRIPT ARGS`; what it printed."""
+    start = ("-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port")
+    return run_on_free_port(lambda port: (*start, port, Path(__file__).parent / script, *args), **options)
+
+
+def launch(config: str, script: str, *args: Any, processes: int = 2, **options: Any) -> str:
+    """`accelerate launch --config_file examples/accelerate_configs/CONFIG.yaml tests/distributed/SCRIPT ARGS`."""
+    # Not `accelerate launch`: its other subcommands import timm, which needs torchvision.
+    start = ("-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{config}.yaml")
+    start += ("--num_processes", processes, "--main_process_port")
+    return run_on_free_port(lambda port: (*start, port, Path(__file__).parent / script, *args), **options)
 
 
 @pytest.fixture(scope="session")

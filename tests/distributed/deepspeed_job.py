@@ -7,12 +7,15 @@ with ADOPT in one process on the whole batch. Each process writes FOLDER/rankR.j
 """
 
 import argparse
+import base64
 import copy
 import functools
+import gc
 import json
 import logging
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,9 +31,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-import adopt_hf
-from adopt_hf import ADOPT
-from adopt_hf.integrations.deepspeed import config as adopt_config
+early_initialize = deepspeed.initialize  # as `from deepspeed import initialize` binds it, before adopt_hf is imported
+
+import adopt_hf  # noqa: E402
+from adopt_hf import ADOPT  # noqa: E402
+from adopt_hf.integrations.deepspeed import config as adopt_config  # noqa: E402
 
 STEPS, BATCH, ROWS = 20, 8, 14
 NUMBERS = {"lr": 1e-2, "weight_decay": 0.1, "decouple": True}
@@ -55,6 +60,34 @@ class Late(nn.Module):
         if uses_expert(step):
             x = x + self.expert(x)
         return self.out(self.norm(x)).squeeze(-1)
+
+
+class Experts(nn.Module):
+    """A mixture that DeepSpeed's stage 3 takes as a whole: each process may use another of its experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, x: Tensor, which: int) -> Tensor:
+        return self.experts[which](x)
+
+
+class Routed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(ROWS, 6)
+        self.mixture = Experts()
+        self.out = nn.Linear(6, 1)
+
+    def forward(self, tokens: Tensor, which: int) -> Tensor:
+        x = self.table(tokens)
+        return self.out(x + torch.tanh(self.mixture(x, which))).squeeze(-1)
+
+
+def route(step: int, rank: int) -> int:
+    """The second expert is used from step 3 on, at first by one process alone, then by either or both."""
+    return 0 if step < 3 else int(rank == 0) if step < 8 else (step + rank * (step % 3)) % 2
 
 
 def uses_expert(step: int) -> bool:
@@ -125,10 +158,7 @@ def weights_of(engine: Any) -> dict[str, Tensor]:
 
 def train(engine: Any) -> dict[str, Any]:
     """Train with a DeepSpeed engine; how far the weights are from one process's, and what trained them."""
-    for step in range(STEPS):
-        tokens, target = share(step)
-        engine.backward((engine(tokens, step) - target).square().mean())
-        engine.step()
+    continued(engine, 0, STEPS)
     got, (wanted, steps) = weights_of(engine), reference()
     states = list(engine.basic_optimizer.state.values())
     return {
@@ -173,6 +203,133 @@ def by_function(offload: str | None) -> dict[str, Any]:
     return train(deepspeed.initialize(model=model, optimizer=make, model_parameters=groups(model), config=config)[0])
 
 
+def routed(stage: int) -> dict[str, Any]:
+    """Processes that use different tensors in a step."""
+    torch.manual_seed(0)
+    single = Routed()
+    optimizer = ADOPT(groups(single), **NUMBERS)
+    for step in range(STEPS):
+        for rank, (tokens, target) in enumerate(zip(*(t.chunk(2) for t in batch(step)), strict=True)):
+            ((single(tokens, route(step, rank)) - target).square().mean() / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.manual_seed(0)
+    model = Routed()
+    if stage == 3:
+        deepspeed.utils.set_z3_leaf_modules(model, [Experts])
+    engine = deepspeed.initialize(model=model, optimizer=ADOPT(groups(model), **NUMBERS), config=numbers(stage))[0]
+    for step in range(STEPS):
+        tokens, target = share(step)
+        engine.backward((engine(tokens, route(step, dist.get_rank())) - target).square().mean())
+        engine.step()
+    return {"difference": largest(weights_of(engine), dict(single.named_parameters()))}
+
+
+def round_robin(stage: int) -> dict[str, Any]:
+    model = make_model()
+    config = named(stage)
+    config["zero_optimization"]["round_robin_gradients"] = True
+    return train(deepspeed.initialize(model=model, model_parameters=groups(model), config=config)[0])
+
+
+def accumulated(stage: int, offload: str | None, uses: Callable[[int, int], bool]) -> dict[str, Any]:
+    """Two micro-batches a step and clipping; `uses(step, micro_batch)` says when the expert is used."""
+    clip = 0.3
+    single = make_model()
+    optimizer = ADOPT(groups(single), **NUMBERS)
+    model = make_model()
+    config = numbers(stage, offload=offload) | {
+        "gradient_accumulation_steps": 2,
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_clipping": clip,
+    }
+    engine = deepspeed.initialize(model=model, optimizer=ADOPT(groups(model), **NUMBERS), config=config)[0]
+    clipped = 0
+    for step in range(STEPS):
+        tokens, target = (t.chunk(4) for t in batch(step))
+        for micro in range(2):
+            now = 4 if uses(step, micro) else 0  # a step of uses_expert, and one that is not
+            for rank in range(2):
+                part = 2 * micro + rank
+                ((single(tokens[part], now) - target[part]).square().mean() / 4).backward()
+            part = 2 * micro + dist.get_rank()
+            engine.backward((engine(tokens[part], now) - target[part]).square().mean())
+            engine.step()
+        clipped += int(nn.utils.clip_grad_norm_(single.parameters(), clip) > clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"difference": largest(weights_of(engine), dict(single.named_parameters())), "clipped": clipped}
+
+
+def largest(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    return max((got[name] - wanted[name]).abs().max().item() for name in wanted)
+
+
+def frozen(stage: int) -> dict[str, Any]:
+    model = make_model()
+    model.table.requires_grad_(False)
+    optimizer = ADOPT(model.parameters(), **NUMBERS)
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=numbers(stage))[0]
+    before = weights_of(engine)
+    tokens, target = share(0)
+    for _ in range(2):
+        engine.backward((engine(tokens, 0) - target).square().mean())
+        engine.step()
+    after = weights_of(engine)
+    return {"moved": sorted(name for name in before if not torch.equal(before[name], after[name]))}
+
+
+def freed(stage: int) -> dict[str, Any]:
+    """What is still there of an engine that nobody holds any more."""
+    model = make_model()
+    optimizer = ADOPT(groups(model), **NUMBERS)
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=numbers(stage))[0]
+    tokens, target = share(0)
+    engine.backward((engine(tokens, 0) - target).square().mean())
+    engine.step()
+    engine.destroy()
+    alive = {name: weakref.ref(x) for name, x in (("engine", engine), ("optimizer", optimizer), ("model", model))}
+    del engine, optimizer, model
+    gc.collect()
+    return {"alive": [name for name, reference in alive.items() if reference() is not None]}
+
+
+def by_base64() -> dict[str, Any]:
+    model = make_model()
+    config = base64.urlsafe_b64encode(json.dumps(named(2)).encode()).decode()
+    return train(deepspeed.initialize(model=model, model_parameters=groups(model), config=config)[0])
+
+
+def by_early_import() -> dict[str, Any]:
+    model = make_model()
+    return train(early_initialize(model=model, optimizer=ADOPT(groups(model), **NUMBERS), config=numbers(2))[0])
+
+
+def by_subclass() -> dict[str, Any]:
+    class Mine(ADOPT):
+        pass
+
+    model = make_model()
+    return train(deepspeed.initialize(model=model, optimizer=Mine(groups(model), **NUMBERS), config=numbers(2))[0])
+
+
+def twice_with_the_same_arguments(folder: Path) -> dict[str, Any]:
+    path = folder / f"twice{dist.get_rank()}.json"
+    path.write_text(json.dumps(named(2)))
+    args = SimpleNamespace(deepspeed_config=str(path), local_rank=dist.get_rank())
+    models = [make_model(), make_model()]
+    found = [train(deepspeed.initialize(args=args, model=m, model_parameters=groups(m))[0]) for m in models]
+    return {"difference": max(one["difference"] for one in found), "args": args.deepspeed_config == str(path)}
+
+
+def by_function_without_parameters() -> dict[str, Any]:
+    model = make_model()
+    made = deepspeed.initialize(
+        model=model, optimizer=lambda p: ADOPT(p, **NUMBERS), config=numbers(2, offload="optimizer")
+    )
+    return {"optimizer": type(made[0].basic_optimizer).__qualname__}
+
+
 def by_ddp() -> dict[str, Any]:
     model = make_model()
     optimizer = ADOPT(groups(model), **NUMBERS)
@@ -190,27 +347,44 @@ def by_ddp() -> dict[str, Any]:
     }
 
 
+def continued(engine: Any, first: int, last: int) -> None:
+    for step in range(first, last):
+        tokens, target = share(step)
+        engine.backward((engine(tokens, step) - target).square().mean())
+        engine.step()
+
+
+HALF = 6  # the expert has had two gradients by then
+
+
 def resumed(stage: int, folder: Path) -> dict[str, Any]:
-    """As `by_name`, in two halves with a checkpoint between them; the other half of the steps is in the state."""
-
-    def engine() -> Any:
-        model = make_model()
-        return deepspeed.initialize(model=model, model_parameters=groups(model), config=named(stage))[0]
-
-    first = engine()
-    for step in range(6):  # the expert has had one gradient, and missed one
-        tokens, target = share(step)
-        first.backward((first(tokens, step) - target).square().mean())
-        first.step()
+    """As `by_name`, in two halves with a checkpoint between them."""
+    models = [make_model(), make_model()]
+    first, second = (deepspeed.initialize(model=m, model_parameters=groups(m), config=named(stage))[0] for m in models)
+    continued(first, 0, HALF)
     first.save_checkpoint(str(folder / f"resumed{stage}"))
-    second = engine()
     second.load_checkpoint(str(folder / f"resumed{stage}"))
-    for step in range(6, STEPS):
-        tokens, target = share(step)
-        second.backward((second(tokens, step) - target).square().mean())
-        second.step()
-    got, (wanted, _) = weights_of(second), reference()
-    return {"difference": max((got[name] - wanted[name]).abs().max().item() for name in wanted)}
+    continued(second, HALF, STEPS)
+    return {"difference": largest(weights_of(second), reference()[0])}
+
+
+def half(stage: int, folder: Path) -> dict[str, Any]:
+    model = make_model()
+    engine = deepspeed.initialize(model=model, model_parameters=groups(model), config=named(stage))[0]
+    continued(engine, 0, HALF)
+    engine.save_checkpoint(str(folder / "half"))
+    return {}
+
+
+def other_half(stage: int, folder: Path) -> dict[str, Any]:
+    """From a universal checkpoint of what `half` has saved."""
+    model = make_model()
+    config = named(stage) | {"checkpoint": {"load_universal": True}}
+    engine = deepspeed.initialize(model=model, model_parameters=groups(model), config=config)[0]
+    engine.load_checkpoint(str(folder / "half"))
+    counted = sorted({t for state in engine.basic_optimizer.state.values() for t in state["tensor_steps"]})
+    continued(engine, HALF, STEPS)
+    return {"difference": largest(weights_of(engine), reference()[0]), "counted": counted}
 
 
 def with_accelerate(stage: int) -> dict[str, Any]:
@@ -259,12 +433,42 @@ def with_trainer(folder: Path, **fields: Any) -> dict[str, Any]:
     }
 
 
+def given_to_the_trainer(folder: Path, config: dict[str, Any], by: str, **fields: Any) -> None:
+    args = TrainingArguments(
+        str(folder / "given"),
+        deepspeed=adopt_config(2, precision="fp32") | config,
+        use_cpu=True,
+        report_to="none",
+        **fields,
+    )
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    given = (
+        {"optimizer_cls_and_kwargs": adopt_hf.trainer_kwargs(args)}
+        if by == "class"
+        else {"optimizers": (ADOPT(model.parameters()), None)}
+    )
+    tokens = torch.zeros(8, dtype=torch.long)
+    Trainer(model=model, args=args, train_dataset=[{"input_ids": tokens, "labels": tokens}] * 8, **given).train()
+
+
 def wrong(change: Callable[[dict[str, Any]], None], optimizer: bool = False) -> Any:
     model = make_model()
     config = copy.deepcopy(numbers(2, offload="optimizer") if optimizer else named(2))
     change(config)
     client = ADOPT(groups(model), **NUMBERS) if optimizer else None
     return deepspeed.initialize(model=model, optimizer=client, model_parameters=groups(model), config=config)
+
+
+def second_micro_batch(step: int, micro: int) -> bool:
+    return micro == 1 and step >= 2 and step % 3 != 0
+
+
+def first_micro_batch(step: int, micro: int) -> bool:
+    return micro == 0 and step >= 2
+
+
+def whole_steps(step: int, micro: int) -> bool:
+    return step >= 2 and step % 3 != 0
 
 
 def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
@@ -280,6 +484,38 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
         "by function, offloaded": functools.partial(by_function, "optimizer"),
         "by DDP": by_ddp,
         **{f"resumed, stage {stage}": functools.partial(resumed, stage, folder) for stage in (1, 2, 3)},
+        **{f"routed apart, stage {stage}": functools.partial(routed, stage) for stage in (0, 3)},
+        **{f"round robin, stage {stage}": functools.partial(round_robin, stage) for stage in (1, 2)},
+        **{
+            f"accumulated{', offloaded' if offload else ''}, stage {stage}": functools.partial(
+                accumulated, stage, offload, uses
+            )
+            for stage, offload, uses in (
+                (0, None, second_micro_batch),
+                (1, None, second_micro_batch),
+                (2, None, second_micro_batch),
+                (3, None, second_micro_batch),
+                (1, "optimizer", second_micro_batch),
+                (2, "optimizer", whole_steps),
+                (3, "optimizer", whole_steps),
+            )
+        },
+        "error: accumulated, offloaded, stage 2": functools.partial(accumulated, 2, "optimizer", second_micro_batch),
+        "error: accumulated, offloaded, stage 3": functools.partial(accumulated, 3, "optimizer", first_micro_batch),
+        **{f"frozen, stage {stage}": functools.partial(frozen, stage) for stage in (0, 2, 3)},
+        **{f"freed, stage {stage}": functools.partial(freed, stage) for stage in (0, 2)},
+        "by base64": by_base64,
+        "by an early import": by_early_import,
+        "by a subclass": by_subclass,
+        "twice with the same arguments": functools.partial(twice_with_the_same_arguments, folder),
+        "by function without parameters": by_function_without_parameters,
+        "error: Trainer, class and another block": functools.partial(
+            given_to_the_trainer, folder, {"optimizer": adam_block}, "class"
+        ),
+        "error: Trainer, object and another block": functools.partial(
+            given_to_the_trainer, folder, {"optimizer": adam_block}, "object"
+        ),
+        "error: Trainer, object": functools.partial(given_to_the_trainer, folder, {}, "object"),
         "error: forced away": lambda: wrong(lambda c: c.update(zero_force_ds_cpu_optimizer=True), optimizer=True),
         "error: unknown key": lambda: wrong(lambda c: c["optimizer"]["params"].update(adam_w_mode=True)),
         "error: bad value": lambda: wrong(lambda c: c["optimizer"]["params"].update(betas=[0.9, 1.5])),
@@ -319,7 +555,9 @@ class Messages(logging.Handler):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--only", nargs="*", help="scenarios")
+    parser.add_argument("--half", type=int, metavar="STAGE", help="train the first half of the steps, and save")
+    parser.add_argument("--other_half", type=int, metavar="STAGE", help="and the second, from a universal checkpoint")
     options = parser.parse_args()
     torch.set_num_threads(1)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build
@@ -328,9 +566,14 @@ def main() -> None:
     deepspeed.utils.logger.addHandler(messages)
     deepspeed.utils.logger.setLevel(logging.INFO)
     found: dict[str, Any] = {}
-    for name, scenario in scenarios(options.folder).items():
-        if options.only and name not in options.only:
-            continue
+    chosen = scenarios(options.folder)
+    if options.half is not None:
+        chosen = {"half": functools.partial(half, options.half, options.folder)}
+    elif options.other_half is not None:
+        chosen = {"other half": functools.partial(other_half, options.other_half, options.folder)}
+    elif options.only:
+        chosen = {name: chosen[name] for name in options.only}
+    for name, scenario in chosen.items():
         try:
             found[name] = scenario()
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
@@ -339,8 +582,9 @@ def main() -> None:
             found[name] = f"{type(error).__name__}: {error}"
         AcceleratorState._reset_state(reset_partial_state=False)
         GradientState._reset_state()
+        print("done:", name, flush=True)  # the last one of a log that ends is not the one that hangs
     found["world_size"] = dist.get_world_size()
-    found["untested"] = [text for text in messages.texts if "untested" in text]
+    found["untested"] = [text for text in messages.texts if "an untested" in text]
     found["messages"] = len(messages.texts)
     (options.folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(found, default=str))
     dist.barrier()

@@ -143,6 +143,12 @@ def digest(tensors: list[Tensor]) -> str:
     return sha.hexdigest()
 
 
+def offloaded(model: Any, what: str) -> str:
+    """Where a DeepSpeed engine says that it keeps something."""
+    target = getattr(model, what, lambda: None)()
+    return "none" if target is None else str(getattr(target.device, "value", target.device))
+
+
 def look(accelerator: Accelerator, model: Any, optimizer: Any, before: int) -> dict[str, Any]:
     """What this process holds, after training from step `before` on."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -158,6 +164,7 @@ def look(accelerator: Accelerator, model: Any, optimizer: Any, before: int) -> d
         "fsdp_version": accelerator.state.fsdp_plugin.fsdp_version
         if accelerator.distributed_type.value == "FSDP"
         else None,
+        "offload": [offloaded(model, "zero_offload_optimizer"), offloaded(model, "zero_offload_param")],
         "wrapper": f"{type(getattr(optimizer, 'optimizer', optimizer)).__qualname__}",
         "optimizer": f"{type(inner).__module__}.{type(inner).__qualname__}",
         "groups": [

@@ -20,6 +20,7 @@ class Mode:
     world_size: int = 2
     sharded: bool = False  # the optimizer state is
     dtensors: bool = False
+    offload: tuple[str, str] = ("none", "none")  # where DeepSpeed keeps the optimizer and the parameters
 
     @property
     def name(self) -> str:
@@ -44,10 +45,10 @@ MODES = [
     Mode("zero1", "DEEPSPEED", bf16=True, stage=1, wrapper=STAGE_1_2, sharded=True),
     Mode("zero2", "DEEPSPEED", bf16=True, stage=2, wrapper=STAGE_1_2, sharded=True),
     Mode("zero3", "DEEPSPEED", bf16=True, stage=3, wrapper=STAGE_3, sharded=True),
-    Mode("zero1_offload", "DEEPSPEED", stage=1, wrapper=STAGE_1_2, sharded=True),
-    Mode("zero2_offload", "DEEPSPEED", stage=2, wrapper=STAGE_1_2, sharded=True),
-    Mode("zero3_offload", "DEEPSPEED", stage=3, wrapper=STAGE_3, sharded=True),
-    Mode("zero3_offload_parameters", "DEEPSPEED", stage=3, wrapper=STAGE_3, sharded=True),
+    Mode("zero1_offload", "DEEPSPEED", offload=("cpu", "none"), stage=1, wrapper=STAGE_1_2, sharded=True),
+    Mode("zero2_offload", "DEEPSPEED", offload=("cpu", "none"), stage=2, wrapper=STAGE_1_2, sharded=True),
+    Mode("zero3_offload", "DEEPSPEED", offload=("cpu", "none"), stage=3, wrapper=STAGE_3, sharded=True),
+    Mode("zero3_offload_parameters", "DEEPSPEED", offload=("cpu", "cpu"), stage=3, wrapper=STAGE_3, sharded=True),
 ]
 
 # What this machine cannot run, and why; the rows stand in the table all the same.

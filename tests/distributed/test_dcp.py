@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.distributed.conftest import free_port, run
+from tests.distributed.conftest import torchrun
 
 pytestmark = pytest.mark.distributed
 
@@ -18,9 +18,7 @@ TOLERANCE = 1e-6
 
 
 def train(processes: int, folder: Path, first: int, last: int, *args: object) -> dict[str, Tensor]:
-    job = Path(__file__).parent / "dcp_job.py"
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port", free_port())
-    run(*launcher, job, folder, first, last, *args)
+    torchrun(processes, "dcp_job.py", folder, first, last, *args)
     seen = json.loads((folder / "seen.json").read_text())
     assert (seen["world_size"], seen["optimizer"], seen["steps"]) == (processes, "ADOPT", [float(last)])
     assert set(seen["sharded"]) == {"DTensor" if processes > 1 else "Parameter"}

@@ -7,12 +7,11 @@
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.distributed.conftest import free_port, run
+from tests.distributed.conftest import torchrun
 
 pytestmark = pytest.mark.distributed
 
@@ -24,6 +23,10 @@ SAME_WEIGHTS = [
     "all offloaded, stage 3",
     "by function",
     "by function, offloaded",
+    "by base64",
+    "by an early import",
+    "round robin, stage 1",
+    "round robin, stage 2",
     "Accelerate, stage 2",
     "Accelerate, stage 3",
 ]
@@ -33,6 +36,11 @@ ERRORS = {
     "error: bad value": ["ValueError", "beta2", "[0, 1)", "1.5"],
     "error: lr auto": ["ValueError", "optimizer.params.lr is 'auto'", "write a number"],
     "error: Trainer, contradiction": ["ValueError", "optimizer.params.betas=0.99 vs hf beta2=0.95"],
+    "error: Trainer, class and another block": ["ValueError", "was given ADOPT", "'AdamW'", "remove that block"],
+    "error: Trainer, object and another block": ["ValueError", "was given ADOPT", "'AdamW'", "remove that block"],
+    "error: Trainer, object": ["ValueError", "`optimizers`", 'write optim="adopt"'],
+    "error: accumulated, offloaded, stage 2": ["RuntimeError", "micro-batches", "stage 2", "stage 1, or no offload"],
+    "error: accumulated, offloaded, stage 3": ["RuntimeError", "micro-batches", "stage 3"],
     "error: Trainer, another block": [
         "ValueError",
         'optim="adopt"',
@@ -46,8 +54,7 @@ ERRORS = {
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("deepspeed")
-    job = Path(__file__).parent / "deepspeed_job.py"
-    run("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port(), job, folder)
+    torchrun(2, "deepspeed_job.py", folder, timeout=550)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -67,6 +74,42 @@ def test_the_weights_are_those_of_one_process(scenario: str, found: list[dict[st
         assert counted == rank["steps_of_one_process"]
     stage = [int(word) for word in scenario.split() if word.isdigit()]
     assert found[0][scenario]["stage"] == (stage[0] if stage else 2)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "routed apart, stage 0",
+        "routed apart, stage 3",
+        *(f"accumulated, stage {stage}" for stage in (0, 1, 2, 3)),
+        *(f"accumulated, offloaded, stage {stage}" for stage in (1, 2, 3)),
+        "twice with the same arguments",
+    ],
+)
+def test_and_where_processes_or_micro_batches_differ(scenario: str, found: list[dict[str, Any]]) -> None:
+    """Experts that are used by some processes, or in some of the micro-batches of a step, with clipping."""
+    for rank in (r[scenario] for r in found):
+        assert rank["difference"] < 1e-6
+        assert rank.get("clipped", 20) >= 5  # or the norm was not put to the test
+        assert rank.get("args", True)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_frozen_parameters(stage: int, found: list[dict[str, Any]]) -> None:
+    for rank in (r[f"frozen, stage {stage}"] for r in found):
+        assert "hidden.weight" in rank["moved"]
+        assert "table.weight" not in rank["moved"]
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_an_engine_that_nobody_holds_is_gone(stage: int, found: list[dict[str, Any]]) -> None:
+    assert [rank[f"freed, stage {stage}"]["alive"] for rank in found] == [[], []]
+
+
+def test_other_ways_to_hand_it_over(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        assert rank["by function without parameters"]["optimizer"] == "ADOPT"
+        assert rank["by a subclass"]["difference"] < 1e-6
 
 
 def test_late_gradients_under_ddp(found: list[dict[str, Any]]) -> None:

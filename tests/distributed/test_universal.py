@@ -3,6 +3,7 @@
 The converter is DeepSpeed's own command as our error message writes it, without --inject_missing_state.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from adopt_hf.integrations.deepspeed import OTHER_WORLD_SIZE
-from tests.distributed.conftest import free_port, run
+from adopt_hf.integrations.zero import OTHER_WORLD_SIZE
+from tests.distributed.conftest import run, torchrun
 from tests.distributed.job import SAVED
 from tests.distributed.test_matrix import FP32_TOLERANCE, largest_difference, ranks, weights
 
@@ -22,23 +23,24 @@ Launched = Callable[..., Path]
 
 def train(folder: Path, processes: int, stage: int, *args: object, fails: bool = False) -> str:
     """The Trainer under ZeRO, with a config made in Python."""
-    job = Path(__file__).parent / "job.py"
-    port = ("--master_port", free_port())
-    where = ("-m", "torch.distributed.run", "--nproc_per_node", processes, *port, job, folder)
-    return run(*where, "--use_cpu", "--loops", "trainer", "--zero", stage, *args, fails=fails)
+    options = ("--use_cpu", "--loops", "trainer", "--zero", stage, *args)
+    return torchrun(processes, "job.py", folder, *options, fails=fails)
 
 
-def universal(trained: Path, folder: Path) -> Path:
+def universal(trained: Path, folder: Path, *more: str) -> Path:
     """A copy of a job's folder whose checkpoint is a universal one."""
     shutil.copytree(trained, folder)
     checkpoint = folder / "trainer" / "run" / f"checkpoint-{SAVED}"
     tag = f"global_step{SAVED}"
+    convert(checkpoint, checkpoint, tag, *more)
+    return folder
+
+
+def convert(source: Path, target: Path, tag: str, *more: str) -> None:
     command = re.search(r"`python (-m deepspeed\S+) ", OTHER_WORLD_SIZE)
     assert command is not None
-    source, target = checkpoint / tag, checkpoint / f"{tag}_universal"
-    workers = ("--num_extract_workers", 1, "--num_merge_workers", 1)
-    run(*command[1].split(), "--input_folder", source, "--output_folder", target, *workers)
-    return folder
+    folders = ("--input_folder", source / tag, "--output_folder", target / f"{tag}_universal")
+    run(*command[1].split(), *folders, "--num_extract_workers", 1, "--num_merge_workers", 1, *more)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -69,3 +71,23 @@ def test_another_number_of_processes_without_conversion_says_how(
     output = train(tmp_path / "resumed", 1, stage, "--resume", launched(f"zero{stage}"), fails=True)
     assert "Automatic adjustment of ZeRO's optimizer state partitioning" in output  # DeepSpeed's own words
     assert OTHER_WORLD_SIZE in output
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_tensors_that_came_late_keep_their_step_counts(stage: int, tmp_path: Path) -> None:
+    """One process trains in two halves on what two have left after the first."""
+    torchrun(2, "deepspeed_job.py", tmp_path, "--half", stage)
+    convert(tmp_path / "half", tmp_path / "half", "global_step6")
+    torchrun(1, "deepspeed_job.py", tmp_path, "--other_half", stage)
+    found = json.loads((tmp_path / "rank0.json").read_text())
+    assert found["world_size"] == 1
+    assert found["other half"]["counted"] == [2.0, 4.0, 6.0]
+    assert found["other half"]["difference"] < FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_state_of_adam_is_refused(stage: int, launched: Launched, tmp_path: Path) -> None:
+    trained = launched(f"zero{stage}", "--optim", "adamw_torch", "--loops", "trainer")
+    converted = universal(trained, tmp_path / "universal", "--inject_missing_state")  # which with ADOPT is there
+    output = train(tmp_path / "resumed", 2, stage, "--universal", "--resume", converted, fails=True)
+    assert "this is the state of Adam or one of its kind" in output

@@ -14,8 +14,8 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-from adopt_hf.integrations import deepspeed
 from adopt_hf.integrations.deepspeed import block_kwargs, config, forget_auto, is_adopt_block, keep_adopt
+from adopt_hf.integrations.zero import OTHER_WORLD_SIZE
 
 NUMBERS: dict[str, Any] = {
     "precision": "bf16",
@@ -287,5 +287,5 @@ def test_an_unfit_deepspeed_refuses_adopt_alone(change: str, start: Any, tmp_pat
 def test_the_sentence_on_world_sizes_names_a_command_that_exists() -> None:
     import importlib.util
 
-    name = deepspeed.OTHER_WORLD_SIZE.split("python -m ")[1].split()[0]
+    name = OTHER_WORLD_SIZE.split("python -m ")[1].split()[0]
     assert importlib.util.find_spec(name) is not None
