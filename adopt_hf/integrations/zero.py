@@ -21,8 +21,9 @@ COUNTS = "adopt_tensor_steps"  # in the universal_checkpoint_info of a checkpoin
 
 NO_NVME_RESUME = (
     "DeepSpeed does not load the optimizer's state from a checkpoint when it is offloaded to NVMe: step counts, and "
-    "what was too small to be swapped, would begin anew. Train with the optimizer on the CPU (offload_optimizer.device=cpu) "
-    "where a run has to be resumed, or go on from the weights alone (load_checkpoint(..., load_optimizer_states=False))"
+    "what was too small to be swapped, would begin anew. Train with the optimizer on the CPU "
+    "(offload_optimizer.device=cpu) where a run has to be resumed, or go on from the weights alone "
+    "(load_checkpoint(..., load_optimizer_states=False))"
 )
 
 OTHER_WORLD_SIZE = (
