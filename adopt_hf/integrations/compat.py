@@ -98,8 +98,10 @@ def _version(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def _parameters(function: Any) -> list[str]:
-    return list(inspect.signature(function).parameters)
+def _parameters(owner: Any, name: str) -> list[str]:
+    """The names of the parameters of `owner.name`; none if there is no such function."""
+    function = getattr(owner, name, None)
+    return list(inspect.signature(function).parameters) if inspect.isroutine(function) else []
 
 
 # -- Which transformers the patches below fit --------------------------------------------------------------------------
@@ -128,7 +130,7 @@ def transformers_mismatch() -> str | None:
         (deepspeed, "deepspeed_optim_sched", ["trainer", "hf_deepspeed_config"]),
         (sys.modules["transformers.trainer"], "deepspeed_init", ["trainer"]),
     ):
-        if _parameters(getattr(owner, name, int))[: len(first)] != first:
+        if _parameters(owner, name)[: len(first)] != first:
             return f"transformers {installed} has changed {name} for DeepSpeed: adopt_hf must be updated"
     return None
 
@@ -273,7 +275,7 @@ def wrap_accelerator_prepare(around: Around) -> None:
 
     if Version(accelerate.__version__) < Version(ACCELERATE_MIN):
         raise ImportError(f"adopt_hf needs accelerate {ACCELERATE_MIN} or later, installed is {accelerate.__version__}")
-    if "self" not in _parameters(getattr(accelerate.Accelerator, "prepare", int)):
+    if "self" not in _parameters(accelerate.Accelerator, "prepare"):
         raise ImportError(f"accelerate {accelerate.__version__} has changed Accelerator.prepare: update adopt_hf")
     wrap(accelerate.Accelerator, "prepare", around)
 
@@ -311,7 +313,7 @@ def deepspeed_mismatch() -> str | None:
     if Version(installed) < Version(DEEPSPEED_MIN):
         return f"ADOPT under DeepSpeed needs deepspeed {DEEPSPEED_MIN} or later, installed is {installed}"
     if not {"model", "optimizer", "model_parameters", "config", "config_params"} <= {
-        *_parameters(deepspeed.initialize)
+        *_parameters(deepspeed, "initialize")
     }:
         return f"deepspeed {installed} has changed deepspeed.initialize: adopt_hf must be updated"
     from deepspeed.runtime.zero import utils
@@ -319,7 +321,7 @@ def deepspeed_mismatch() -> str | None:
     if not isinstance(getattr(utils, "ZERO_SUPPORTED_OPTIMIZERS", None), list):
         return f"deepspeed {installed} has changed ZERO_SUPPORTED_OPTIMIZERS: adopt_hf must be updated"
     for name, parameters in (("save_checkpoint", {"save_dir"}), ("load_checkpoint", {"load_dir", "tag"})):
-        if not parameters.issubset(_parameters(getattr(deepspeed.DeepSpeedEngine, name, int))):
+        if not parameters.issubset(_parameters(deepspeed.DeepSpeedEngine, name)):
             return f"deepspeed {installed} has changed DeepSpeedEngine.{name}: adopt_hf must be updated"
     return None
 
