@@ -312,9 +312,8 @@ def deepspeed_mismatch() -> str | None:
     installed = _version("deepspeed")
     if Version(installed) < Version(DEEPSPEED_MIN):
         return f"ADOPT under DeepSpeed needs deepspeed {DEEPSPEED_MIN} or later, installed is {installed}"
-    if not {"model", "optimizer", "model_parameters", "config", "config_params"} <= {
-        *_parameters(deepspeed, "initialize")
-    }:
+    ours = {"model", "optimizer", "model_parameters", "config", "config_params"}
+    if not ours.issubset(_parameters(deepspeed, "initialize")):
         return f"deepspeed {installed} has changed deepspeed.initialize: adopt_hf must be updated"
     from deepspeed.runtime.zero import utils
 
