@@ -5,6 +5,7 @@ train_clm.py --output_dir DIR --n_layer 1 [any TrainingArguments]
 
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,3 +49,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # the work is done; now and then a thread of a library aborts the interpreter's own end
