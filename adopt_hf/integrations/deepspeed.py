@@ -10,7 +10,6 @@ import base64
 import copy
 import functools
 import inspect
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,8 +19,6 @@ import torch
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, zero
 from adopt_hf.optimizer import ADOPT
-
-logger = logging.getLogger("adopt_hf")
 
 KEYS = ("lr", "betas", *(name for name in HYPERPARAMETERS if name not in ("lr", "beta1", "beta2")), "backend")
 OFFLOAD = (None, "optimizer", "parameters")

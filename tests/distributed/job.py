@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers.trainer
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -195,7 +196,7 @@ def write(folder: Path, seen: dict[str, Any], weights: dict[str, Tensor] | None,
 
 
 def with_trainer(folder: Path, options: argparse.Namespace) -> None:
-    Trainer.create_accelerator_and_postprocess = trainer_with_shim(Trainer.create_accelerator_and_postprocess)
+    transformers.trainer.Accelerator = CpuAccelerator
     trainer = Trainer(
         model=make_model(options.width),
         args=arguments(folder / "run", options),
@@ -207,20 +208,6 @@ def with_trainer(folder: Path, options: argparse.Namespace) -> None:
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     seen = look(trainer.accelerator, trainer.model_wrapped, trainer.optimizer, SAVED if resume else 0)
     write(folder, seen, weights, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
-
-
-def trainer_with_shim(original: Any) -> Any:
-    if getattr(original, "shim", False):
-        return original
-
-    def create(self: Trainer) -> None:
-        import transformers.trainer
-
-        transformers.trainer.Accelerator = CpuAccelerator
-        original(self)
-
-    create.shim = True  # type: ignore[attr-defined]
-    return create
 
 
 def with_accelerate(folder: Path, options: argparse.Namespace) -> None:
