@@ -1,9 +1,9 @@
-"""python -m adopt_hf run script.py ARGS...  or  run -m package.module ARGS...  or  memory --params 7e9 --zero 3 ..."""
+"""python -m adopt_hf run script.py ARGS... | run -m package.module ARGS... | env | memory --params 7e9 --zero 3 ..."""
 
 import argparse
 import sys
 
-from adopt_hf.integrations import memory, run
+from adopt_hf.integrations import environment, memory, run
 
 
 def main() -> None:
@@ -22,6 +22,12 @@ def main() -> None:
     run_command.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in python -m")
     run_command.add_argument("script", metavar="SCRIPT")
 
+    commands.add_parser(
+        "env",
+        help="versions, and which backend runs where, or why not",
+        description="Versions, and which backend runs on each device, with the reason where one cannot.",
+    )
+
     memory_command = commands.add_parser(
         "memory",
         help="how many bytes of optimizer state each process holds",
@@ -38,6 +44,8 @@ def main() -> None:
     if options.command == "run":
         start = run.run_module if options.module else run.run_script
         start(options.script, argv[end:], error=run_command.error)
+    elif options.command == "env":
+        print(environment.report())
     else:
         try:
             print(memory.report(options))

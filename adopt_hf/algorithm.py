@@ -4,7 +4,7 @@ Source: Taniguchi et al., "ADOPT: Modified Adam Can Converge with Any beta2 with
 (arXiv 2411.02853), Algorithm 2. Letters of the paper: theta parameter, g gradient, m first moment (`exp_avg`),
 v second moment (`exp_avg_sq`), t steps completed so far (`step`).
 
-    (1) g <- -g                     if maximize
+    (1) g <- -g                     if maximize; beforehand g <- g / grad_scale under GradScaler
         g <- g + weight_decay*theta if weight_decay and not decouple
     (2) new <- (v == 0)                                         element by element: never observed
     (3) theta <- theta*(1 - lr*weight_decay)                    if decouple and t > 0
@@ -131,7 +131,7 @@ class StepScalars(NamedTuple):
     Switches that are off have become neutral values, so that no backend knows of steps, schedules or modes.
     """
 
-    sign: float  # -1 if maximize, else 1
+    scale: float  # of the gradient: 1 / grad_scale, negative if maximize
     l2: float  # coupled weight decay, else 0
     decay: float  # 1 - lr*weight_decay if decoupled and t > 0, else 1
     eps: float
@@ -152,13 +152,17 @@ class StepScalars(NamedTuple):
         return self._replace(**tensors)
 
 
-def step_scalars(group: Mapping[str, Any], t: float) -> StepScalars:
-    """The numbers of the step that follows `t` completed ones, for a (checked) param group."""
+def step_scalars(group: Mapping[str, Any], t: float, grad_scale: float = 1.0) -> StepScalars:
+    """The numbers of the step that follows `t` completed ones, for a (checked) param group.
+
+    Args:
+        grad_scale: what the gradients are too large by: the factor of the loss under a GradScaler.
+    """
     lr = float(group["lr"])
     beta1, beta2 = group["betas"]
     weight_decay, decouple = group["weight_decay"], group["decouple"]
     return StepScalars(
-        sign=-1.0 if group["maximize"] else 1.0,
+        scale=(-1.0 if group["maximize"] else 1.0) / grad_scale,
         l2=0.0 if decouple else weight_decay,
         decay=1.0 - lr * weight_decay if decouple and t > 0 else 1.0,
         eps=group["eps"],
@@ -167,6 +171,29 @@ def step_scalars(group: Mapping[str, Any], t: float) -> StepScalars:
         beta2=min(beta2, 1.0 - 1.0 / (t + 1.0)) if group["beta2_warmup"] else beta2,
         lr=lr,
     )
+
+
+def capturable_scalars(group: Mapping[str, Any], t: Tensor, grad_scale: Tensor | None) -> StepScalars:
+    """As `step_scalars`, computed on the device of `t` (0-d) without a look at its value; float64 0-d tensors.
+
+    Args:
+        grad_scale: one-element tensor, or None for 1.
+    """
+    t, lr = t.double(), torch.as_tensor(group["lr"], dtype=torch.float64, device=t.device).reshape(())
+    beta1, beta2 = group["betas"]
+    weight_decay, decouple, clip_exp = group["weight_decay"], group["decouple"], group["clip_exp"]
+    sign = -1.0 if group["maximize"] else 1.0
+    scalars: dict[str, Any] = {
+        "scale": sign if grad_scale is None else sign / grad_scale.double().reshape(()),
+        "l2": 0.0 if decouple else weight_decay,
+        "decay": torch.where(t > 0, 1.0 - lr * weight_decay, 1.0) if decouple else 1.0,
+        "eps": group["eps"],
+        "clip": torch.full_like(t, math.inf) if clip_exp is None else t**clip_exp,
+        "beta1": beta1,
+        "beta2": (1.0 - 1.0 / (t + 1.0)).clamp(max=beta2) if group["beta2_warmup"] else beta2,
+        "lr": lr,
+    }
+    return StepScalars(**scalars)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -187,8 +214,8 @@ def update(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Equations (1) to (7) for one tensor: the new (theta, m, v), all in the dtype of the moments. Changes nothing."""
     theta, g, m, v = param.to(exp_avg.dtype), grad.to(exp_avg.dtype), exp_avg, exp_avg_sq
-    if s.sign < 0:  # (1)
-        g = -g
+    if isinstance(s.scale, Tensor) or s.scale != 1:  # (1)
+        g = g * s.scale
     if s.l2 != 0:
         g = g + s.l2 * theta
     new = v == 0  # (2)

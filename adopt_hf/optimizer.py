@@ -1,21 +1,21 @@
-"""The optimizer: torch's interface, lazy state, buckets of like tensors, and their dispatch to a backend."""
+"""The optimizer: torch's interface, its hyperparameters, the dispatch of a step to backends, and loading."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, overload
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from adopt_hf import algorithm, backends, states
-from adopt_hf.algorithm import HYPERPARAMETERS, StepScalars
-from adopt_hf.partition import Partition, counted
+from adopt_hf.algorithm import HYPERPARAMETERS
+from adopt_hf.partition import Partition
+from adopt_hf.plan import Plan, count_steps, make_plan
 
 DEFAULTS: dict[str, Any] = {
     "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
     "backend": "auto",
+    "capturable": backends.CAPTURABLE.default,
     **{name: row.default for name, row in HYPERPARAMETERS.items() if name not in ("beta1", "beta2")},
 }
 
@@ -31,33 +31,8 @@ INSTEAD = {
     "weight_decouple": "write decouple=True",
     "foreach": "write backend='foreach' or backend='reference'",
     "fused": "write backend='fused'",
-    "capturable": "leave it out",
     "differentiable": "leave it out",
 }
-
-
-class Four(NamedTuple):
-    """What a backend takes of one parameter, or of a span of a flat one: real local tensors of one shape."""
-
-    param: Tensor
-    grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-
-
-class Bucket(NamedTuple):
-    """What one call of a backend updates: of one param group, device, dtype and step count."""
-
-    fours: list[Four]
-    scalars: StepScalars
-    step: backends.BackendStep
-
-
-class Plan(NamedTuple):
-    """All that one step does: the buckets to update, and what becomes of the step counts afterwards."""
-
-    buckets: list[Bucket]
-    counts: list[tuple[dict[str, Any], dict[str, Any]]]  # a parameter's state, and its new entries
 
 
 class ADOPT(Optimizer):
@@ -76,10 +51,12 @@ class ADOPT(Optimizer):
         clip_exp: the normalised gradient is clipped to +-t**clip_exp, t being the completed steps; None: not at all.
         beta2_warmup: use min(beta2, 1 - 1/(t+1)), a running mean to begin with.
         maximize: ascend instead of descend.
-        backend: "auto" (the fastest that can run), "reference", "foreach" or "fused". Not saved with the state.
+        backend: "auto" (the fastest that can run), "reference", "foreach" or "fused". A load keeps it as it is here.
+        capturable: keep `step`, and `lr` if it is a tensor, on the parameters' device and never wait for it, so that a
+            CUDA graph can capture the step, after a few steps without. A load keeps it as it is here.
 
-    State of a parameter, created at its first gradient: `step` (0-d float32 CPU tensor), `exp_avg` and `exp_avg_sq`
-    (shape of the parameter; float32 for 16-bit parameters, else its dtype).
+    State of a parameter, created at its first gradient: `step` (0-d float32 tensor, on the CPU unless `capturable`),
+    `exp_avg` and `exp_avg_sq` (shape of the parameter; float32 for 16-bit parameters, else its dtype).
 
     Raises:
         ValueError: a hyperparameter outside its range.
@@ -100,6 +77,7 @@ class ADOPT(Optimizer):
         beta2_warmup: bool = False,
         maximize: bool = False,
         backend: str = "auto",
+        capturable: bool = False,
         **unknown: object,
     ) -> None:
         for name in unknown:
@@ -119,6 +97,7 @@ class ADOPT(Optimizer):
             "beta2_warmup": beta2_warmup,
             "maximize": maximize,
             "backend": backend,
+            "capturable": capturable,
         }
         self._partitions: dict[Tensor, Partition] = {}
         super().__init__(params, defaults | _check_group(defaults))
@@ -139,7 +118,9 @@ class ADOPT(Optimizer):
         group = self.param_groups[-1]
         try:
             for p in group["params"]:
-                backends.choose(group["backend"], p.device, p.dtype)
+                if p.device.type == "meta":  # it will have moved before it is updated
+                    continue
+                backends.choose(group["backend"], p.device, p.dtype, capturable=group["capturable"])
         except RuntimeError:
             self.param_groups.pop()
             raise
@@ -168,11 +149,28 @@ class ADOPT(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         plan = self._plan(compiling=torch.compiler.is_compiling())
-        for bucket in plan.buckets:
-            params, grads, exp_avgs, exp_avg_sqs = (list(column) for column in zip(*bucket.fours, strict=True))
-            bucket.step(params, grads, exp_avgs, exp_avg_sqs, bucket.scalars)
-        _count_steps(plan)
+        for backend, buckets in plan.buckets.items():
+            backend.step(buckets)
+        for backend, capturable in plan.capturable.items():
+            assert backend.step_capturable is not None  # it would not have been chosen
+            backend.step_capturable(capturable)
+        count_steps(plan)
         return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _plan(self, compiling: bool) -> Plan:
+        # A GradScaler puts the last two here.
+        scaled = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        return make_plan(self.param_groups, self.state, self._partitions, *scaled, compiling=compiling)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether `torch.amp.GradScaler` leaves the scale and the overflow of the gradients to `step()`.
+
+        It does where that saves waiting for the device. Otherwise it unscales and skips by itself: its classes for
+        sharded training agree on an overflow in `unscale_` alone, and Accelerate looks for the step that was skipped.
+        """
+        return all(group["capturable"] for group in self.param_groups)
 
     def set_partition(self, param: Tensor, partition: Partition) -> None:
         """Say that `param` is flat: it holds stretches of several tensors, which are counted one by one.
@@ -186,76 +184,6 @@ class ADOPT(Optimizer):
     def partition_of(self, param: Tensor) -> Partition:
         """What `set_partition` was told of `param`."""
         return self._partitions[param]
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _plan(self, compiling: bool) -> Plan:
-        """All that has a gradient, in buckets. Under `torch.compile` the numbers that change are tensors."""
-        members: dict[Any, list[Tensor]] = defaultdict(list)
-        for index, group in enumerate(self.param_groups):
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if p.grad.layout != torch.strided:
-                    raise RuntimeError(
-                        f"ADOPT does not support sparse gradients (got {p.grad.layout} for a parameter of shape "
-                        f"{tuple(p.shape)}): use sparse=False in the embedding, or torch.optim.SparseAdam"
-                    )
-                members[index, p.device, p.dtype, p.grad.dtype].append(p)
-
-        plan = Plan([], [])
-        for (index, device, dtype, _), params in members.items():
-            group = self.param_groups[index]
-            backend = backends.choose("reference" if compiling else group["backend"], device, dtype)
-            for p in params:
-                self._init_state(p)
-            by_step: dict[float, list[Four]] = defaultdict(list)
-            for t, four in self._to_update(params, plan):
-                by_step[t].append(four)
-            for t, fours in by_step.items():
-                scalars = algorithm.step_scalars(group, t)
-                plan.buckets.append(Bucket(fours, scalars.for_compiler() if compiling else scalars, backend))
-        return plan
-
-    def _to_update(self, params: list[Tensor], plan: Plan) -> Iterator[tuple[float, Four]]:
-        """What of `params`, all on one device, this step updates, with its step count; notes the new counts in `plan`.
-
-        A tensor at t == 0 whose gradient is all zero is left out (8).
-        """
-        whole = [p for p in params if p not in self._partitions] if self._partitions else params
-        steps = [float(self.state[p]["step"]) for p in whole]
-        unobserved: set[Tensor] = set()
-        if 0.0 in steps:
-            first = [p for p, t in zip(whole, steps, strict=True) if t == 0]
-            unobserved = set(first).difference(_observed(first))
-        for p, t in zip(whole, steps, strict=True):
-            if p not in unobserved:
-                state = self.state[p]
-                # If it was a flat parameter once, it is counted as a whole from now on.
-                was_flat = {"tensor_steps": None} if "tensor_steps" in state else {}
-                plan.counts.append((state, {"step": state["step"] + 1, **was_flat}))
-                yield t, self._four(p)
-        if not self._partitions:
-            return
-        for p in params:
-            if p in self._partitions:
-                partition, state, four = self._partitions[p], self.state[p], self._four(p)
-                counts = partition.steps(state)
-                active = partition.active(four.grad, counts)
-                plan.counts.append((state, counted(active, counts)))
-                for t, spans in partition.spans(active, counts).items():
-                    yield from ((t, Four(*map(span.of, four))) for span in spans)
-
-    def _init_state(self, p: Tensor) -> None:
-        state = self.state[p]
-        if not state:
-            dtype = algorithm.state_dtype(p.dtype)
-            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-            state["exp_avg"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
-
-    def _four(self, p: Tensor) -> Four:
-        state = self.state[p]
-        return Four(*map(_local_real, (p, _grad(p), state["exp_avg"], state["exp_avg_sq"])))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -331,50 +259,6 @@ def _check_group(group: Mapping[str, Any]) -> dict[str, Any]:
     checked = algorithm.check_group(group)
     if "backend" in group:
         checked["backend"] = backends.check_name(group["backend"])
+    if "capturable" in group:
+        checked["capturable"] = backends.CAPTURABLE.check("capturable", group["capturable"])
     return checked
-
-
-def _grad(p: Tensor) -> Tensor:
-    """The gradient of `p`, sharded as `p` is."""
-    grad = p.grad
-    assert grad is not None  # _plan has seen it
-    if isinstance(p, DTensor) and isinstance(grad, DTensor) and grad.placements != p.placements:
-        grad = grad.redistribute(placements=p.placements)
-    return grad.resolve_conj()
-
-
-def _local_real(t: Tensor) -> Tensor:
-    """A view of `t` that the backends take: the local shard of a DTensor, the real view of a complex tensor."""
-    if isinstance(t, DTensor):
-        t = t.to_local()
-    return torch.view_as_real(t) if t.is_complex() else t
-
-
-def _observed(params: list[Tensor]) -> list[Tensor]:
-    """Those of `params`, all on one device, whose gradient has a non-zero element (NaN counts).
-
-    Of a DTensor the whole gradient counts, not the local shard alone, so that all shards have the same step count.
-    """
-    by_mesh: dict[Any, list[Tensor]] = defaultdict(list)
-    for p in params:
-        by_mesh[(p.device_mesh, p.placements) if isinstance(p, DTensor) else None].append(p)
-    observed = []
-    for sharding, together in by_mesh.items():
-        nonzero = torch.stack([torch.count_nonzero(_local_real(_grad(p))) for p in together])
-        if sharding is not None:
-            mesh, placements = sharding
-            nonzero = nonzero.to(mesh.device_type)
-            for dim, placement in enumerate(placements):
-                if not placement.is_replicate():
-                    torch.distributed.all_reduce(nonzero, group=mesh.get_group(dim))
-        observed += [p for p, count in zip(together, nonzero.tolist(), strict=True) if count]
-    return observed
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _count_steps(plan: Plan) -> None:
-    for state, new in plan.counts:
-        # Replaced, not changed in place: other frameworks hand out one tensor to several parameters.
-        state.update(new)
-        if state.get("tensor_steps", ()) is None:
-            del state["tensor_steps"]

@@ -29,7 +29,7 @@ def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[
         if name not in FOREIGN_VARIANT | FOREIGN_IMPLEMENTATION:
             group["decouple" if name == "decoupled" else name] = value
     kept = {name: here[name] for name in here if name not in ("params", "param_names")}
-    return kept | group | algorithm.check_group(group) | {"backend": here["backend"]}
+    return kept | group | algorithm.check_group(group) | {name: here[name] for name in ("backend", "capturable")}
 
 
 def translated_state(saved: Any) -> Any:

@@ -68,7 +68,7 @@ def assert_relative(p: torch.Tensor, q: torch.Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*is_compiling.*")
-@pytest.mark.parametrize("backend", ["auto", *backends.TABLE])
+@pytest.mark.parametrize("backend", backends.NAMES)
 @pytest.mark.parametrize("scheduled", [False, True], ids=["constant lr", "cosine lr"])
 @pytest.mark.parametrize("mode", MODES)
 def test_equals_the_authors_single_tensor_code(mode: str, scheduled: bool, backend: str) -> None:
@@ -82,7 +82,7 @@ def test_equals_the_authors_single_tensor_code(mode: str, scheduled: bool, backe
 
 
 @pytest.mark.filterwarnings("ignore:.*is_compiling.*")
-@pytest.mark.parametrize("backend", ["auto", *backends.TABLE])
+@pytest.mark.parametrize("backend", backends.NAMES)
 @pytest.mark.parametrize("mode", MODES)
 def test_equals_the_reference_where_first_gradients_are_zero(mode: str, backend: str) -> None:
     problem = Problem(0, zero_at_first=True)

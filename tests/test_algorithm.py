@@ -80,14 +80,14 @@ def test_an_element_starts_at_its_first_nonzero_gradient() -> None:
 @pytest.mark.parametrize(
     ("settings", "t", "expected"),
     [
-        (Settings(), 0, {"clip": 0.0, "decay": 1.0, "l2": 0.0, "sign": 1.0, "beta2": 0.9999}),
+        (Settings(), 0, {"clip": 0.0, "decay": 1.0, "l2": 0.0, "scale": 1.0, "beta2": 0.9999}),
         (Settings(), 16, {"clip": 2.0}),
         (Settings(clip_exp=None), 16, {"clip": math.inf}),
         (Settings(clip_exp=0.0), 0, {"clip": 1.0}),
         (Settings(weight_decay=0.1), 1, {"l2": 0.1, "decay": 1.0}),
         (Settings(weight_decay=0.1, decouple=True, lr=0.5), 0, {"l2": 0.0, "decay": 1.0}),
         (Settings(weight_decay=0.1, decouple=True, lr=0.5), 1, {"l2": 0.0, "decay": 0.95}),
-        (Settings(maximize=True), 1, {"sign": -1.0}),
+        (Settings(maximize=True), 1, {"scale": -1.0}),
         (Settings(beta2_warmup=True), 0, {"beta2": 0.0}),
         (Settings(beta2_warmup=True), 3, {"beta2": 0.75}),
         (Settings(beta2_warmup=True, betas=(0.9, 0.5)), 3, {"beta2": 0.5}),

@@ -1,10 +1,11 @@
-"""Every backend of the table, one and the same set of tests:
+"""Every backend, one and the same set of tests (the Triton kernel in its interpreter where there is no GPU):
 
 - one step from any state equals the definition in float64, to a bound derived from the rounding of the equations;
 - the bound rejects deliberately wrong updates;
 - NaN and inf come out where they come out of the definition;
 - memory layout, piece boundaries and the company of other tensors change nothing;
-- foreach on the CPU needs less than 2 MiB of temporaries at any size.
+- on the CPU foreach needs less than 2 MiB of temporaries at any size, and the fused kernel none;
+- `choose` refuses what cannot run, and says why.
 """
 
 import os
@@ -21,10 +22,18 @@ from torch import Tensor
 
 from adopt_hf import backends
 from adopt_hf.algorithm import StepScalars, state_dtype, step_scalars, update
-from adopt_hf.backends import foreach, reference
+from adopt_hf.backends import Backend, foreach, reference
+from adopt_hf.backends.bucket import Bucket
+from tests import triton_interpreter  # noqa: F401
 from tests.oracle import Settings
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+BACKENDS = {
+    "reference": backends.REFERENCE,
+    "foreach": backends.FOREACH,
+    "cpu": backends.CPU,
+    "triton": backends.TRITON,
+}
 SHAPES = ((), (1,), (7,), (3, 5), (2, 3, 4), (0,), (300,))
 
 
@@ -94,8 +103,16 @@ def copy(lists: Lists) -> Lists:
     return p, g, m, v
 
 
-def run_backend(step: backends.BackendStep) -> Run:
-    return lambda lists, settings, t: step(*lists, step_scalars(vars(settings), t))
+def run_backend(backend: Backend) -> Run:
+    return lambda lists, settings, t: backend.step([Bucket(*lists, step_scalars(vars(settings), t))])
+
+
+def runs_on(backend: str, device: str, dtype: torch.dtype = torch.float32) -> Backend:
+    """The backend of that name; skips the test where it cannot run, as where it is made for another device."""
+    reason = BACKENDS[backend].why_not(torch.device(device), dtype)
+    if reason is not None:
+        pytest.skip(reason)
+    return BACKENDS[backend]
 
 
 def misfits(run: Run, case: Case, device: str) -> Iterator[str]:
@@ -129,10 +146,10 @@ def misfits(run: Run, case: Case, device: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("backend", backends.TABLE)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_one_step_is_the_definition(backend: str, case: Case, device: str) -> None:
-    assert list(misfits(run_backend(backends.TABLE[backend]), case, device)) == []
+    assert list(misfits(run_backend(runs_on(backend, device, case.dtype)), case, device)) == []
 
 
 def planted(change_scalars: Callable[..., StepScalars] | None = None, **changed: Any) -> Run:
@@ -166,7 +183,7 @@ def wrong_update(
     first_weighted=False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The update again, with switches for mistakes; with none of them it must pass (tested)."""
-    theta, g = p.to(m.dtype), g.to(m.dtype) * s.sign
+    theta, g = p.to(m.dtype), g.to(m.dtype) * s.scale
     g = g + s.l2 * theta
     new = v == 0
     next_v = torch.where(new, g * g * (1 - s.beta2 if first_weighted else 1), s.beta2 * v + (1 - s.beta2) * g * g)
@@ -211,7 +228,7 @@ def test_mistakes_are_rejected(mistake: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("backend", backends.TABLE)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("settings", [Settings(), Settings(clip_exp=None), Settings(betas=(0.3, 0.9), clip_exp=None)])
 def test_nan_and_inf_come_out_as_from_the_definition(backend: str, settings: Settings, device: str) -> None:
     """Every combination of an odd number in one place with an ordinary one in the others, seen and unseen."""
@@ -221,7 +238,7 @@ def test_nan_and_inf_come_out_as_from_the_definition(backend: str, settings: Set
     p, g, m, v = torch.tensor(rows, device=device).T.contiguous()
     s = step_scalars(vars(settings), 16)
     expected = update(p, g, m, v, s)
-    backends.TABLE[backend]([p], [g], [m], [v], s)
+    runs_on(backend, device).step([Bucket([p], [g], [m], [v], s)])
     for got, wanted in zip((p, m, v), expected, strict=True):
         torch.testing.assert_close(got, wanted, equal_nan=True)
 
@@ -241,21 +258,34 @@ LAYOUTS: dict[str, list[Callable[[Tensor], Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("budget", [40, 300, 10_000])
-def test_layout_and_pieces_change_nothing(layout: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny budgets of temporaries cut in every way: within rows, at odd places, several tensors to a batch."""
-    monkeypatch.setattr(foreach, "CPU_TEMPORARIES", budget)
+def step_twice_laid_out(backend: Backend, layout: str) -> None:
+    """Steps of a backend on tensors of that layout are the reference's on contiguous ones."""
     case = Case("", Settings(weight_decay=0.1, decouple=True))
     torch.manual_seed(0)
     shapes = [(30, 30), (2, 15), (1, 30)] if layout != "channels last" else [(20, 15), (4, 15)]
     whole = [[torch.randn(s), torch.randn(s), torch.randn(s), torch.rand(s) * (torch.rand(s) > 0.2)] for s in shapes]
     laid = [[change(t) for change, t in zip(LAYOUTS[layout], four, strict=True)] for four in whole]
-    for step, tensors in ((reference.step, whole), (foreach.step, laid)):
-        step(*(list(column) for column in zip(*tensors, strict=True)), step_scalars(vars(case.settings), 7))
+    for t in (7, 8):
+        for step, tensors in ((reference.step, whole), (backend.step, laid)):
+            columns = [list(column) for column in zip(*tensors, strict=True)]
+            step([Bucket(*columns, step_scalars(vars(case.settings), t))])
     for four, reordered in zip(whole, laid, strict=True):
         for index in (0, 2, 3):
             torch.testing.assert_close(reordered[index].reshape(four[index].shape), four[index])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("budget", [40, 300, 10_000])
+def test_layout_and_pieces_change_nothing(layout: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny budgets of temporaries cut in every way: within rows, at odd places, several tensors to a batch."""
+    monkeypatch.setattr(foreach, "CPU_TEMPORARIES", budget)
+    step_twice_laid_out(backends.FOREACH, layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layout_changes_nothing(backend: str, layout: str) -> None:
+    step_twice_laid_out(runs_on(backend, "cpu"), layout)
 
 
 MEASURE = """
@@ -300,14 +330,39 @@ def test_foreach_needs_under_2_mib_of_temporaries_on_the_cpu() -> None:
     assert max(peaks("foreach", "float32", "bfloat16", "float64")) < 2 * 2**20
 
 
+def test_the_fused_kernel_needs_no_temporaries_on_the_cpu() -> None:
+    """But for a table of 40 bytes a tensor, and the touched pages of stacks."""
+    runs_on("cpu", "cpu")
+    assert max(peaks("fused", "float32", "bfloat16", "float64")) < 2**18
+
+
 def test_the_measurement_of_temporaries_sees_them() -> None:
     assert min(peaks("reference", "float32")) > 15 * 2**20
 
 
+CPU = torch.device("cpu")
+
+
 def test_choose_refuses_what_cannot_run_and_says_why() -> None:
-    with pytest.raises(RuntimeError, match=r"backend='fused' cannot run on cpu tensors of torch.float32: .* no fused"):
-        backends.choose("fused", torch.device("cpu"), torch.float32)
     with pytest.raises(ValueError, match=r"backend must be one of 'auto', .*, got 'triton'"):
         backends.check_name("triton")
-    assert backends.choose("reference", torch.device("cpu"), torch.float32) is reference.step
-    assert set(backends.NAMES) == {"auto", "fused", *backends.TABLE}
+    with pytest.raises(
+        RuntimeError, match=r"'fused' cannot run on meta tensors of torch.float32: .*meta tensors.*'auto'"
+    ):
+        backends.choose("fused", torch.device("meta"), torch.float32)
+    with pytest.raises(
+        RuntimeError, match=r"'fused' cannot run on cpu tensors of torch.float32: .*subclass.*'foreach'"
+    ):
+        backends.choose("fused", CPU, torch.float32, plain=False)
+    with pytest.raises(RuntimeError, match=r"'foreach' cannot run .*capturable=True.*Allowed here: .*'reference'\Z"):
+        backends.choose("foreach", CPU, torch.float32, capturable=True)
+
+
+def test_auto_is_the_first_that_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs_on("cpu", "cpu")
+    assert backends.choose("auto", CPU, torch.float32) is backends.choose("fused", CPU, torch.bfloat16) is backends.CPU
+    assert backends.choose("auto", CPU, torch.complex64) is backends.CPU  # seen as pairs of float32
+    assert backends.choose("auto", CPU, torch.float32, plain=False) is backends.FOREACH
+    assert backends.choose("auto", CPU, torch.float32, capturable=True) is backends.REFERENCE
+    assert backends.choose("auto", torch.device("meta"), torch.float32) is backends.FOREACH
+    assert backends.choose("reference", CPU, torch.float32) is backends.REFERENCE

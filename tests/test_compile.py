@@ -238,7 +238,7 @@ def test_state_of_compiled_and_eager_steps_is_the_same(compiler: str) -> None:
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("backend", ["auto", *backends.TABLE])
+@pytest.mark.parametrize("backend", backends.NAMES)
 def test_compiled_training_step(backend: str, compiler: str) -> None:
     data = torch.linspace(-1, 2, 30).view(10, 3)
     losses, weights = [], []

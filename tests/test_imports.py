@@ -9,8 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "adopt_hf"
 ROOMS = ("algorithm", "backends", "optimizer", "integrations", "__main__")  # each may import those before it
-BESIDE = {"partition": 0, "states": 1, "param_groups": 1, "__init__": 4}  # stands beside the room of that index
-CORE = ("algorithm", "backends", "optimizer", "param_groups", "partition", "states")
+BESIDE = {
+    "partition": 0,
+    "states": 1,
+    "plan": 1,
+    "param_groups": 1,
+    "__init__": 4,
+}  # stands beside the room of that index
+CORE = ("algorithm", "backends", "optimizer", "param_groups", "partition", "plan", "states")
 
 
 def modules() -> list[Path]:

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from adopt_hf import ADOPT, backends
 from tests.oracle import Oracle, Settings
 
-BACKENDS = ["auto", *backends.TABLE]
+BACKENDS = backends.NAMES
 
 
 def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
@@ -184,7 +184,7 @@ def test_param_groups_hold_plain_values() -> None:
     group = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
     assert group == {
         "lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-6, "weight_decay": 0.0, "decouple": False, "clip_exp": 0.25,
-        "beta2_warmup": False, "maximize": False, "backend": "auto",
+        "beta2_warmup": False, "maximize": False, "backend": "auto", "capturable": False,
     }  # fmt: skip
     buffer = io.BytesIO()
     torch.save(optimizer.state_dict(), buffer)
@@ -342,7 +342,8 @@ def test_goes_on_where_another_adopt_stopped(peer: str, backend: str) -> None:
     optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
     group = optimizer.param_groups[0]
     assert {name: group[name] for name in expected_group} == expected_group
-    assert not group.keys() & {"foreach", "fused", "capturable", "caution", "decoupled"}
+    assert not group.keys() & {"foreach", "fused", "caution", "decoupled"}
+    assert group["capturable"] is False
     assert {s["step"].dtype for s in optimizer.state.values()} == {torch.float32}
     train(other, theirs, range(10, 20))
     train(optimizer, ours, range(10, 20))
@@ -360,7 +361,8 @@ def test_goes_on_where_another_adopt_stopped(peer: str, backend: str) -> None:
         ({"lr": -1}, ValueError, "lr must be a finite number >= 0, got -1"),
         ({"betas": (0.9, 1.0)}, ValueError, r"beta2 = betas\[1\] must be a number in \[0, 1\), got 1.0"),
         ({"backend": "cuda"}, ValueError, "backend must be one of .*, got 'cuda'"),
-        ({"backend": "fused"}, RuntimeError, "backend='fused' cannot run on cpu"),
+        ({"backend": "foreach", "capturable": True}, RuntimeError, "backend='foreach' cannot run on cpu"),
+        ({"capturable": 1}, ValueError, "capturable must be True or False, got 1"),
         ({"clip_lambda": None}, TypeError, "write clip_exp=0.25 .* or clip_exp=None for clip_lambda=None"),
         ({"fused": True}, TypeError, "no argument 'fused': write backend='fused'"),
         ({"amsgrad": True}, TypeError, "no argument 'amsgrad'"),
@@ -403,14 +405,15 @@ def test_sparse_gradients_are_refused_before_anything_changes() -> None:
     assert len(optimizer.state) == 0
 
 
-def test_foreach_and_reference_are_both_run_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_backend_is_run_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    for name in backends.TABLE:
-        monkeypatch.setitem(backends.TABLE, name, lambda *args, name=name: called.append(name))
+    for name, row in backends.TABLE.items():
+        spies = [backend._replace(step=lambda buckets, name=name: called.append(name)) for backend in row]
+        monkeypatch.setitem(backends.TABLE, name, tuple(spies))
     for backend in BACKENDS:
         params = leaves((2,))
         train(ADOPT(params, backend=backend), params, range(1))
-    assert called == ["foreach", *backends.TABLE]
+    assert called == list(backends.NAMES)
 
 
 # -- DTensor -----------------------------------------------------------------------------------------------------------

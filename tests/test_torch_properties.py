@@ -49,7 +49,7 @@ with mock.patch("torch.backends.disable_global_flags"):
         get_error_inputs_for_all_optims,
     )
 
-BACKENDS = ("auto", *backends.TABLE)
+BACKENDS = backends.NAMES
 DEVICES = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
 
 
@@ -110,7 +110,7 @@ def optim_error_inputs(device: str, dtype: torch.dtype) -> list[ErrorOptimizerIn
         ({"maximize": None}, ValueError, "maximize must be True or False, got None"),
         ({"backend": "cuda"}, ValueError, "backend must be one of 'auto', .* got 'cuda'"),
         ({"foreach": True}, TypeError, "no argument 'foreach': write backend='foreach'"),
-        ({"capturable": True}, TypeError, "no argument 'capturable': leave it out"),
+        ({"capturable": None}, ValueError, "capturable must be True or False, got None"),
         ({"clip_lambda": abs}, TypeError, "no argument 'clip_lambda': write clip_exp=0.25"),
         ({"momentum": 0.9}, TypeError, "no argument 'momentum'"),
     ]
@@ -164,8 +164,13 @@ ADOPT_INFO = OptimizerInfo(
     optim_inputs_func=optim_inputs,
     optim_error_inputs_func=optim_error_inputs,
     scheduler_inputs=([], [step_lr], [linear], [cosine], [step_lr, plateau]),
-    supported_impls=tuple(backends.TABLE),
-    not_og_supported_flags=("backend", "betas", *(name for name in HYPERPARAMETERS if name not in ("beta1", "beta2"))),
+    supported_impls=BACKENDS,
+    not_og_supported_flags=(
+        "backend",
+        "capturable",
+        "betas",
+        *(name for name in HYPERPARAMETERS if name not in ("beta1", "beta2")),
+    ),
     supports_sparse=False,
     supports_complex=True,
 )
@@ -268,7 +273,7 @@ def assert_close(a: list[Tensor], b: list[Tensor], steps: int) -> None:
 
 
 def test_the_inputs_leave_no_hyperparameter_out() -> None:
-    arguments = set(inspect.signature(ADOPT).parameters) - {"params", "backend", "unknown"}
+    arguments = set(inspect.signature(ADOPT).parameters) - {"params", "backend", "capturable", "unknown"}
     assert arguments == set(HYPERPARAMETERS) - {"beta1", "beta2"} | {"betas"}
     varied = [x.kwargs for x in ADOPT_INFO.optim_inputs_func("cpu")]
     assert {name for kwargs in varied for name in kwargs} == arguments

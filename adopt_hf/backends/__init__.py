@@ -1,23 +1,48 @@
 """The table of backends, and which one runs a bucket.
 
-A backend is a function `step(params, grads, exp_avgs, exp_avg_sqs, scalars)`: lists of real, strided tensors of one
-device, one dtype and one step count; the moments are of `algorithm.state_dtype`. It updates parameters and moments in
-place by the equations of `algorithm`, to rounding, and leaves the gradients alone.
+A backend updates the parameters and moments of buckets in place by the equations of `algorithm`, to rounding, and
+leaves the gradients alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from adopt_hf.algorithm import StepScalars
-from adopt_hf.backends import foreach, reference
+from adopt_hf.algorithm import Hyperparameter
+from adopt_hf.backends import cpu, foreach, reference, triton
+from adopt_hf.backends.bucket import Bucket, CapturableBucket
 
-BackendStep = Callable[[list[Tensor], list[Tensor], list[Tensor], list[Tensor], StepScalars], None]
 
-NAMES = ("auto", "reference", "foreach", "fused")
+class Backend(NamedTuple):
+    """One way to run the update."""
 
-TABLE: dict[str, BackendStep] = {"foreach": foreach.step, "reference": reference.step}
+    why_not: Callable[[torch.device, torch.dtype], str | None]  # it cannot update parameters of a dtype on a device
+    step: Callable[[Sequence[Bucket]], None]
+    step_capturable: Callable[[Sequence[CapturableBucket]], None] | None = None  # None: its numbers are on the host
+    on_addresses: bool = False  # it takes tensors that are memory, not subclasses that handle their operations
+
+
+def _anywhere(device: torch.device, dtype: torch.dtype) -> None:
+    return None
+
+
+REFERENCE = Backend(_anywhere, reference.step, reference.step_capturable)
+FOREACH = Backend(_anywhere, foreach.step)
+CPU = Backend(cpu.why_not, cpu.step, on_addresses=True)
+TRITON = Backend(triton.why_not, triton.step, triton.step_capturable, on_addresses=True)
+
+# By name, the first that can run. "auto" has those that were measured to be the fastest, and the Triton kernel has not
+# been measured yet.
+TABLE = {
+    "auto": (CPU, FOREACH, REFERENCE),
+    "fused": (CPU, TRITON),
+    "foreach": (FOREACH,),
+    "reference": (REFERENCE,),
+}
+
+NAMES = tuple(TABLE)
+CAPTURABLE = Hyperparameter(bool, False)
 
 
 def check_name(name: object) -> str:
@@ -27,19 +52,38 @@ def check_name(name: object) -> str:
     raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype) -> BackendStep:
-    """The backend for a bucket on `device` with parameters of `dtype`.
+def choose(
+    name: str, device: torch.device, dtype: torch.dtype, *, capturable: bool = False, plain: bool = True
+) -> Backend:
+    """The backend for parameters of `dtype` on `device`; "auto" is the fastest that runs there.
 
-    "auto" is the fastest that runs there.
+    Args:
+        capturable: whether the numbers of the step are on the device.
+        plain: whether the local tensors are memory, rather than subclasses that handle their operations.
 
     Raises:
         RuntimeError: the one asked for by name cannot run there; the message says why.
     """
-    if name == "auto":
-        return TABLE["foreach"]
-    if name not in TABLE:
-        raise RuntimeError(
-            f"backend={name!r} cannot run on {device.type} tensors of {dtype}: this version of adopt_hf has no fused "
-            f"kernel. Allowed here: 'auto', {', '.join(map(repr, TABLE))}"
-        )
-    return TABLE[name]
+    reasons = []
+    for backend in TABLE[name]:
+        reason = _why_not(backend, device, dtype, capturable, plain)
+        if reason is None:
+            return backend
+        reasons.append(reason)
+    allowed = [
+        other
+        for other in NAMES
+        if any(_why_not(backend, device, dtype, capturable, plain) is None for backend in TABLE[other])
+    ]
+    raise RuntimeError(
+        f"backend={name!r} cannot run on {device.type} tensors of {dtype}: {'; '.join(reasons)}. "
+        f"Allowed here: {', '.join(map(repr, allowed))}"
+    )
+
+
+def _why_not(backend: Backend, device: torch.device, dtype: torch.dtype, capturable: bool, plain: bool) -> str | None:
+    if capturable and backend.step_capturable is None:
+        return "with capturable=True the numbers of a step are on the device, and it takes them from the host"
+    if backend.on_addresses and not plain:
+        return "it works on memory, which tensors of a subclass hide"
+    return backend.why_not(device, dtype.to_real())

@@ -4,35 +4,36 @@ On a CPU the lists are cut into pieces that stay in the cache while the nine ope
 tensors would be streamed through memory nine times. The temporaries are those of one piece, at any model size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from adopt_hf.algorithm import StepScalars
+from adopt_hf.backends.bucket import Bucket
 
 CPU_TEMPORARIES = 5 * 2**18  # bytes: fp32 then goes in pieces of 2**18 elements (u and the mask, 5 bytes each)
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # theta, g, m, v of one tensor or piece
 
 
-def step(
-    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], s: StepScalars
-) -> None:
-    """Update `params`, `exp_avgs` and `exp_avg_sqs` in place (equations (1) to (7)); `grads` are only read."""
-    if params[0].device.type != "cpu":
-        _step_batch(params, grads, exp_avgs, exp_avg_sqs, s)
-        return
-    size = CPU_TEMPORARIES // _temporary_bytes(params[0], grads[0], exp_avgs[0], s)
-    tensors = zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
-    for batch in _batches((piece for four in tensors for piece in _pieces(four, size)), size):
-        p, g, m, v = (list(column) for column in zip(*batch, strict=True))
-        _step_batch(p, g, m, v, s)
+def step(buckets: Sequence[Bucket]) -> None:
+    """Update parameters and moments in place (equations (1) to (7)); gradients are only read."""
+    for bucket in buckets:
+        params, grads, exp_avgs, exp_avg_sqs, s = bucket
+        if params[0].device.type != "cpu":
+            _step_batch(params, grads, exp_avgs, exp_avg_sqs, s)
+            continue
+        size = CPU_TEMPORARIES // _temporary_bytes(params[0], grads[0], exp_avgs[0], s)
+        tensors = zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
+        for batch in _batches((piece for four in tensors for piece in _pieces(four, size)), size):
+            p, g, m, v = map(list, zip(*batch, strict=True))
+            _step_batch(p, g, m, v, s)
 
 
 def _temporary_bytes(param: Tensor, grad: Tensor, exp_avg: Tensor, s: StepScalars) -> int:
     """Bytes of temporaries that `_step_batch` needs for an element: u, a copy of g, one of theta, and the mask."""
-    copies_g = s.sign < 0 or s.l2 != 0 or grad.dtype != exp_avg.dtype
+    copies_g = s.scale != 1 or s.l2 != 0 or grad.dtype != exp_avg.dtype
     copies_theta = param.dtype != exp_avg.dtype
     return exp_avg.element_size() * (1 + copies_g + copies_theta) + 1
 
@@ -80,8 +81,8 @@ def _step_batch(
     g = grads if grads[0].dtype == dtype else [x.to(dtype) for x in grads]
     m, v = exp_avgs, exp_avg_sqs
 
-    if s.sign < 0:  # (1)
-        g = list(torch._foreach_neg(g))
+    if s.scale != 1:  # (1)
+        g = list(torch._foreach_mul(g, s.scale))
     if s.l2 != 0:
         g = list(torch._foreach_add(g, theta, alpha=s.l2))
 

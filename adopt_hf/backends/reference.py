@@ -1,16 +1,34 @@
 """The definition itself, tensor by tensor: slow, and right by inspection. `torch.compile` fuses it."""
 
-from torch import Tensor
+from collections.abc import Sequence
 
-from adopt_hf.algorithm import StepScalars, update
+import torch
+
+from adopt_hf.algorithm import capturable_scalars, update
+from adopt_hf.backends.bucket import Bucket, CapturableBucket
 
 
-def step(
-    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], s: StepScalars
-) -> None:
-    """Update `params`, `exp_avgs` and `exp_avg_sqs` in place (equations (1) to (7)); `grads` are only read."""
-    for param, grad, exp_avg, exp_avg_sq in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
-        theta, m, v = update(param, grad, exp_avg, exp_avg_sq, s)
-        param.copy_(theta)
-        exp_avg.copy_(m)
-        exp_avg_sq.copy_(v)
+def step(buckets: Sequence[Bucket]) -> None:
+    """Update parameters and moments in place (equations (1) to (7)); gradients are only read."""
+    for params, grads, exp_avgs, exp_avg_sqs, scalars in buckets:
+        for param, grad, exp_avg, exp_avg_sq in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+            theta, m, v = update(param, grad, exp_avg, exp_avg_sq, scalars)
+            param.copy_(theta)
+            exp_avg.copy_(m)
+            exp_avg_sq.copy_(v)
+
+
+def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
+    """The same with (8), decided tensor by tensor on the device; `steps` are counted in place."""
+    for params, grads, exp_avgs, exp_avg_sqs, steps, group, grad_scale, found_inf, agree in buckets:
+        observed = torch.stack([g.ne(0).any() for g in grads]).int()
+        if agree is not None:
+            agree(observed)
+        for i, t in enumerate(steps):
+            go = (observed[i] > 0) | (t > 0)  # (8)
+            if found_inf is not None:
+                go &= found_inf.reshape(()) == 0
+            updated = update(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i], capturable_scalars(group, t, grad_scale))
+            for old, new in zip((params[i], exp_avgs[i], exp_avg_sqs[i]), updated, strict=True):
+                old.copy_(torch.where(go, new, old))
+            t += go

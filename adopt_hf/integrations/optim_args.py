@@ -12,7 +12,8 @@ from adopt_hf import backends
 from adopt_hf.algorithm import HYPERPARAMETERS, Hyperparameter
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-KEYS = (*HYPERPARAMETERS, "betas", "backend")
+TYPED = HYPERPARAMETERS | {"capturable": backends.CAPTURABLE}
+KEYS = (*TYPED, "betas", "backend")
 
 Value = float | bool | str | None
 
@@ -22,7 +23,7 @@ def parse(text: str | None) -> dict[str, Value]:
 
     Returns:
         Checked values by key. The keys are those of `algorithm.HYPERPARAMETERS` ("beta1" and "beta2" one by one, also
-        when `betas=(...)` was written) and "backend".
+        when `betas=(...)` was written), "backend" and "capturable".
 
     Raises:
         ValueError: an unknown key, a key given twice, a malformed value or one out of range; says what is allowed.
@@ -58,7 +59,7 @@ def _read(key: str, raw: str) -> list[tuple[str, Value]]:
         return [("beta1", _typed("beta1", pair[1].strip())), ("beta2", _typed("beta2", pair[2].strip()))]
     if key == "backend":
         return [(key, _in_optim_args(backends.check_name, raw))]
-    if key not in HYPERPARAMETERS:
+    if key not in TYPED:
         close = difflib.get_close_matches(key, KEYS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"optim_args: unknown key {key!r}{hint}; {_allowed_keys()}")
@@ -66,7 +67,7 @@ def _read(key: str, raw: str) -> list[tuple[str, Value]]:
 
 
 def _typed(key: str, raw: str) -> Value:
-    hyperparameter = HYPERPARAMETERS[key]
+    hyperparameter = TYPED[key]
     return _in_optim_args(lambda value: hyperparameter.check(key, value), _from_text(hyperparameter, raw))
 
 

@@ -88,6 +88,7 @@ def _resolve(args: "TrainingArguments") -> tuple[dict[str, Any], dict[str, Any]]
         **{name: hyperparameter.default for name, hyperparameter in HYPERPARAMETERS.items()},
         "decouple": True,
         "backend": "auto",
+        "capturable": False,
     }
     set_by_user = {
         "lr": args.learning_rate,

@@ -487,7 +487,11 @@ BAD_INPUT: dict[str, tuple[str, list[str], list[str]]] = {
         ["--output_dir", "{}/taken", "--resume_from_checkpoint", "{}/llama"],
         ["taken", "holds another run", "llama"],
     ),
-    "no fused kernel": ("train.py", ["--optim_args", "backend=fused"], ["backend='fused'", "'foreach'"]),
+    "backend that cannot run": (
+        "train.py",
+        ["--optim_args", "backend=foreach, capturable=true"],
+        ["backend='foreach'", "capturable=True", "'reference'"],
+    ),
     "empty data": ("train.py", ["--data_files", "{}/empty.jsonl"], ["'json'", "cannot be loaded"]),
     "folder in a file": ("train.py", ["--output_dir", "{}/toy.jsonl/x"], ["toy.jsonl/x", "cannot be written"]),
     "never saved": ("train_accelerate.py", ["--save_steps", "0"], ["save_steps must be above 0", "0"]),

@@ -39,6 +39,7 @@ GOOD: list[tuple[str | None, dict[str, Any]]] = [
     ("decouple=0", {"decouple": False}),
     ("decouple=True, maximize=no, beta2_warmup=on", {"decouple": True, "maximize": False, "beta2_warmup": True}),
     ("backend=reference", {"backend": "reference"}),
+    ("capturable=yes", {"capturable": True}),
 ]
 
 BAD = [  # text, what the message must contain
@@ -92,6 +93,7 @@ VALUES = {
     "beta2_warmup": st.booleans(),
     "maximize": st.booleans(),
     "backend": st.sampled_from(backends.NAMES),
+    "capturable": st.booleans(),
 }
 
 

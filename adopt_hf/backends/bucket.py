@@ -1,0 +1,39 @@
+"""What a backend is given: tensors that are updated with the same numbers."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from adopt_hf.algorithm import StepScalars
+
+
+class Bucket(NamedTuple):
+    """Lists of real, strided tensors, one entry a parameter; all of one device, and with the same numbers.
+
+    `params` have one dtype, `grads` one, and the moments that of `algorithm.state_dtype`; the four of a parameter have
+    one shape, and may have any strides.
+    """
+
+    params: list[Tensor]  # theta, updated in place
+    grads: list[Tensor]  # g, only read
+    exp_avgs: list[Tensor]  # m, updated in place
+    exp_avg_sqs: list[Tensor]  # v, updated in place
+    scalars: StepScalars
+
+
+class CapturableBucket(NamedTuple):
+    """A bucket whose numbers are on the device, so that a CUDA graph can capture the step: nothing waits for the host.
+
+    Backends that take it also decide (8) on the device and count: where `found_inf` is not zero nothing changes.
+    """
+
+    params: list[Tensor]  # as those of Bucket
+    grads: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    steps: list[Tensor]  # t of each parameter, 0-d float32 on the device; changed in place
+    group: Mapping[str, Any]  # the param group; `lr` is a float or a one-element tensor on the device
+    grad_scale: Tensor | None  # of a GradScaler: one-element float32 tensors on the device
+    found_inf: Tensor | None
+    agree: Callable[[Tensor], None] | None  # sums an int32 tensor in place over the processes that share the parameters

@@ -1,0 +1,60 @@
+"""Tensors as kernels that work on raw addresses need them: dense memory, the four of a parameter laid out alike."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+from torch import Tensor
+
+Columns = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # theta, g, m, v
+
+
+def is_plain(t: Tensor) -> bool:
+    """Whether `t` is memory that its `data_ptr()` is the address of, and not a subclass that handles its operations."""
+    return type(t).__torch_dispatch__ is Tensor.__torch_dispatch__ and t.device.type != "meta"
+
+
+@contextmanager
+def dense(
+    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor]
+) -> Iterator[Columns]:
+    """The same lists, where need be with copies in the place of tensors; what became of the copies is copied back.
+
+    Element i of memory, counted from `data_ptr()`, is then the same element of all four. Nothing is copied where they
+    have the same strides without gaps, as they have but for views and unusual gradients. The copies are made and copied
+    back on the current stream.
+    """
+    columns = (params, grads, exp_avgs, exp_avg_sqs)
+    negative = any(map(Tensor.is_neg, chain(params, grads)))  # a view that stands for its negative
+    if not negative and all(all(map(Tensor.is_contiguous, column)) for column in columns):
+        yield columns
+        return
+    columns = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs))
+    replaced = []
+    for i, four in enumerate(zip(*columns, strict=True)):
+        if not _alike(four):
+            copies = [t.resolve_neg().contiguous() for t in four]
+            for column, t, copy in zip(columns, four, copies, strict=True):
+                if copy is not t:
+                    column[i] = copy
+                    if column is not columns[1]:
+                        replaced.append((t, copy))
+    yield columns
+    for t, copy in replaced:
+        t.copy_(copy)
+
+
+def _alike(four: tuple[Tensor, ...]) -> bool:
+    if any(t.is_neg() for t in four):
+        return False
+    return all(t.is_contiguous() for t in four) or (len({t.stride() for t in four}) == 1 and _is_gapless(four[0]))
+
+
+def _is_gapless(t: Tensor) -> bool:
+    """Whether the elements fill a stretch of memory, each its own place."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True

@@ -1,0 +1,198 @@
+"""The update on an NVIDIA GPU: one launch a bucket, of a kernel that finds the tensors in a table of their addresses.
+
+The kernels are in `triton_kernels.py`. Under TRITON_INTERPRET=1 they run on CPU tensors instead, slowly, for tests.
+"""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from itertools import accumulate, chain, repeat
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adopt_hf.backends.bucket import Bucket, CapturableBucket
+from adopt_hf.backends.dense import dense
+
+OLDEST = (3, 4)  # Triton that compiles the kernels
+LOWEST = (7, 5)  # compute capability that they have been compiled for
+TABLES = 64  # kept, of the buckets updated last: the sub-groups of ZeRO-3 take turns, a bucket or two each
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why `step` cannot update parameters of `dtype` on `device`, or None if it can. Imports Triton where it might."""
+    if device.type not in ("cuda", "cpu"):
+        return f"the Triton kernel takes no {device.type} tensors"
+    if device.type == "cuda" and torch.version.hip is not None:
+        return "the Triton kernel has been compiled for NVIDIA GPUs alone, and this is ROCm"
+    kernels = _kernels()
+    if isinstance(kernels, str):
+        return kernels
+    if device.type == "cpu" and not kernels.INTERPRETED:
+        return "the Triton kernel takes CPU tensors only under TRITON_INTERPRET=1"
+    if device.type == "cuda" and kernels.INTERPRETED:
+        return "the Triton kernel takes CPU tensors alone under TRITON_INTERPRET=1"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LOWEST:
+        return f"the Triton kernel needs a GPU of compute capability {'.'.join(map(str, LOWEST))} or higher"
+    if dtype not in kernels.TYPES:
+        return f"the Triton kernel takes parameters of {', '.join(map(str, kernels.TYPES))}"
+    return None
+
+
+def step(buckets: Sequence[Bucket]) -> None:
+    """Update parameters and moments in place (equations (1) to (7)); gradients are only read. One launch a bucket."""
+    kernels = _loaded()
+    for bucket in buckets:
+        s = bucket.scalars
+        numbers = (s.scale, s.l2, s.decay, s.eps, s.clip, 1 - s.beta1, s.beta2, 1 - s.beta2, s.lr)
+        with _on_device_of(bucket), dense(*bucket[:4]) as columns, _table(*columns) as table:
+            if table.programs:
+                types = [kernels.TYPES[column[0].dtype] for column in columns[:3]]
+                kernels.update[(table.programs,)](
+                    table.rows, table.chunks, table.tensors, *numbers, *types, s.l2 != 0, **kernels.OPTIONS
+                )
+        _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs)
+
+
+def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
+    """The same with (8), decided and counted on the device: three launches a bucket, and nothing waits for them."""
+    kernels = _loaded()
+    for bucket in buckets:
+        group, steps, grad_scale, found_inf = bucket.group, bucket.steps, bucket.grad_scale, bucket.found_inf
+        lr, clip_exp = group["lr"], group["clip_exp"]
+        l2, decoupled = (0.0, group["weight_decay"]) if group["decouple"] else (group["weight_decay"], 0.0)
+        numbers = (
+            *((lr, 0.0) if isinstance(lr, Tensor) else (None, lr)),
+            -1.0 if group["maximize"] else 1.0,
+            l2,
+            decoupled,
+            group["eps"],
+            0.0 if clip_exp is None else clip_exp,
+            *group["betas"],
+            1.0 if group["beta2_warmup"] else 0.0,
+        )
+        with _on_device_of(bucket), dense(*bucket[:4]) as columns, _table(*columns, steps) as table:
+            types = [kernels.TYPES[column[0].dtype] for column in columns[:3]]
+            where = (table.rows, table.chunks, table.tensors, table.observed)
+            if table.programs:
+                kernels.observe[(table.programs,)](*where, types[1], **kernels.OPTIONS)
+            if bucket.agree is not None:
+                bucket.agree(table.observed)
+            if table.programs:
+                kernels.update_capturable[(table.programs,)](
+                    *where, grad_scale, found_inf, *numbers, *types, l2 != 0, clip_exp is not None, **kernels.OPTIONS
+                )
+            blocks = -(-table.tensors // kernels.BLOCK.value)
+            kernels.count[(blocks,)](table.rows, table.tensors, table.observed, found_inf, **kernels.OPTIONS)
+        _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs, steps)
+
+
+@cache
+def _kernels() -> ModuleType | str:
+    """The module of the kernels, or why they cannot be used; tried once a process, when first asked for."""
+    try:
+        import triton
+    except (ImportError, OSError) as error:
+        return f"Triton cannot be imported ({type(error).__name__}: {error})"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+        return f"the Triton kernel needs Triton {'.'.join(map(str, OLDEST))} or later, this is {triton.__version__}"
+    from adopt_hf.backends import triton_kernels
+
+    return triton_kernels
+
+
+def _loaded() -> ModuleType:
+    kernels = _kernels()
+    if isinstance(kernels, str):
+        raise RuntimeError(kernels)
+    return kernels
+
+
+def _on_device_of(bucket: Bucket | CapturableBucket) -> AbstractContextManager[object]:
+    """Launches, copies and allocations go to the current device."""
+    device = bucket.params[0].device
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _written(*columns: list[Tensor]) -> None:
+    """Tell autograd, which has not seen the kernel write."""
+    for tensors in columns:
+        torch.autograd.graph.increment_version(tensors)
+
+
+# -- the tables -------------------------------------------------------------------------------------------------------
+
+
+class Table(NamedTuple):
+    """What the kernels are told of a bucket beside its numbers, on its device: see `triton_kernels.py`."""
+
+    tensors: int
+    programs: int  # as many as chunks
+    rows: Tensor  # int64 of shape (7, tensors)
+    chunks: Tensor  # int32, one a chunk
+    observed: Tensor  # int32, one a tensor; zero between steps
+    addresses: list[tuple[int, ...]]  # the rows of `rows` that can change, as they are now
+    stream: int  # on which it is used
+
+
+# By what cannot change; the table used last stands last. A table in use is not in here: a step that fails leaves none.
+_tables: dict[tuple[torch.device, int, tuple[int, ...], tuple[int, ...]], Table] = {}
+
+# What a captured graph will copy from, each time that it is replayed: for good, since nobody says when it has ended.
+_captured: list[Tensor] = []
+
+
+@contextmanager
+def _table(*columns: list[Tensor]) -> Iterator[Table]:
+    """The table of a bucket, which holds the addresses that its tensors have now: theta, g, m, v, and maybe t.
+
+    Under capture it belongs to the graph, which fills it at each replay, whatever else has become of that memory.
+    """
+    device = columns[0][0].device
+    sizes = tuple(map(Tensor.numel, columns[0]))
+    addresses = [tuple(map(Tensor.data_ptr, column)) for column in columns]
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        captured, host = _new(sizes, addresses, device, stream)
+        _captured.append(host)
+        yield captured
+        return
+    key = (device, len(columns), sizes, addresses[0])
+    table = _tables.pop(key, None)
+    if table is None or table.stream != stream:  # of another stream: a kernel may still read it there
+        table, _ = _new(sizes, addresses, device, stream)
+    for row, numbers in enumerate(addresses):
+        if numbers != table.addresses[row]:  # at most steps, those of the gradients
+            table.rows[row].copy_(_host(array("q", numbers), device), non_blocking=True)
+            table.addresses[row] = numbers
+    yield table
+    _tables[key] = table
+    if len(_tables) > TABLES:
+        del _tables[next(iter(_tables))]
+
+
+def _new(
+    sizes: tuple[int, ...], addresses: list[tuple[int, ...]], device: torch.device, stream: int
+) -> tuple[Table, Tensor]:
+    """A new table, and the host memory that it is copied from."""
+    chunk = _loaded().CHUNK.value
+    chunks = [-(-size // chunk) for size in sizes]
+    tensors, programs = len(sizes), sum(chunks)
+    first = accumulate(chunks[:-1], initial=0)
+    rows = array("q", chain(*addresses, *[repeat(0, tensors)] * (5 - len(addresses)), sizes, first))
+    of_tensor = array("i", chain.from_iterable(map(repeat, range(tensors), chunks)))
+    of_tensor.extend([0] * (tensors + (programs + tensors) % 2))  # `observed`, and to whole words
+    host = _host(array("q", rows.tobytes() + of_tensor.tobytes()), device)
+    memory = host.to(device, non_blocking=True)
+    halves = memory[7 * tensors :].view(torch.int32)
+    split = (halves[:programs], halves[programs : programs + tensors])
+    return Table(tensors, programs, memory[: 7 * tensors].view(7, tensors), *split, addresses, stream), host
+
+
+def _host(numbers: "array[int]", device: torch.device) -> Tensor:
+    """int64 that the device can copy without waiting. torch lends its memory to nobody else until that is done."""
+    host = torch.frombuffer(numbers, dtype=torch.int64)
+    return host.pin_memory() if device.type == "cuda" else host

@@ -1,0 +1,238 @@
+"""What one step does: the state of new parameters, like tensors in buckets, a backend for each, and the step counts."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
+from itertools import compress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from adopt_hf import algorithm, backends
+from adopt_hf.backends.bucket import Bucket, CapturableBucket
+from adopt_hf.backends.dense import is_plain
+from adopt_hf.partition import Partition, counted
+
+ORDINARY = (Tensor, torch.nn.Parameter)  # what is neither a DTensor nor another subclass
+
+# What a backend takes of one parameter, or of a span of a flat one: theta, g, m, v as real local tensors of one shape.
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Kind(NamedTuple):
+    """What the parameters of a bucket have in common, beside the step count."""
+
+    group: int
+    device: torch.device
+    dtype: torch.dtype
+    grad_dtype: torch.dtype
+    plain: bool = True
+    sharding: Any = None  # the mesh and the placements of DTensors
+
+
+class Member(NamedTuple):
+    """A parameter that this step may update."""
+
+    param: Tensor
+    state: dict[str, Any]
+    four: Four
+
+
+class Plan(NamedTuple):
+    """All that one step does: the buckets to update, by backend, and what becomes of the step counts afterwards."""
+
+    buckets: dict[backends.Backend, list[Bucket]]
+    capturable: dict[backends.Backend, list[CapturableBucket]]  # count their steps themselves
+    counted: list[tuple[list[dict[str, Any]], Tensor]]  # states of parameters, and their new counts in one vector
+    counted_flat: list[tuple[dict[str, Any], dict[str, Any]]]  # state of a flat parameter, and its new entries
+
+
+def make_plan(
+    groups: Sequence[dict[str, Any]],
+    states: MutableMapping[Tensor, dict[str, Any]],
+    partitions: Mapping[Tensor, Partition],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    compiling: bool,
+) -> Plan:
+    """The plan for all parameters that have a gradient.
+
+    Args:
+        groups: the param groups.
+        states: of the parameters; those at their first gradient get theirs.
+        partitions: of the flat ones among the parameters.
+        grad_scale: what a GradScaler's gradients are too large by, one element, or None: 1.
+        found_inf: not zero where a gradient is not finite: then nothing is to be updated; one element, or None: 0.
+        compiling: under `torch.compile`, where the numbers that change from step to step are tensors.
+
+    Raises:
+        RuntimeError: a gradient is sparse, or a backend asked for by name cannot run; no parameter has been changed.
+    """
+    factor, overflow = 1.0, False
+    if not all(group["capturable"] for group in groups):  # the host needs them
+        factor = 1.0 if grad_scale is None else grad_scale.item()
+        overflow = found_inf is not None and found_inf.item() != 0
+
+    plan = Plan(defaultdict(list), defaultdict(list), [], [])
+    for kind, members in _by_kind(_with_gradient(groups, partitions), states).items():
+        group = groups[kind.group]
+        name, capturable = "reference" if compiling else group["backend"], group["capturable"]
+        backend = backends.choose(name, kind.device, kind.dtype, capturable=capturable, plain=kind.plain)
+        if capturable:
+            plan.capturable[backend].append(_capturable(members, group, kind, grad_scale, found_inf))
+        elif not overflow:
+            for t, fours in _to_update(members, kind, partitions, plan):
+                scalars = algorithm.step_scalars(group, t, factor)
+                plan.buckets[backend].append(Bucket(*_columns(fours), scalars.for_compiler() if compiling else scalars))
+    return plan
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def count_steps(plan: Plan) -> None:
+    """Write the new step counts into the states."""
+    for states, steps in plan.counted:
+        # Replaced, not changed in place: other frameworks hand out one tensor to several parameters.
+        for state, step in zip(states, steps.unbind(), strict=True):
+            state["step"] = step
+            state.pop("tensor_steps", None)  # of a parameter that was flat once
+    for state, new in plan.counted_flat:
+        state.update(new)
+        if state["tensor_steps"] is None:
+            del state["tensor_steps"]
+
+
+def _with_gradient(
+    groups: Sequence[dict[str, Any]], partitions: Mapping[Tensor, Partition]
+) -> list[tuple[int, Tensor, Tensor]]:
+    """The number of the group, the parameter, and its gradient."""
+    found = []
+    for index, group in enumerate(groups):
+        for p in group["params"]:
+            grad = p.grad
+            if grad is None:
+                continue
+            if grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"ADOPT does not support sparse gradients (got {grad.layout} for a parameter of shape "
+                    f"{tuple(p.shape)}): use sparse=False in the embedding, or torch.optim.SparseAdam"
+                )
+            if group["capturable"] and p in partitions:
+                raise RuntimeError(
+                    "capturable=True cannot run on the flat parameters of ZeRO, whose steps are counted tensor by "
+                    "tensor on the host: leave it out"
+                )
+            found.append((index, p, grad))
+    return found
+
+
+def _by_kind(
+    found: Iterable[tuple[int, Tensor, Tensor]], states: MutableMapping[Tensor, dict[str, Any]]
+) -> dict[Kind, list[Member]]:
+    by_key: dict[tuple[Any, ...], list[Member]] = defaultdict(list)
+    for index, p, grad in found:
+        state = states[p]
+        if not state:
+            _init_state(p, state)
+        four = (p, grad, state["exp_avg"], state["exp_avg_sq"])
+        if type(p) in ORDINARY and type(grad) in ORDINARY and not p.is_complex():
+            key: tuple[Any, ...] = (index, p.device, p.dtype, grad.dtype)
+        else:
+            sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
+            four = _locally(p, *four[1:])
+            key = (index, p.device, p.dtype, four[1].dtype, all(map(is_plain, four)), sharding)
+        by_key[key].append(Member(p, state, four))
+    return {Kind(*key): members for key, members in by_key.items()}
+
+
+def _init_state(p: Tensor, state: dict[str, Any]) -> None:
+    dtype = algorithm.state_dtype(p.dtype)
+    state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+    state["exp_avg"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+    state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def _to_update(
+    members: list[Member], kind: Kind, partitions: Mapping[Tensor, Partition], plan: Plan
+) -> Iterator[tuple[float, list[Four]]]:
+    """What of the members, all of one kind, this step updates, by step count; notes the counts in `plan`.
+
+    A tensor at t == 0 whose gradient is all zero is left out (8).
+    """
+    by_step: dict[float, list[Member]] = defaultdict(list)
+    for member in members:
+        if not partitions or member.param not in partitions:
+            by_step[member.state["step"].item()].append(member)
+    if 0.0 in by_step:
+        observed = _observed([member.four[1] for member in by_step[0.0]], kind.sharding)
+        by_step[0.0] = list(compress(by_step[0.0], observed))
+    for t, together in by_step.items():
+        if together:
+            steps = torch.full((len(together),), t + 1, dtype=torch.float32, device="cpu")
+            plan.counted.append(([member.state for member in together], steps))
+            yield t, [member.four for member in together]
+    for param, state, (p, g, m, v) in members if partitions else ():
+        if param in partitions:
+            partition = partitions[param]
+            counts = partition.steps(state)
+            active = partition.active(g, counts)
+            plan.counted_flat.append((state, counted(active, counts)))
+            for t, spans in partition.spans(active, counts).items():
+                yield t, [(span.of(p), span.of(g), span.of(m), span.of(v)) for span in spans]
+
+
+def _capturable(
+    members: list[Member], group: dict[str, Any], kind: Kind, grad_scale: Tensor | None, found_inf: Tensor | None
+) -> CapturableBucket:
+    steps = []
+    for _, state, _ in members:
+        if state["step"].device != kind.device:
+            state["step"] = state["step"].to(kind.device)
+        steps.append(state["step"])
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.device != kind.device:
+        group = group | {"lr": lr.to(kind.device, non_blocking=True)}
+    agree = partial(_sum_over_shards, kind.sharding) if kind.sharding is not None else None
+    fours = [member.four for member in members]
+    return CapturableBucket(*_columns(fours), steps, group, grad_scale, found_inf, agree)
+
+
+def _columns(fours: list[Four]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    p, g, m, v = zip(*fours, strict=True)
+    return list(p), list(g), list(m), list(v)
+
+
+def _locally(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> Four:
+    """The four of a DTensor, of a complex tensor or of a tensor of a subclass: real views, local shards."""
+    if isinstance(p, DTensor) and isinstance(grad, DTensor) and grad.placements != p.placements:
+        grad = grad.redistribute(placements=p.placements)
+    return _local_real(p), _local_real(grad.resolve_conj()), _local_real(exp_avg), _local_real(exp_avg_sq)
+
+
+def _local_real(t: Tensor) -> Tensor:
+    if isinstance(t, DTensor):
+        t = t.to_local()
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def _observed(grads: list[Tensor], sharding: Any) -> list[bool]:
+    """For each of `grads`, all on one device, whether it has a non-zero element (NaN counts).
+
+    Of shards the whole gradient counts, not the local one alone, so that all processes have the same step count.
+    """
+    nonzero = torch.stack([torch.count_nonzero(g) for g in grads])
+    if sharding is not None:
+        _sum_over_shards(sharding, nonzero)
+    return [count > 0 for count in nonzero.tolist()]
+
+
+def _sum_over_shards(sharding: Any, counts: Tensor) -> None:
+    """Sum `counts` in place over the processes among which `sharding` divides a tensor."""
+    mesh, placements = sharding
+    there = counts.to(mesh.device_type)
+    for dim, placement in enumerate(placements):
+        if not placement.is_replicate():
+            torch.distributed.all_reduce(there, group=mesh.get_group(dim))
+    if there is not counts:
+        counts.copy_(there)
