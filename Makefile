@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-slow test-distributed test-distributed-docs check
+.PHONY: demo test test-slow test-distributed test-distributed-docs check bench bench-train bench-report
 
 demo: $(STAMP)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -29,12 +29,22 @@ check: $(STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# The tests read one file of timm. It comes without torchvision, which would replace the CPU build of torch, and so lies
-# apart: accelerate imports every timm that it finds.
+bench: $(STAMP)
+	$(RUN) -m benchmarks.step
+
+bench-train: $(STAMP)
+	$(RUN) -m benchmarks.train
+
+bench-report: $(STAMP)
+	$(RUN) -m benchmarks.report
+
+# Other implementations of ADOPT, which benchmarks and tests compare with. They come without what they depend on, since
+# timm's torchvision would replace the CPU build of torch, and lie apart: accelerate imports every timm that it finds.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("adopt_hf needs Python 3.10 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV), once: some minutes"
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
-	$(RUN) -m pip install --quiet -c constraints.txt --no-deps --target $(VENV)/peers timm
+	$(RUN) -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/peers timm pytorch_optimizer \
+		'heavyball; python_version >= "3.11"' opt_einsum
 	@touch $(STAMP)

@@ -1,7 +1,7 @@
 """What one step does: the state of new parameters, like tensors in buckets, a backend for each, and the step counts."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from itertools import compress
 from typing import Any, NamedTuple
@@ -17,8 +17,7 @@ from adopt_hf.partition import Partition, counted
 
 ORDINARY = (Tensor, torch.nn.Parameter)  # what is neither a DTensor nor another subclass
 
-# What a backend takes of one parameter, or of a span of a flat one: theta, g, m, v as real local tensors of one shape.
-Four = tuple[Tensor, Tensor, Tensor, Tensor]
+Columns = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # theta, g, m, v as a bucket has them
 
 
 class Kind(NamedTuple):
@@ -32,12 +31,16 @@ class Kind(NamedTuple):
     sharding: Any = None  # the mesh and the placements of DTensors
 
 
-class Member(NamedTuple):
-    """A parameter that this step may update."""
+class Members(NamedTuple):
+    """The parameters of one kind that have a gradient, one entry a parameter in each list."""
 
-    param: Tensor
-    state: dict[str, Any]
-    four: Four
+    params: list[Tensor]
+    states: list[dict[str, Any]]
+    columns: Columns  # their real local tensors
+
+    def only(self, indices: Sequence[int]) -> "Members":
+        p, g, m, v = ([column[i] for i in indices] for column in self.columns)
+        return Members([self.params[i] for i in indices], [self.states[i] for i in indices], (p, g, m, v))
 
 
 class Plan(NamedTuple):
@@ -75,17 +78,18 @@ def make_plan(
         factor = 1.0 if grad_scale is None else grad_scale.item()
         overflow = found_inf is not None and found_inf.item() != 0
 
+    _check(groups, partitions)
     plan = Plan(defaultdict(list), defaultdict(list), [], [])
-    for kind, members in _by_kind(_with_gradient(groups, partitions), states).items():
+    for kind, members in _by_kind(groups, states).items():
         group = groups[kind.group]
         name, capturable = "reference" if compiling else group["backend"], group["capturable"]
         backend = backends.choose(name, kind.device, kind.dtype, capturable=capturable, plain=kind.plain)
         if capturable:
             plan.capturable[backend].append(_capturable(members, group, kind, grad_scale, found_inf))
         elif not overflow:
-            for t, fours in _to_update(members, kind, partitions, plan):
+            for t, columns in _to_update(members, kind, partitions, plan):
                 scalars = algorithm.step_scalars(group, t, factor)
-                plan.buckets[backend].append(Bucket(*_columns(fours), scalars.for_compiler() if compiling else scalars))
+                plan.buckets[backend].append(Bucket(*columns, scalars.for_compiler() if compiling else scalars))
     return plan
 
 
@@ -103,46 +107,46 @@ def count_steps(plan: Plan) -> None:
             del state["tensor_steps"]
 
 
-def _with_gradient(
-    groups: Sequence[dict[str, Any]], partitions: Mapping[Tensor, Partition]
-) -> list[tuple[int, Tensor, Tensor]]:
-    """The number of the group, the parameter, and its gradient."""
-    found = []
+def _check(groups: Sequence[dict[str, Any]], partitions: Mapping[Tensor, Partition]) -> None:
+    for group in groups:
+        for p in group["params"]:
+            grad = p.grad
+            if grad is not None and grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"ADOPT does not support sparse gradients (got {grad.layout} for a parameter of shape "
+                    f"{tuple(p.shape)}): use sparse=False in the embedding, or torch.optim.SparseAdam"
+                )
+        if group["capturable"] and any(p in partitions for p in group["params"]):
+            raise RuntimeError(
+                "capturable=True cannot run on the flat parameters of ZeRO, whose steps are counted tensor by tensor "
+                "on the host: leave it out"
+            )
+
+
+def _by_kind(groups: Sequence[dict[str, Any]], states: MutableMapping[Tensor, dict[str, Any]]) -> dict[Kind, Members]:
+    by_key: dict[tuple[Any, ...], Members] = defaultdict(lambda: Members([], [], ([], [], [], [])))
     for index, group in enumerate(groups):
         for p in group["params"]:
             grad = p.grad
             if grad is None:
                 continue
-            if grad.layout != torch.strided:
-                raise RuntimeError(
-                    f"ADOPT does not support sparse gradients (got {grad.layout} for a parameter of shape "
-                    f"{tuple(p.shape)}): use sparse=False in the embedding, or torch.optim.SparseAdam"
-                )
-            if group["capturable"] and p in partitions:
-                raise RuntimeError(
-                    "capturable=True cannot run on the flat parameters of ZeRO, whose steps are counted tensor by "
-                    "tensor on the host: leave it out"
-                )
-            found.append((index, p, grad))
-    return found
-
-
-def _by_kind(
-    found: Iterable[tuple[int, Tensor, Tensor]], states: MutableMapping[Tensor, dict[str, Any]]
-) -> dict[Kind, list[Member]]:
-    by_key: dict[tuple[Any, ...], list[Member]] = defaultdict(list)
-    for index, p, grad in found:
-        state = states[p]
-        if not state:
-            _init_state(p, state)
-        four = (p, grad, state["exp_avg"], state["exp_avg_sq"])
-        if type(p) in ORDINARY and type(grad) in ORDINARY and not p.is_complex():
-            key: tuple[Any, ...] = (index, p.device, p.dtype, grad.dtype)
-        else:
-            sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
-            four = _locally(p, *four[1:])
-            key = (index, p.device, p.dtype, four[1].dtype, all(map(is_plain, four)), sharding)
-        by_key[key].append(Member(p, state, four))
+            state = states[p]
+            if not state:
+                _init_state(p, state)
+            theta, g, m, v = p, grad, state["exp_avg"], state["exp_avg_sq"]
+            if type(p) in ORDINARY and type(grad) in ORDINARY and not p.is_complex():
+                key: tuple[Any, ...] = (index, p.device, p.dtype, grad.dtype)
+            else:
+                sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
+                theta, g, m, v = _locally(p, g, m, v)
+                key = (index, p.device, p.dtype, g.dtype, all(map(is_plain, (theta, g, m, v))), sharding)
+            params, of_params, (thetas, gs, ms, vs) = by_key[key]
+            params.append(p)
+            of_params.append(state)
+            thetas.append(theta)
+            gs.append(g)
+            ms.append(m)
+            vs.append(v)
     return {Kind(*key): members for key, members in by_key.items()}
 
 
@@ -154,56 +158,51 @@ def _init_state(p: Tensor, state: dict[str, Any]) -> None:
 
 
 def _to_update(
-    members: list[Member], kind: Kind, partitions: Mapping[Tensor, Partition], plan: Plan
-) -> Iterator[tuple[float, list[Four]]]:
+    members: Members, kind: Kind, partitions: Mapping[Tensor, Partition], plan: Plan
+) -> Iterator[tuple[float, Columns]]:
     """What of the members, all of one kind, this step updates, by step count; notes the counts in `plan`.
 
     A tensor at t == 0 whose gradient is all zero is left out (8).
     """
-    by_step: dict[float, list[Member]] = defaultdict(list)
-    for member in members:
-        if not partitions or member.param not in partitions:
-            by_step[member.state["step"].item()].append(member)
-    if 0.0 in by_step:
-        observed = _observed([member.four[1] for member in by_step[0.0]], kind.sharding)
-        by_step[0.0] = list(compress(by_step[0.0], observed))
-    for t, together in by_step.items():
-        if together:
-            steps = torch.full((len(together),), t + 1, dtype=torch.float32, device="cpu")
-            plan.counted.append(([member.state for member in together], steps))
-            yield t, [member.four for member in together]
-    for param, state, (p, g, m, v) in members if partitions else ():
+    by_step: dict[float, list[int]] = defaultdict(list)
+    for i, (p, state) in enumerate(zip(members.params, members.states, strict=True)):
+        if not partitions or p not in partitions:
+            by_step[state["step"].item()].append(i)
+    for t, indices in by_step.items():
+        if t == 0:
+            indices = list(compress(indices, _observed([members.columns[1][i] for i in indices], kind.sharding)))
+        if indices:
+            together = members if len(indices) == len(members.params) else members.only(indices)
+            plan.counted.append(
+                (together.states, torch.full((len(indices),), t + 1, dtype=torch.float32, device="cpu"))
+            )
+            yield t, together.columns
+    for param, state, *four in zip(members.params, members.states, *members.columns, strict=True) if partitions else ():
         if param in partitions:
             partition = partitions[param]
             counts = partition.steps(state)
-            active = partition.active(g, counts)
+            active = partition.active(four[1], counts)
             plan.counted_flat.append((state, counted(active, counts)))
             for t, spans in partition.spans(active, counts).items():
-                yield t, [(span.of(p), span.of(g), span.of(m), span.of(v)) for span in spans]
+                theta, g, m, v = ([span.of(flat) for span in spans] for flat in four)
+                yield t, (theta, g, m, v)
 
 
 def _capturable(
-    members: list[Member], group: dict[str, Any], kind: Kind, grad_scale: Tensor | None, found_inf: Tensor | None
+    members: Members, group: dict[str, Any], kind: Kind, grad_scale: Tensor | None, found_inf: Tensor | None
 ) -> CapturableBucket:
-    steps = []
-    for _, state, _ in members:
+    for state in members.states:
         if state["step"].device != kind.device:
             state["step"] = state["step"].to(kind.device)
-        steps.append(state["step"])
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.device != kind.device:
         group = group | {"lr": lr.to(kind.device, non_blocking=True)}
     agree = partial(_sum_over_shards, kind.sharding) if kind.sharding is not None else None
-    fours = [member.four for member in members]
-    return CapturableBucket(*_columns(fours), steps, group, grad_scale, found_inf, agree)
+    steps = [state["step"] for state in members.states]
+    return CapturableBucket(*members.columns, steps, group, grad_scale, found_inf, agree)
 
 
-def _columns(fours: list[Four]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    p, g, m, v = zip(*fours, strict=True)
-    return list(p), list(g), list(m), list(v)
-
-
-def _locally(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> Four:
+def _locally(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four of a DTensor, of a complex tensor or of a tensor of a subclass: real views, local shards."""
     if isinstance(p, DTensor) and isinstance(grad, DTensor) and grad.placements != p.placements:
         grad = grad.redistribute(placements=p.placements)

@@ -1,6 +1,10 @@
-"""Imports point one way: algorithm <- backends <- optimizer <- integrations <- __main__; the core needs torch alone."""
+"""Imports point one way: algorithm <- backends <- optimizer <- integrations <- __main__; the core needs torch alone.
+
+The GPU kernels are written in Triton, which comes with torch where it is for GPUs; without it they are left out.
+"""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +20,7 @@ BESIDE = {
     "param_groups": 1,
     "__init__": 4,
 }  # stands beside the room of that index
+MAY = {"backends.triton": ["triton"], "backends.triton_kernels": ["triton"]}
 CORE = ("algorithm", "backends", "optimizer", "param_groups", "partition", "plan", "states")
 
 
@@ -54,7 +59,7 @@ def wrong_imports(source: str, module: str) -> list[str]:
             target = room(rest) if room(rest) in (*ROOMS, *BESIDE) else "__init__"
             if height(target) > height(room(module)):
                 wrong.append(imported)
-        elif room(module) in CORE and top != "torch" and top not in sys.stdlib_module_names:
+        elif room(module) in CORE and top not in ("torch", *MAY.get(module, ())) and top not in sys.stdlib_module_names:
             wrong.append(imported)
     return wrong
 
@@ -79,3 +84,22 @@ def test_imports_point_one_way(path: Path) -> None:
 )
 def test_a_wrong_import_is_found(source: str, module: str) -> None:
     assert wrong_imports(source, module) != []
+
+
+@pytest.mark.parametrize("triton", ["there", "missing"])
+def test_the_kernels_for_gpus_are_not_imported_before_they_are_used(triton: str) -> None:
+    """And where there is none, or one that is broken, the package works and says so."""
+    code = f"""
+import importlib.metadata, sys, torch
+if {triton == "missing"}:
+    sys.modules["triton"] = None
+from adopt_hf import ADOPT, backends
+if {triton == "missing"}:
+    print(backends.TRITON.why_not(torch.device("cuda"), torch.float32))
+p = torch.ones(3, requires_grad=True)
+p.grad = torch.ones(3)
+ADOPT([p]).step()
+assert "adopt_hf.backends.triton_kernels" not in sys.modules
+"""
+    said = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert said.startswith("Triton cannot be imported (ModuleNotFoundError: ") == (triton == "missing")

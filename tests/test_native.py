@@ -38,10 +38,13 @@ ADOPT([p], backend="fused").step()
 """
 
 
+HIDDEN = ("CC", "TRITON_INTERPRET")  # under the latter the Triton kernel takes CPU tensors
+
+
 def start(code: str, cache: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        env={k: v for k, v in os.environ.items() if k != "CC"} | {"ADOPT_HF_CACHE": str(cache)} | environment,
+        env={k: v for k, v in os.environ.items() if k not in HIDDEN} | {"ADOPT_HF_CACHE": str(cache)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,7 +8,6 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { CHUNK = 1 << 15 };        // elements that a thread takes at a time
 enum { MAX_THREADS = 256 };
 
 typedef struct {                  // StepScalars
@@ -115,10 +114,17 @@ static const Update UPDATES[4][4] = {  // by the types of theta and g
 typedef struct {
     const Bucket *buckets;
     int64_t count;
+    int64_t chunk;                // elements that a thread takes at a time
     atomic_llong next;            // the first chunk that nobody has taken
 } Step;
 
-static int64_t chunks_of(int64_t elements) { return (elements + CHUNK - 1) / CHUNK; }
+static int64_t chunks_of(int64_t elements, int64_t chunk) { return (elements + chunk - 1) / chunk; }
+
+// Long ones, which memory is fastest with, but enough of them for all threads to end together.
+static int64_t chunk_for(int64_t elements, int64_t threads) {
+    int64_t chunk = elements / (16 * threads) / 1024 * 1024;
+    return chunk < 1 << 14 ? 1 << 14 : chunk > 1 << 18 ? 1 << 18 : chunk;
+}
 
 static void *work(void *argument) {
     Step *step = argument;
@@ -129,11 +135,11 @@ static void *work(void *argument) {
         Update update = UPDATES[bucket->param_type][bucket->grad_type];
         for (int64_t i = 0; i < bucket->tensors; i++) {
             const int64_t *row = bucket->table + 5 * i;
-            int64_t elements = row[4], chunks = chunks_of(elements);
+            int64_t elements = row[4], chunks = chunks_of(elements, step->chunk);
             while (chunk < before + chunks) {
-                int64_t start = (chunk - before) * CHUNK, left = elements - start;
+                int64_t start = (chunk - before) * step->chunk, left = elements - start;
                 update((char *)row[0], (const char *)row[1], (char *)row[2], (char *)row[3], start,
-                       left < CHUNK ? left : CHUNK, &bucket->scalars);
+                       left < step->chunk ? left : step->chunk, &bucket->scalars);
                 chunk = atomic_fetch_add(&step->next, 1);
             }
             before += chunks;
@@ -145,12 +151,14 @@ static void *work(void *argument) {
 // Updates all buckets with up to `threads` threads, the caller's among them. They end with the call: nothing is left
 // that a fork could break. Where no more can be started those that run do all the work.
 void adopt_step(const Bucket *buckets, int64_t count, int64_t threads) {
-    Step step = {buckets, count, 0};
-    int64_t chunks = 0;
-    for (int64_t b = 0; b < count; b++)
-        for (int64_t i = 0; i < buckets[b].tensors; i++) chunks += chunks_of(buckets[b].table[5 * i + 4]);
-    if (threads > chunks) threads = chunks;
+    int64_t elements = 0, chunks = 0;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
+    for (int64_t b = 0; b < count; b++)
+        for (int64_t i = 0; i < buckets[b].tensors; i++) elements += buckets[b].table[5 * i + 4];
+    Step step = {buckets, count, chunk_for(elements, threads), 0};
+    for (int64_t b = 0; b < count; b++)
+        for (int64_t i = 0; i < buckets[b].tensors; i++) chunks += chunks_of(buckets[b].table[5 * i + 4], step.chunk);
+    if (threads > chunks) threads = chunks;
     pthread_t started[MAX_THREADS];
     int64_t running = 0;
     while (running + 1 < threads && pthread_create(&started[running], 0, work, &step) == 0) running++;

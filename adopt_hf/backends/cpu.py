@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from adopt_hf.algorithm import StepScalars
 from adopt_hf.backends import native
@@ -72,8 +71,8 @@ def step(buckets: Sequence[Bucket]) -> None:
                 g = [t.to(m[0].dtype) for t in g]
             table = array("q", [0]) * (5 * len(p))
             for column, tensors in enumerate((p, g, m, v)):
-                table[column::5] = array("q", map(Tensor.data_ptr, tensors))
-            table[4::5] = array("q", map(Tensor.numel, p))
+                table[column::5] = array("q", [t.data_ptr() for t in tensors])
+            table[4::5] = array("q", [t.numel() for t in p])
             tables.append((table, g))
             row.tensors, row.table = len(p), table.buffer_info()[0]
             row.param_type, row.grad_type = TYPES.index(p[0].dtype), TYPES.index(g[0].dtype)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 
 from torch import Tensor
 
@@ -25,8 +24,9 @@ def dense(
     back on the current stream.
     """
     columns = (params, grads, exp_avgs, exp_avg_sqs)
-    negative = any(map(Tensor.is_neg, chain(params, grads)))  # a view that stands for its negative
-    if not negative and all(all(map(Tensor.is_contiguous, column)) for column in columns):
+    is_contiguous = [t.is_contiguous() for column in columns for t in column]
+    is_neg = [t.is_neg() for column in columns[:2] for t in column]  # a view that stands for its negative
+    if False not in is_contiguous and True not in is_neg:
         yield columns
         return
     columns = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs))

@@ -1,0 +1,183 @@
+"""One case: a shape, a dtype and a number of threads, and everybody's steps over it."""
+
+import gc
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import clock, cuda, temporaries
+from benchmarks.fresh import one_line
+from benchmarks.groups import groups
+from benchmarks.peers import BASELINE, OURS, PEERS
+from benchmarks.rounds import Round, Times, interleave, quartiles, summary
+from benchmarks.shapes import SHAPES, elements
+from benchmarks.stepper import DTYPES, WARMUP, Stepper, gradients, sizes_of
+from benchmarks.stream import NAME as STREAM
+from benchmarks.stream import Stream
+
+Row = dict[str, Any]
+
+PLACEMENTS = 3
+
+
+def head(device: str, shape: str, dtype: str, scale: float, threads: int) -> dict[str, Any]:
+    """What a case says of itself before anything is measured."""
+    sizes = sizes_of(shape, scale)
+    total = elements(sizes)
+    return {
+        "device": device,
+        "shape": shape,
+        "dtype": dtype,
+        "threads": threads,
+        "tensors": len(sizes),
+        "elements": total,
+        # theta read and written, g read, m and v read and written in fp32
+        "bytes": total * (3 * DTYPES[dtype].itemsize + 16),
+        "copy_rate": None,  # bytes a second, on a GPU
+        "stream": None,  # on a CPU
+    }
+
+
+def measure(
+    device: str,
+    threads: int | None,
+    dtype: str,
+    shape: str,
+    scale: float,
+    peers: list[str],
+    rounds: int,
+    seed: int,
+    peers_path: str | None,
+) -> dict[str, Any]:
+    """Measure `peers`, which are installed; `BASELINE` and `OURS` belong to every group.
+
+    Returns:
+        The case, its `rows` by peer: times, or `why` it failed; temporaries and launches on a GPU alone.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    sizes = sizes_of(shape, scale)
+    grads = gradients(sizes, dtype, device, seed)
+    case = head(device, shape, dtype, scale, torch.get_num_threads())
+    if device == "cuda":
+        case["copy_rate"] = cuda.copy_rate()
+        _release(device)
+    anchors = [name for name in (BASELINE, OURS) if name in peers]
+    own = case["elements"] * (grads[0].element_size() + 8)  # parameters and moments of one peer
+    shares = {"each": own, "shared": case["elements"] * grads[0].element_size() + own * (device == "cpu")}
+    done: list[Round] = []
+    rows: dict[str, Row] = {}
+    for group in groups(peers, anchors, **shares, available=_available(device)):
+        for share in _shares(rounds):
+            measured, found = _measure_group(group, grads, device, share, peers_path, case)
+            done += measured
+            for name, row in found.items():
+                rows[name] = row if row["why"] or name not in rows else rows[name]
+            _release(device)
+            group = [name for name in group if not rows[name]["why"]]
+    for name, row in rows.items():
+        if not row["why"]:
+            row.update(summary(done, name, BASELINE, OURS, STREAM))
+            if case["copy_rate"]:
+                row["copy_share"] = case["bytes"] / (row["ms"]["median"] / 1e3) / case["copy_rate"]
+    if any(STREAM in r for r in done):
+        case["stream"] = {"ms": quartiles([r[STREAM].ms for r in done if STREAM in r])}
+    if device == "cpu" and SHAPES[shape].host_time:
+        _host_times(rows, sizes, dtype, rounds, seed, peers_path)
+    return case | {"rows": rows}
+
+
+def _shares(rounds: int) -> list[int]:
+    """The rounds in parts, for each of which everybody's tensors are made anew.
+
+    Where they come to lie in memory speeds a step up or slows it down by some per cent, for as long as they lie there.
+    """
+    parts = min(PLACEMENTS, rounds)
+    return [rounds * (i + 1) // parts - rounds * i // parts for i in range(parts)]
+
+
+def _measure_group(
+    group: list[str], grads: list[Tensor], device: str, rounds: int, peers_path: str | None, case: dict[str, Any]
+) -> tuple[list[Round], dict[str, Row]]:
+    steppers, rows = _steppers(group, grads, peers_path)
+    time_step = clock.of(device)
+    steps: dict[str, Callable[[], Times]] = {
+        name: partial(_timed, stepper, time_step) for name, stepper in steppers.items()
+    }
+    if device == "cpu":
+        try:
+            steps[STREAM] = partial(time_step, Stream(grads).step)
+        except RuntimeError as error:
+            case["stream"] = {"why": one_line(error)}
+    done, errors = interleave(steps, rounds, WARMUP)
+    for name, row in rows.items():
+        row["why"] = row["why"] or errors.get(name, "")
+        if device == "cuda" and not row["why"]:
+            _count_on_cuda(row, steppers[name])
+    return done, rows
+
+
+def _steppers(
+    names: list[str], grads: list[Tensor], peers_path: str | None
+) -> tuple[dict[str, Stepper], dict[str, Row]]:
+    steppers: dict[str, Stepper] = {}
+    rows: dict[str, Row] = {name: {"why": "", "notes": []} for name in names}
+    for name in names:
+        try:
+            steppers[name] = Stepper(PEERS[name], grads, peers_path)
+        except Exception as error:  # noqa: BLE001 - whatever a peer raises is its row
+            rows[name]["why"] = one_line(error)[:500]
+    return steppers, rows
+
+
+def _timed(stepper: Stepper, time_step: Callable[[Callable[[], None]], Times]) -> Times:
+    stepper.give_gradients()
+    return time_step(stepper.step)
+
+
+def _count_on_cuda(row: Row, stepper: Stepper) -> None:
+    """Temporaries and launches; a profiler that cannot count does not make a peer fail."""
+    stepper.give_gradients()
+    row["temporaries_bytes"] = temporaries.on_cuda(stepper.step)
+    stepper.give_gradients()
+    try:
+        row["launches"] = cuda.launches(stepper.step) / len(stepper.optimizer.param_groups)
+    except Exception as error:  # noqa: BLE001 - the profiler needs rights and libraries of many kinds
+        row["notes"].append(f"launches not counted: {one_line(error)[:200]}")
+
+
+def _host_times(
+    rows: dict[str, Row], sizes: list[tuple[int, ...]], dtype: str, rounds: int, seed: int, peers_path: str | None
+) -> None:
+    """What the host does for that many tensors: a step over as many of one element each."""
+    names = [name for name, row in rows.items() if not row["why"] and not PEERS[name].compiles]
+    steppers, _ = _steppers(names, gradients([(1,)] * len(sizes), dtype, "cpu", seed), peers_path)
+    steps = {name: partial(_timed, stepper, clock.on_cpu) for name, stepper in steppers.items()}
+    done, errors = interleave(steps, rounds, WARMUP)
+    for name in names:
+        rows[name]["host_ms"] = quartiles([r[name].wall_ms for r in done if name in r])
+        if name in errors:
+            rows[name]["notes"].append(f"host time not measured: {errors[name]}")
+
+
+def _available(device: str) -> int:
+    """Bytes that can be had now; on a CPU not all of them, since others run there too."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    listed = Path("/proc/meminfo")
+    if listed.exists():
+        lines = listed.read_text(encoding="ascii").splitlines()
+        kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        return kib * 1024 * 3 // 4
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _release(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,19 @@
+"""Who is measured together, where all at once do not fit into memory."""
+
+from collections.abc import Sequence
+
+TEMPORARIES = 3  # the reference needs the most: 29 bytes an element of one flat tensor, where it holds 12
+
+
+def groups(names: Sequence[str], anchors: Sequence[str], each: int, shared: int, available: int) -> list[list[str]]:
+    """Cut `names` into groups that fit, each with all `anchors`, that everybody is compared to.
+
+    Args:
+        each: bytes that one of them holds; `TEMPORARIES` times as much stay free for the one whose turn it is.
+        shared: bytes that are held once.
+        available: bytes that there are. A group has one name beside the anchors even if that is too much.
+    """
+    others = [name for name in names if name not in anchors]
+    fit = (available - shared) // each - len(anchors) - TEMPORARIES if each else len(others)
+    size = max(1, fit)
+    return [[*anchors, *others[i : i + size]] for i in range(0, max(len(others), 1), size)]

@@ -1,0 +1,165 @@
+"""The optimizers that are compared, each configured alike, and how to get at them."""
+
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+ALIKE: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.9999), "eps": 1e-6, "weight_decay": 0.0}
+BF16_STATE = "With bf16 parameters its moments are bf16 too: it moves 14 bytes an element, adopt_hf 22."
+
+BASELINE = "adamw-fused"
+OURS = "adopt_hf"
+
+
+class Peer(NamedTuple):
+    """An optimizer of the comparison."""
+
+    title: str
+    make: Callable[[list[Tensor]], Optimizer]
+    module: str | None = None  # what must be importable
+    distribution: str | None = None  # what its version is looked up by
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    note: str = ""
+    bf16_note: str = ""  # where the parameters are bf16
+    compiles: bool = False  # anew for every list of tensors, some minutes for hundreds of them
+
+
+def _ours(backend: str) -> Callable[[list[Tensor]], Optimizer]:
+    def make(params: list[Tensor]) -> Optimizer:
+        import adopt_hf
+
+        return adopt_hf.ADOPT(params, **ALIKE, backend=backend)
+
+    return make
+
+
+def _adamw(**implementation: bool) -> Callable[[list[Tensor]], Optimizer]:
+    return lambda params: torch.optim.AdamW(params, **ALIKE, **implementation)
+
+
+def _deepspeed(params: list[Tensor]) -> Optimizer:
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(params, **ALIKE)
+
+
+def _torch_adopt(foreach: bool) -> Callable[[list[Tensor]], Optimizer]:
+    def make(params: list[Tensor]) -> Optimizer:
+        import adopt
+
+        # It calls a private method that torch has renamed since.
+        adopt.ADOPT._cuda_graph_capture_health_check = lambda self: None
+        return adopt.ADOPT(params, **ALIKE, foreach=foreach)
+
+    return make
+
+
+def _timm(params: list[Tensor]) -> Optimizer:
+    """timm's file alone: the package would import torchvision, and accelerate imports every timm that it finds."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None  # `installed` has seen it
+    assert spec.origin is not None
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "timm"}
+    for name, folder in (("timm", Path(spec.origin).parent), ("timm.optim", Path(spec.origin).parent / "optim")):
+        package = types.ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    try:
+        adopt = importlib.import_module("timm.optim.adopt").Adopt
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "timm"]:
+            del sys.modules[name]
+        sys.modules.update(before)
+    return adopt(params, **ALIKE, clip_exp=0.25)
+
+
+def _pytorch_optimizer(params: list[Tensor]) -> Optimizer:
+    import pytorch_optimizer
+
+    return pytorch_optimizer.ADOPT(params, **ALIKE)
+
+
+def _heavyball(params: list[Tensor]) -> Optimizer:
+    import heavyball
+
+    return heavyball.ADOPT(params, **ALIKE)
+
+
+PEERS: dict[str, Peer] = {
+    OURS: Peer("**adopt_hf**", _ours("auto")),
+    "adopt_hf-fused": Peer("adopt_hf, fused", _ours("fused")),
+    "adopt_hf-foreach": Peer("adopt_hf, foreach", _ours("foreach")),
+    "adopt_hf-reference": Peer("adopt_hf, reference", _ours("reference")),
+    BASELINE: Peer("torch AdamW, fused", _adamw(fused=True), bf16_note=BF16_STATE),
+    "adamw-foreach": Peer("torch AdamW, foreach", _adamw(foreach=True), bf16_note=BF16_STATE),
+    "adamw-single": Peer("torch AdamW, single-tensor", _adamw(foreach=False), bf16_note=BF16_STATE),
+    "deepspeed-cpu-adam": Peer("DeepSpeedCPUAdam", _deepspeed, "deepspeed", "deepspeed", devices=("cpu",)),
+    "torch-adopt-foreach": Peer(
+        "torch-adopt, foreach", _torch_adopt(foreach=True), "adopt", "torch-adopt", bf16_note=BF16_STATE
+    ),
+    "torch-adopt-single": Peer(
+        "torch-adopt, single-tensor", _torch_adopt(foreach=False), "adopt", "torch-adopt", bf16_note=BF16_STATE
+    ),
+    "timm": Peer("timm", _timm, "timm", "timm", bf16_note=BF16_STATE),
+    "pytorch_optimizer": Peer(
+        "pytorch_optimizer", _pytorch_optimizer, "pytorch_optimizer", "pytorch_optimizer", bf16_note=BF16_STATE
+    ),
+    "heavyball": Peer(
+        "heavyball",
+        _heavyball,
+        "heavyball",
+        "heavyball",
+        note="Another rule: both betas are debiased, nothing is clipped, bf16 parameters are rounded stochastically. "
+        "It goes through torch.compile, whose time is not counted.",
+        compiles=True,
+    ),
+}
+
+
+@contextmanager
+def searching(folder: Path | str | None) -> Iterator[None]:
+    """Modules are looked for in `folder` too, after all other places, and only within this context.
+
+    What is in that folder stays invisible to accelerate and others that ask what is installed.
+    """
+    if folder is None:
+        yield
+        return
+    sys.path.append(str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def default_folder() -> Path | None:
+    """Where `make` puts peers that must stay apart from the environment."""
+    folder = Path(sys.prefix, "peers")
+    return folder if folder.is_dir() else None
+
+
+def installed(peer: Peer) -> bool:
+    """Whether what it needs is there; within `searching`."""
+    return peer.module is None or importlib.util.find_spec(peer.module) is not None
+
+
+def versions() -> dict[str, str]:
+    """The versions of the peers that are installed, by distribution; within `searching`."""
+    found = {}
+    for distribution in sorted({peer.distribution for peer in PEERS.values() if peer.distribution}):
+        try:
+            found[distribution] = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
