@@ -442,3 +442,23 @@ def test_dtensors_are_updated_through_their_local_shards(backend: str, placement
         assert torch.equal(p, q.full_tensor())
         assert isinstance(other.state[q]["exp_avg"], DTensor)
         assert torch.equal(one.state[p]["exp_avg_sq"], other.state[q]["exp_avg_sq"].full_tensor())
+
+
+# -- backends ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_may_change_the_backend() -> None:
+    """Every three steps another one, from the saved state of the last: the trajectory of a single one, to rounding."""
+    params, expected = leaves((4, 3), (5,)), leaves((4, 3), (5,))
+    options = {"lr": 0.01, "weight_decay": 0.1, "decouple": True}
+    whole, optimizer = ADOPT(expected, backend="reference", **options), ADOPT(params, **options)
+    for i, backend in enumerate((*BACKENDS, *reversed(BACKENDS))):
+        resumed = ADOPT(params, backend=backend, **options)
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert resumed.param_groups[0]["backend"] == backend
+        optimizer = resumed
+        train(optimizer, params, range(3 * i, 3 * i + 3))
+        train(whole, expected, range(3 * i, 3 * i + 3))
+    for p, q in zip(params, expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(optimizer.state[p]["exp_avg_sq"], whole.state[q]["exp_avg_sq"], rtol=1e-12, atol=0)
