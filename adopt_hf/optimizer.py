@@ -5,6 +5,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from adopt_hf import algorithm, backends, states
@@ -167,10 +168,13 @@ class ADOPT(Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Whether `torch.amp.GradScaler` leaves the scale and the overflow of the gradients to `step()`.
 
-        It does where that saves waiting for the device. Otherwise it unscales and skips by itself: its classes for
-        sharded training agree on an overflow in `unscale_` alone, and Accelerate looks for the step that was skipped.
+        It does where that saves waiting for the device. Otherwise it unscales and skips by itself: Accelerate looks for
+        the step that was skipped, and the processes of FSDP1 agree on an overflow in `unscale_` alone.
         """
-        return all(group["capturable"] for group in self.param_groups)
+        return all(
+            group["capturable"] and not any(getattr(p, "_fsdp_flattened", False) for p in group["params"])
+            for group in self.param_groups
+        )
 
     def set_partition(self, param: Tensor, partition: Partition) -> None:
         """Say that `param` is flat: it holds stretches of several tensors, which are counted one by one.
@@ -242,11 +246,18 @@ class ADOPT(Optimizer):
         state = {key: states.translated_state(value) for key, value in saved["state"].items()}
         for saved_id, p in self._pairs(groups):
             for name in ("exp_avg", "exp_avg_sq"):
-                if saved_id in state and state[saved_id] and state[saved_id][name].shape != p.shape:
+                moment = state[saved_id][name] if state.get(saved_id) else p
+                if moment.shape != p.shape:
                     raise ValueError(
-                        f"the saved state of parameter {saved_id} has {name} of shape "
-                        f"{tuple(state[saved_id][name].shape)}, the parameter has {tuple(p.shape)}: "
-                        "this is the state of another model"
+                        f"the saved state of parameter {saved_id} has {name} of shape {tuple(moment.shape)}, the "
+                        f"parameter has {tuple(p.shape)}: this is the state of another model"
+                    )
+                if isinstance(moment, DTensor) != isinstance(p, DTensor):
+                    raise ValueError(
+                        f"the saved state of parameter {saved_id} has {name} as a {type(moment).__name__}, the "
+                        f"parameter is a {type(p).__name__}: set_optimizer_state_dict of "
+                        "torch.distributed.checkpoint.state_dict shards a whole state, get_optimizer_state_dict with "
+                        "full_state_dict=True makes one"
                     )
         return saved | {"param_groups": groups, "state": state}
 

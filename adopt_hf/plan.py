@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn import Parameter
 
 from adopt_hf import algorithm, backends
 from adopt_hf.backends.bucket import Bucket, CapturableBucket
 from adopt_hf.backends.dense import is_plain
 from adopt_hf.partition import Partition, counted
-
-ORDINARY = (Tensor, torch.nn.Parameter)  # what is neither a DTensor nor another subclass
 
 Columns = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # theta, g, m, v as a bucket has them
 
@@ -27,7 +26,7 @@ class Kind(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     grad_dtype: torch.dtype
-    plain: bool = True
+    plain: bool = True  # not of a subclass that handles its operations
     sharding: Any = None  # the mesh and the placements of DTensors
 
 
@@ -124,6 +123,7 @@ def _check(groups: Sequence[dict[str, Any]], partitions: Mapping[Tensor, Partiti
 
 
 def _by_kind(groups: Sequence[dict[str, Any]], states: MutableMapping[Tensor, dict[str, Any]]) -> dict[Kind, Members]:
+    dtypes = _StateDtypes()
     by_key: dict[tuple[Any, ...], Members] = defaultdict(lambda: Members([], [], ([], [], [], [])))
     for index, group in enumerate(groups):
         for p in group["params"]:
@@ -133,9 +133,12 @@ def _by_kind(groups: Sequence[dict[str, Any]], states: MutableMapping[Tensor, di
             state = states[p]
             if not state:
                 _init_state(p, state)
+            if state["exp_avg"].dtype != state["exp_avg_sq"].dtype or state["exp_avg"].dtype != dtypes[p.dtype]:
+                for name in ("exp_avg", "exp_avg_sq"):  # the model was cast after its first step
+                    state[name] = state[name].to(dtypes[p.dtype])
             theta, g, m, v = p, grad, state["exp_avg"], state["exp_avg_sq"]
-            if type(p) in ORDINARY and type(grad) in ORDINARY and not p.is_complex():
-                key: tuple[Any, ...] = (index, p.device, p.dtype, grad.dtype)
+            if type(p) is Parameter and type(g) is type(m) is type(v) is Tensor and not p.is_complex():
+                key: tuple[Any, ...] = (index, p.device, p.dtype, g.dtype)
             else:
                 sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
                 theta, g, m, v = _locally(p, g, m, v)
@@ -148,6 +151,14 @@ def _by_kind(groups: Sequence[dict[str, Any]], states: MutableMapping[Tensor, di
             ms.append(m)
             vs.append(v)
     return {Kind(*key): members for key, members in by_key.items()}
+
+
+class _StateDtypes(dict[torch.dtype, torch.dtype]):
+    """`algorithm.state_dtype`, looked up once."""
+
+    def __missing__(self, dtype: torch.dtype) -> torch.dtype:
+        self[dtype] = algorithm.state_dtype(dtype)
+        return self[dtype]
 
 
 def _init_state(p: Tensor, state: dict[str, Any]) -> None:
@@ -167,7 +178,7 @@ def _to_update(
     by_step: dict[float, list[int]] = defaultdict(list)
     for i, (p, state) in enumerate(zip(members.params, members.states, strict=True)):
         if not partitions or p not in partitions:
-            by_step[state["step"].item()].append(i)
+            by_step[float(state["step"])].append(i)
     for t, indices in by_step.items():
         if t == 0:
             indices = list(compress(indices, _observed([members.columns[1][i] for i in indices], kind.sharding)))
@@ -192,11 +203,15 @@ def _capturable(
     members: Members, group: dict[str, Any], kind: Kind, grad_scale: Tensor | None, found_inf: Tensor | None
 ) -> CapturableBucket:
     for state in members.states:
-        if state["step"].device != kind.device:
-            state["step"] = state["step"].to(kind.device)
+        if state["step"].device != kind.device or state["step"].dtype != torch.float32:
+            state["step"] = state["step"].to(kind.device, torch.float32)
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.device != kind.device:
         group = group | {"lr": lr.to(kind.device, non_blocking=True)}
+    if grad_scale is not None:
+        grad_scale = grad_scale.to(kind.device, non_blocking=True)
+    if found_inf is not None:
+        found_inf = found_inf.to(kind.device, non_blocking=True)
     agree = partial(_sum_over_shards, kind.sharding) if kind.sharding is not None else None
     steps = [state["step"] for state in members.states]
     return CapturableBucket(*members.columns, steps, group, grad_scale, found_inf, agree)
@@ -204,6 +219,13 @@ def _capturable(
 
 def _locally(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four of a DTensor, of a complex tensor or of a tensor of a subclass: real views, local shards."""
+    sharded = [isinstance(t, DTensor) for t in (p, grad, exp_avg, exp_avg_sq)]
+    if any(sharded) and not all(sharded):
+        kinds = ", ".join(type(t).__name__ for t in (p, grad, exp_avg, exp_avg_sq))
+        raise RuntimeError(
+            f"a parameter of shape {tuple(p.shape)}, its gradient, exp_avg and exp_avg_sq are {kinds}: all of them "
+            "must be DTensors, or none"
+        )
     if isinstance(p, DTensor) and isinstance(grad, DTensor) and grad.placements != p.placements:
         grad = grad.redistribute(placements=p.placements)
     return _local_real(p), _local_real(grad.resolve_conj()), _local_real(exp_avg), _local_real(exp_avg_sq)

@@ -19,6 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from adopt_hf import ADOPT, backends
 from adopt_hf.algorithm import StepScalars, step_scalars
@@ -113,7 +115,7 @@ def restore_threads() -> Any:
 
 
 @pytest.mark.usefixtures("restore_threads")
-@pytest.mark.parametrize("elements", [1, 2**15 - 1, 2**15, 2**15 + 1, 300_000])
+@pytest.mark.parametrize("elements", [1, 2**14 - 1, 2**14, 2**14 + 1, 300_000, 10_000_000])  # of 1 to 610 chunks
 def test_the_number_of_threads_changes_nothing(elements: int) -> None:
     results = []
     for threads in (1, 2, 7, 1000):
@@ -305,6 +307,132 @@ def test_a_subclass_that_handles_operations_goes_to_foreach() -> None:
     assert (p != 1).all()
     with pytest.raises(RuntimeError, match=r"'fused' cannot run .* tensors of a subclass hide"):
         ADOPT([p], backend="fused").step()
+
+
+# -- what does not fit together ----------------------------------------------------------------------------------------
+
+
+def stepped(backend: str, steps: int = 2, **options: Any) -> tuple[Tensor, ADOPT]:
+    p = torch.nn.Parameter(torch.linspace(-1, 1, 40))
+    optimizer = ADOPT([p], backend=backend, lr=0.1, **options)
+    for _ in range(steps):
+        p.grad = torch.linspace(1, 2, 40)
+        optimizer.step()
+    return p, optimizer
+
+
+def cast(p: Tensor, optimizer: ADOPT) -> None:
+    """As `model.double()` does, after the first steps."""
+    p.data = p.data.double()
+    p.grad = torch.ones(40, dtype=torch.float64)
+
+
+def cast_back(p: Tensor, optimizer: ADOPT) -> None:
+    p.data, p.grad = p.data.double(), None
+    for t in (p.data, *optimizer.state[p].values()):
+        t.data = t.data.double()
+    p.data = p.data.float()
+    p.grad = torch.ones(40)
+
+
+def other_moments(p: Tensor, optimizer: ADOPT) -> None:
+    for name in ("exp_avg", "exp_avg_sq"):
+        optimizer.state[p][name] = optimizer.state[p][name].double()
+    p.grad = torch.ones(40)
+
+
+def number_as_step(p: Tensor, optimizer: ADOPT) -> None:
+    optimizer.state[p]["step"] = 2.0
+    p.grad = torch.ones(40)
+
+
+def zero_tensor(p: Tensor, optimizer: ADOPT) -> None:
+    p.grad = torch._efficientzerotensor((40,))
+
+
+CHANGES = [cast, cast_back, other_moments, number_as_step, zero_tensor]
+
+
+@pytest.mark.parametrize("backend", ["fused", "foreach"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_somebody_has_changed_is_trained_on(change: Any, backend: str) -> None:
+    """The moments are given the dtype that they must have: the kernel would take their numbers for others."""
+    results = []
+    for name in ("reference", backend):
+        p, optimizer = stepped(name)
+        change(p, optimizer)
+        optimizer.step()
+        assert {t.dtype for k, t in optimizer.state[p].items() if k != "step"} == {p.dtype}
+        results.append(p.detach())
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_a_late_parameter_with_other_moments_spoils_nobody_elses() -> None:
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
+    expected = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
+    results = []
+    for backend, tensors in (("fused", params), ("reference", expected)):
+        optimizer = ADOPT(tensors, backend=backend)
+        for _ in range(3):
+            for p in tensors:
+                p.grad = torch.full((3,), 0.5)
+            optimizer.step()
+            for name in ("exp_avg", "exp_avg_sq"):
+                optimizer.state[tensors[1]][name] = optimizer.state[tensors[1]][name].double()
+        results.append([p.detach() for p in tensors])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("backend", ["fused", "auto"])
+def test_sizes_that_do_not_fit_are_refused(backend: str) -> None:
+    """A kernel would read and write beyond the end."""
+    p, optimizer = stepped(backend)
+    p.data = torch.ones(400_000)
+    with pytest.raises(RuntimeError, match=r"must have one shape and device, and are \(400000,\) on cpu, \(40,\)"):
+        optimizer.step()
+    p.grad = torch.ones(400_000)
+    with pytest.raises(RuntimeError, match=r"must have one shape and device"):
+        optimizer.step()
+    assert torch.equal(p, torch.ones(400_000))
+
+
+def test_a_whole_state_is_not_loaded_into_shards_nor_shards_into_a_whole(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        plain, whole = stepped("auto")
+        sharded = torch.nn.Parameter(distribute_tensor(plain.detach().clone(), mesh, [Shard(0)]))
+        sharded.grad = distribute_tensor(torch.ones(40), mesh, [Shard(0)])
+        of_shards = ADOPT([sharded])
+        of_shards.step()
+        with pytest.raises(ValueError, match=r"exp_avg as a Tensor, the parameter is a DTensor: .*set_optimizer_state"):
+            of_shards.load_state_dict(whole.state_dict())
+        with pytest.raises(ValueError, match=r"exp_avg as a DTensor, the parameter is a Parameter: "):
+            whole.load_state_dict(of_shards.state_dict())
+        whole.state[plain]["exp_avg"] = of_shards.state[sharded]["exp_avg"]
+        with pytest.raises(RuntimeError, match="all of them must be DTensors, or none"):
+            whole.step()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+FLUSHED = """
+import torch
+from adopt_hf import ADOPT
+assert torch.set_flush_denormal(True)
+every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+p = torch.nn.Parameter(every[~every.isnan() & ~every.isinf()].clone())
+before = p.detach().clone()
+p.grad = torch.ones_like(p)
+optimizer = ADOPT([p], backend="fused")
+optimizer.step()
+print(bool((p == before).all()))
+"""
+
+
+def test_small_float16_numbers_survive_where_subnormal_floats_are_flushed() -> None:
+    """They are normal float32 numbers, and are read without a subnormal one on the way. A first step moves nothing."""
+    assert subprocess.check_output([sys.executable, "-c", FLUSHED], text=True).split() == ["True"]
 
 
 def test_all_buckets_of_a_step_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ ADOPT([p], backend="fused").step()
 """
 
 
+KEPT = """
+print(next(line.split()[-1] for line in open("/proc/self/maps") if "cpu-" in line))
+"""
 HIDDEN = ("CC", "TRITON_INTERPRET")  # under the latter the Triton kernel takes CPU tensors
 
 
@@ -102,6 +106,15 @@ def test_a_damaged_file_is_compiled_anew(damage: bytes, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [library]
 
 
+def test_a_file_that_was_cut_off_is_not_loaded(tmp_path: Path) -> None:
+    """Its head is that of a library: loading it would end the process."""
+    run(LOAD, tmp_path)
+    (library,) = tmp_path.iterdir()
+    library.write_bytes(library.read_bytes()[: library.stat().st_size // 2])
+    assert run(LOAD, tmp_path) == "loaded"
+    assert library.stat().st_size > 10_000
+
+
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     """Not even root can write below a file or into /proc. What is compiled for the process alone is gone afterwards."""
     temporary = tmp_path / "temporary"
@@ -112,11 +125,47 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
         assert list(temporary.iterdir()) == []
 
 
+def test_without_a_home_or_a_folder_for_temporary_files_it_is_loaded_all_the_same(tmp_path: Path) -> None:
+    assert run(LOAD, Path("~nosuchuser/cache")) == "loaded"
+    nowhere = "import tempfile; tempfile.tempdir = '/proc/nowhere'" + LOAD
+    assert run(nowhere, tmp_path) == "loaded"
+    err = start(nowhere, Path("/proc/nowhere")).communicate()[1]
+    assert "RuntimeError: cpu.c cannot be compiled and loaded: " in err
+
+
+def test_a_relative_folder(tmp_path: Path) -> None:
+    assert run(f"import os; os.chdir({str(tmp_path)!r})" + LOAD, Path(".")) == "loaded"
+    (library,) = tmp_path.iterdir()
+    assert run(f"import os; os.chdir({str(tmp_path)!r})" + LOAD + KEPT, Path(".")) == f"loaded\n{library}"
+
+
+def test_it_is_kept_for_the_processor(tmp_path: Path) -> None:
+    """A folder may be shared by machines of which one lacks the other's instructions."""
+    other = LOAD.replace("print(", "native._processor = lambda: 'another'\nprint(")
+    run(LOAD, tmp_path)
+    run(other, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_killed_process_has_left_is_removed_later(tmp_path: Path) -> None:
+    run(LOAD, tmp_path)
+    (library,) = tmp_path.iterdir()
+    for age in (0, 7200):
+        left = tmp_path / f"{library.name}{age}.tmp"
+        left.write_text("")
+        os.utime(left, (time.time() - age,) * 2)
+    library.unlink()
+    run(LOAD, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {library.name, f"{library.name}0.tmp"}
+
+
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [
         ("nonesuch -m64", "the C compiler that CC names is not there: 'nonesuch -m64'"),
         ("false", "/false cannot compile cpu.c: exit code 1"),
+        ('"cc', "RuntimeError: cpu.c cannot be compiled and loaded: No closing quotation"),
+        ("/dev/null", "the C compiler that CC names is not there"),
         ("cc -Dfloat=nonesuch", "error: unknown type name 'nonesuch'"),
     ],
 )

@@ -65,7 +65,7 @@ def choose(
         RuntimeError: the one asked for by name cannot run there; the message says why.
     """
     reasons = []
-    for backend in TABLE[name]:
+    for backend in TABLE[check_name(name)]:
         reason = _why_not(backend, device, dtype, capturable, plain)
         if reason is None:
             return backend

@@ -39,8 +39,9 @@ static inline bfloat16 store_bfloat16(float x) {  // to nearest, ties to even
 
 static inline float load_float16(float16 x) {
     uint32_t size = (uint32_t)(x.bits & 0x7fff) << 13, sign = (uint32_t)(x.bits & 0x8000) << 16;
-    uint32_t finite = as_bits(as_float(size) * 0x1p112f);  // the exponent's bias of 15 becomes 127, subnormals too
-    return as_float(sign | (size >= 0x0f800000 ? size | 0x7f800000 : finite));
+    uint32_t normal = size + 0x38000000;                                   // the exponent's bias of 15 becomes 127
+    uint32_t subnormal = as_bits(as_float(size + 0x38800000) - 0x1p-14f);  // no float that a processor might flush
+    return as_float(sign | (size >= 0x0f800000 ? size | 0x7f800000 : size < 0x00800000 ? subnormal : normal));
 }
 
 static inline float16 store_float16(float x) {  // to nearest, ties to even
@@ -150,6 +151,7 @@ static void *work(void *argument) {
 
 // Updates all buckets with up to `threads` threads, the caller's among them. They end with the call: nothing is left
 // that a fork could break. Where no more can be started those that run do all the work.
+__attribute__((visibility("default")))
 void adopt_step(const Bucket *buckets, int64_t count, int64_t threads) {
     int64_t elements = 0, chunks = 0;
     if (threads > MAX_THREADS) threads = MAX_THREADS;

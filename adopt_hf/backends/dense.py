@@ -24,6 +24,10 @@ def dense(
     back on the current stream.
     """
     columns = (params, grads, exp_avgs, exp_avg_sqs)
+    _check(columns)
+    if 0 in [t.data_ptr() for t in grads]:
+        grads = [_with_memory(t) for t in grads]
+        columns = (params, grads, exp_avgs, exp_avg_sqs)
     is_contiguous = [t.is_contiguous() for column in columns for t in column]
     is_neg = [t.is_neg() for column in columns[:2] for t in column]  # a view that stands for its negative
     if False not in is_contiguous and True not in is_neg:
@@ -42,6 +46,28 @@ def dense(
     yield columns
     for t, copy in replaced:
         t.copy_(copy)
+
+
+def _check(columns: Columns) -> None:
+    """Refuse what would make a kernel read or write elsewhere; torch's operations would refuse it too."""
+    sizes = [[t.numel() for t in column] for column in columns]
+    devices = [[t.get_device() for t in column] for column in columns]
+    if not (sizes[0] == sizes[1] == sizes[2] == sizes[3] and devices[0] == devices[1] == devices[2] == devices[3]):
+        for four in zip(*columns, strict=True):
+            if len({(t.numel(), t.device) for t in four}) > 1:
+                what = ", ".join(f"{tuple(t.shape)} on {t.device}" for t in four)
+                raise RuntimeError(
+                    f"a parameter, its gradient, exp_avg and exp_avg_sq must have one shape and device, and are {what}"
+                )
+
+
+def _with_memory(t: Tensor) -> Tensor:
+    """`t`, or a copy if it is one of torch's tensors of zeros that have none."""
+    if t.data_ptr() != 0 or t.numel() == 0:
+        return t
+    if t.untyped_storage().nbytes() == 0:
+        raise RuntimeError(f"the memory of a gradient of shape {tuple(t.shape)} has been given back")
+    return t.clone()
 
 
 def _alike(four: tuple[Tensor, ...]) -> bool:

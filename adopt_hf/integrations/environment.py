@@ -17,7 +17,7 @@ def report() -> str:
     lines = [f"Python {platform.python_version()} on {platform.platform()}"]
     lines += [f"{name} {_version(name)}" for name in PACKAGES]
     lines.append(f"torch threads: {torch.get_num_threads()}")
-    lines.append(f"compiled kernels are kept in: {native.cache_folder()}")
+    lines.append(f"compiled kernels are kept in: {_cache()}")
     for device in _devices():
         lines += ["", f"{device}: {_name(device)}"]
         lines += [f"  backend={name!r}: {_runs(name, device)}" for name in backends.NAMES]
@@ -29,6 +29,13 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "is not installed"
+
+
+def _cache() -> str:
+    try:
+        return str(native.cache_folder())
+    except RuntimeError as error:
+        return f"nowhere, they are compiled in every process ({error})"
 
 
 def _devices() -> list[torch.device]:
