@@ -59,35 +59,47 @@ static inline double store_double(double x) { return x; }
 
 // -- the update of a stretch of one tensor --------------------------------------------------------------------------
 
+// x, or 0 where `keep` is 0: by bits, since compilers make two branches of a condition, each with all that follows.
+static inline float keep_float(int keep, float x) { return as_float(as_bits(x) & -(uint32_t)keep); }
+static inline double keep_double(int keep, double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, 8);
+    bits &= -(uint64_t)keep;
+    memcpy(&x, &bits, 8);
+    return x;
+}
+
 // Comparisons instead of fmin and fmax, which would lose NaN. `l2` is compared outside the loop: 0*inf is NaN.
 #define UPDATE(NAME, P, G, REAL, SQRT)                                                                        \
-    static void NAME(char *param, const char *grad, char *exp_avg, char *exp_avg_sq, int64_t start,           \
-                     int64_t n, const Scalars *s) {                                                           \
-        P *restrict p = (P *)param + start;                                                                   \
-        const G *restrict gs = (const G *)grad + start;                                                       \
-        REAL *restrict ms = (REAL *)exp_avg + start, *restrict vs = (REAL *)exp_avg_sq + start;               \
+    static void NAME##_stretch(P *restrict p, const G *restrict gs, REAL *restrict ms, REAL *restrict vs,     \
+                               int64_t n, const Scalars *s) {                                                 \
         const REAL scale = (REAL)s->scale, l2 = (REAL)s->l2, decay = (REAL)s->decay, eps = (REAL)s->eps,      \
                    clip = (REAL)s->clip, rest1 = (REAL)(1 - s->beta1), beta2 = (REAL)s->beta2,                \
                    rest2 = (REAL)(1 - s->beta2), lr = (REAL)s->lr;                                            \
         const int coupled = l2 != 0;                                                                          \
-        for (int64_t i = 0; i < n; i++) {                                                                     \
+        _Pragma("GCC unroll 4") for (int64_t i = 0; i < n; i++) {                                             \
             REAL theta = load_##P(p[i]), g = load_##G(gs[i]), m = ms[i], v = vs[i];                           \
             g = g * scale;                                                       /* (1) */                    \
             if (coupled) g = g + l2 * theta;                                                                  \
-            int new = v == 0;                                                    /* (2) */                    \
+            int seen = v != 0;                                                   /* (2) */                    \
             theta = theta * decay;                                               /* (3) */                    \
             REAL root = SQRT(v);                                                 /* (4) */                    \
             REAL u = g / (root < eps ? eps : root);                                                           \
             u = u < -clip ? -clip : u;                                                                        \
             u = u > clip ? clip : u;                                                                          \
-            u = new ? 0 : u;                                                                                  \
+            u = keep_##REAL(seen, u);                                                                         \
             m = m + rest1 * (u - m);                                             /* (5) */                    \
             theta = theta - lr * m;                                              /* (6) */                    \
             REAL next = beta2 * v + rest2 * g * g, first = g * g;                /* (7) */                    \
             p[i] = store_##P(theta);                                                                          \
             ms[i] = m;                                                                                        \
-            vs[i] = new ? first : next;                                                                       \
+            vs[i] = seen ? next : first;                                                                      \
         }                                                                                                     \
+    }                                                                                                         \
+    static void NAME(char *param, const char *grad, char *exp_avg, char *exp_avg_sq, int64_t start,           \
+                     int64_t n, const Scalars *s) {                                                           \
+        NAME##_stretch((P *)param + start, (const G *)grad + start, (REAL *)exp_avg + start,                  \
+                       (REAL *)exp_avg_sq + start, n, s);                                                     \
     }
 
 UPDATE(update_float_float, float, float, float, sqrtf)
