@@ -22,7 +22,7 @@ from benchmarks.stream import Stream
 
 Row = dict[str, Any]
 
-PLACEMENTS = 3
+PLACEMENT = 3  # rounds
 
 
 def head(device: str, shape: str, dtype: str, scale: float, threads: int) -> dict[str, Any]:
@@ -73,8 +73,8 @@ def measure(
     done: list[Round] = []
     rows: dict[str, Row] = {}
     for group in groups(peers, anchors, **shares, available=_available(device)):
-        for share in _shares(rounds):
-            measured, found = _measure_group(group, grads, device, share, peers_path, case)
+        for number, share in enumerate(_shares(rounds)):
+            measured, found = _measure_group(group, grads, device, share, peers_path, case, seed + number)
             done += measured
             for name, row in found.items():
                 rows[name] = row if row["why"] or name not in rows else rows[name]
@@ -97,12 +97,18 @@ def _shares(rounds: int) -> list[int]:
 
     Where they come to lie in memory speeds a step up or slows it down by some per cent, for as long as they lie there.
     """
-    parts = min(PLACEMENTS, rounds)
+    parts = max(1, rounds // PLACEMENT)
     return [rounds * (i + 1) // parts - rounds * i // parts for i in range(parts)]
 
 
 def _measure_group(
-    group: list[str], grads: list[Tensor], device: str, rounds: int, peers_path: str | None, case: dict[str, Any]
+    group: list[str],
+    grads: list[Tensor],
+    device: str,
+    rounds: int,
+    peers_path: str | None,
+    case: dict[str, Any],
+    seed: int,
 ) -> tuple[list[Round], dict[str, Row]]:
     steppers, rows = _steppers(group, grads, peers_path)
     time_step = clock.of(device)
@@ -114,7 +120,7 @@ def _measure_group(
             steps[STREAM] = partial(time_step, Stream(grads).step)
         except RuntimeError as error:
             case["stream"] = {"why": one_line(error)}
-    done, errors = interleave(steps, rounds, WARMUP)
+    done, errors = interleave(steps, rounds, WARMUP, seed)
     for name, row in rows.items():
         row["why"] = row["why"] or errors.get(name, "")
         if device == "cuda" and not row["why"]:

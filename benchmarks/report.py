@@ -51,8 +51,9 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
         steps = [r for r in found if (r["benchmark"], r["device"]) == ("step", device)]
         for result in steps:
             parts += [f"### A step: {title}, {result['environment']['hardware']}", *_step(result)]
-        if not steps:
-            parts += [f"### A step: {title}", tables.goals_table(device, tables.unmeasured(device, DTYPES[device]))]
+        missing = tables.unmeasured(device, DTYPES[device], [case for result in steps for case in result["cases"]])
+        if missing:
+            parts += [f"### A step: {title}, not measured yet", tables.goals_table(device, missing)]
     parts.append("### Whole training steps")
     for device, title in DEVICES.items():
         trained = [r for r in found if (r["benchmark"], r["device"]) == ("train", device)]
@@ -69,8 +70,7 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
 def _step(result: Mapping[str, Any]) -> list[str]:
     cases = result["cases"]
     device = result["device"]
-    goals = tables.goals_table(device, [*cases, *tables.unmeasured(device, DTYPES[device], cases)])
-    parts = [tables.conditions(result), "Goals:", goals]
+    parts = [tables.conditions(result), "Goals:", tables.goals_table(device, cases)]
     for case in cases:
         parts += [f"{tables.case_title(case)}:", tables.step_table(case, device)]
     return parts + [text for text in [tables.notes(result)] if text]

@@ -1,5 +1,6 @@
 """Interleaved rounds: in each, everybody does one step, so that a slow moment of the machine meets all alike."""
 
+import random
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,20 +22,19 @@ Quartiles = dict[str, float]
 
 
 def interleave(
-    steps: Mapping[str, Callable[[], Times]], rounds: int, warmup: int
+    steps: Mapping[str, Callable[[], Times]], rounds: int, warmup: int, seed: int = 0
 ) -> tuple[list[Round], dict[str, str]]:
-    """Do `warmup` and then `rounds` rounds; each starts with the next one's step.
+    """Do `warmup` and then `rounds` rounds, each in an order of its own: a step feels the one before it.
 
     Returns:
         The rounds, and the errors of those whose step raised: these are in no round.
     """
     done: list[Round] = []
     errors: dict[str, str] = {}
-    names = list(steps)
+    shuffled = random.Random(seed)
     for number in range(warmup + rounds):
         times: Round = {}
-        start = number % len(names) if names else 0
-        for name in names[start:] + names[:start]:
+        for name in shuffled.sample(list(steps), len(steps)):
             if name in errors:
                 continue
             try:
