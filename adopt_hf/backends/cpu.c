@@ -69,7 +69,8 @@ static inline double keep_double(int keep, double x) {
     return x;
 }
 
-// Comparisons instead of fmin and fmax, which would lose NaN. `l2` is compared outside the loop: 0*inf is NaN.
+// Comparisons instead of fmin and fmax, which would lose NaN. `l2` is compared outside the loop: 0*inf is NaN. A root is
+// 0 where v is, and asking it instead saves reading v again.
 #define UPDATE(NAME, P, G, REAL, SQRT)                                                                        \
     static void NAME##_stretch(P *restrict p, const G *restrict gs, REAL *restrict ms, REAL *restrict vs,     \
                                int64_t n, const Scalars *s) {                                                 \
@@ -81,10 +82,10 @@ static inline double keep_double(int keep, double x) {
             REAL theta = load_##P(p[i]), g = load_##G(gs[i]), m = ms[i], v = vs[i];                           \
             g = g * scale;                                                       /* (1) */                    \
             if (coupled) g = g + l2 * theta;                                                                  \
-            int seen = v != 0;                                                   /* (2) */                    \
+            REAL root = SQRT(v);                                                                              \
+            int seen = root != 0;                                                /* (2) */                    \
             theta = theta * decay;                                               /* (3) */                    \
-            REAL root = SQRT(v);                                                 /* (4) */                    \
-            REAL u = g / (root < eps ? eps : root);                                                           \
+            REAL u = g / (root < eps ? eps : root);                              /* (4) */                    \
             u = u < -clip ? -clip : u;                                                                        \
             u = u > clip ? clip : u;                                                                          \
             u = keep_##REAL(seen, u);                                                                         \
