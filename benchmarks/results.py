@@ -76,14 +76,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
-    """The newest result of each benchmark, device and hardware; those of a toy scale are left out."""
-    newest: dict[tuple[str, str, str], dict[str, Any]] = {}
+    """The results of the newest day of each benchmark, device and hardware; those of a toy scale are left out."""
+    newest: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         result = read(path) | {"file": path.name}
         key = (result["benchmark"], result["device"], result["environment"]["hardware"])
-        if result["scale"] == 1 and (key not in newest or newest[key]["date"] <= result["date"]):
-            newest[key] = result
-    return list(newest.values())
+        if result["scale"] != 1 or (key in newest and newest[key][0]["date"] > result["date"]):
+            continue
+        same_day = [other for other in newest.get(key, []) if other["date"] == result["date"]]
+        newest[key] = [*same_day, result]
+    return [result for results in newest.values() for result in results]
 
 
 def _check(path: Path, result: Any) -> None:
