@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from adopt_hf import ADOPT, backends
 from adopt_hf.partition import Partition, Stretch
 from tests.test_backends import BACKENDS
+from tests.test_compile import set_lr
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -88,14 +89,6 @@ def assert_same_run(a: ADOPT, b: ADOPT) -> None:
         for x, y in ((p.detach(), q.detach()), *((a.state[p][k], b.state[q][k]) for k in b.state[q])):
             bound = 9 * (torch.finfo(x.dtype).eps if x.dtype == torch.bfloat16 else 160 * torch.finfo(x.dtype).eps)
             torch.testing.assert_close(x, y, rtol=0, atol=bound)
-
-
-def set_lr(optimizer: ADOPT, lr: float) -> None:
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr
 
 
 @contextmanager

@@ -20,8 +20,11 @@ from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, zero
 from adopt_hf.optimizer import ADOPT
 
-UPDATE = (name for name in HYPERPARAMETERS if name not in ("lr", "beta1", "beta2"))
-KEYS = ("lr", "betas", *UPDATE, "backend", "capturable")
+KEYS = (
+    *("lr", "betas"),
+    *(name for name in HYPERPARAMETERS if name not in ("lr", "beta1", "beta2")),
+    *("backend", "capturable"),
+)
 OFFLOAD = (None, "optimizer", "parameters")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
