@@ -137,7 +137,7 @@ def _by_kind(groups: Sequence[dict[str, Any]], states: MutableMapping[Tensor, di
                 for name in ("exp_avg", "exp_avg_sq"):  # the model was cast after its first step
                     state[name] = state[name].to(dtypes[p.dtype])
             theta, g, m, v = p, grad, state["exp_avg"], state["exp_avg_sq"]
-            if type(p) is Parameter and type(g) is type(m) is type(v) is Tensor and not p.is_complex():
+            if type(p) in (Parameter, Tensor) and type(g) is type(m) is type(v) is Tensor and not p.is_complex():
                 key: tuple[Any, ...] = (index, p.device, p.dtype, g.dtype)
             else:
                 sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
