@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from adopt_hf import algorithm, backends, states
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.partition import Partition
-from adopt_hf.plan import Plan, count_steps, make_plan
+from adopt_hf.plan import Plan
 
 DEFAULTS: dict[str, Any] = {
     "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
@@ -100,7 +100,7 @@ class ADOPT(Optimizer):
             "backend": backend,
             "capturable": capturable,
         }
-        self._partitions: dict[Tensor, Partition] = {}
+        self.partitions: dict[Tensor, Partition] = {}
         super().__init__(params, defaults | _check_group(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -149,7 +149,9 @@ class ADOPT(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plan = self._plan(compiling=torch.compiler.is_compiling())
+        from adopt_hf.untraced import count_steps, plan_of
+
+        plan: Plan = plan_of(self, compiling=torch.compiler.is_compiling())
         for backend, buckets in plan.buckets.items():
             backend.step(buckets)
         for backend, capturable in plan.capturable.items():
@@ -157,12 +159,6 @@ class ADOPT(Optimizer):
             backend.step_capturable(capturable)
         count_steps(plan)
         return loss
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _plan(self, compiling: bool) -> Plan:
-        # A GradScaler puts the last two here.
-        scaled = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        return make_plan(self.param_groups, self.state, self._partitions, *scaled, compiling=compiling)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -183,16 +179,16 @@ class ADOPT(Optimizer):
             param: 1-d, of one of the param groups, now or when `step()` is called.
             partition: how it is made up.
         """
-        self._partitions[param] = partition
+        self.partitions[param] = partition
 
     def partition_of(self, param: Tensor) -> Partition:
         """What `set_partition` was told of `param`."""
-        return self._partitions[param]
+        return self.partitions[param]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # torch calls this on every load as well as on unpickling; a pickle has no partitions.
-        self.__dict__.setdefault("_partitions", {})
+        self.__dict__.setdefault("partitions", {})
         self.defaults.pop("differentiable", None)  # torch puts it there
         for name, default in DEFAULTS.items():  # what a pickle of an earlier version lacks
             self.defaults.setdefault(name, default)

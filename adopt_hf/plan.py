@@ -92,7 +92,6 @@ def make_plan(
     return plan
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def count_steps(plan: Plan) -> None:
     """Write the new step counts into the states."""
     for states, steps in plan.counted:

@@ -18,10 +18,11 @@ BESIDE = {
     "states": 1,
     "plan": 1,
     "param_groups": 1,
+    "untraced": 2,
     "__init__": 4,
 }  # stands beside the room of that index
 MAY = {"backends.triton": ["triton"], "backends.triton_kernels": ["triton"]}
-CORE = ("algorithm", "backends", "optimizer", "param_groups", "partition", "plan", "states")
+CORE = ("algorithm", "backends", "optimizer", "param_groups", "partition", "plan", "states", "untraced")
 
 
 def modules() -> list[Path]:
@@ -103,3 +104,14 @@ assert "adopt_hf.backends.triton_kernels" not in sys.modules
 """
     said = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert said.startswith("Triton cannot be imported (ModuleNotFoundError: ") == (triton == "missing")
+
+
+def test_importing_the_package_does_not_import_dynamo() -> None:
+    """Which takes a second, and with which a process that dies of SIGINT ends in another exit code."""
+    code = """
+import sys
+sys.modules["transformers"] = None  # its Trainer imports it
+import adopt_hf
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,22 @@
+"""What `torch.compile` runs and does not trace.
+
+Imported when a step is made and not with the package: `torch.compiler.disable` imports torch._dynamo, which takes a
+second and changes how a process ends. What is given is as little as can be, since Dynamo guards on all of it.
+"""
+
+import torch
+
+from adopt_hf import plan
+from adopt_hf.optimizer import ADOPT
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def plan_of(optimizer: ADOPT, compiling: bool) -> plan.Plan:
+    """The plan of the optimizer's next step."""
+    # A GradScaler puts the last two there.
+    scaled = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+    groups, states, partitions = optimizer.param_groups, optimizer.state, optimizer.partitions
+    return plan.make_plan(groups, states, partitions, *scaled, compiling=compiling)
+
+
+count_steps = torch.compiler.disable(plan.count_steps)
