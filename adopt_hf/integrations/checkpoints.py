@@ -104,6 +104,67 @@ def last_complete(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]
     return None, skipped
 
 
+def to_resume(output_dir: Path, asked: str | None, traces: Collection[str] = ("checkpoint-*",)) -> Path | None:
+    """The checkpoint that a run goes on from; None to start anew.
+
+    Args:
+        output_dir: the run's folder; to start anew, it must not hold a run.
+        asked: `resume_from_checkpoint`: a path, or "true" or "last" for the newest complete one in `output_dir`;
+            None or "false": start anew.
+        traces: patterns of what a run leaves in its folder.
+
+    Raises:
+        ValueError: the folder holds another run, or there is no such complete checkpoint; says what is there.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"output_dir {output_dir} is a file; choose another --output_dir")
+    found = sorted(p.name for pattern in traces for p in output_dir.glob(pattern))
+    if asked is None or asked.lower() == "false":
+        if found:
+            raise ValueError(
+                f"output_dir {output_dir} holds another run ({found[0]}); choose another --output_dir, "
+                "or go on with it by --resume_from_checkpoint last"
+            )
+        return None
+    if asked.lower() in ("true", "last"):
+        checkpoint, skipped = last_complete(output_dir)
+        if checkpoint is None:
+            why = "; ".join(f"{p.name}: {reason}" for p, reason in skipped) or "there are none"
+            raise ValueError(
+                f"no complete checkpoint to resume from in output_dir {output_dir} ({why}); start anew, in another "
+                "--output_dir or after removing this one"
+            )
+        for incomplete, reason in skipped:
+            logger.info("skipping %s, which is incomplete: %s", incomplete, reason)
+        return checkpoint
+    checkpoint = Path(asked)
+    if not checkpoint.is_dir():
+        raise ValueError(
+            f"resume_from_checkpoint {asked} does not exist; pass the folder of a checkpoint, or 'last' for the "
+            f"newest in {output_dir}"
+        )
+    if found and checkpoint.resolve().parent != output_dir.resolve():
+        raise ValueError(
+            f"output_dir {output_dir} holds another run ({found[0]}) than {asked} is of; choose another "
+            "--output_dir, or go on with the one in it by --resume_from_checkpoint last"
+        )
+    lacks = missing(checkpoint)
+    if lacks is not None:
+        raise ValueError(f"resume_from_checkpoint {asked} is not a complete checkpoint: {lacks}")
+    return checkpoint
+
+
+def check_layout(checkpoint: Path) -> None:
+    """Raise ValueError if `checkpoint` was written in a launch mode whose files this process's cannot read."""
+    theirs: str | None = layout_of(checkpoint)
+    ours = layout()
+    if theirs != ours:
+        raise ValueError(
+            f"checkpoint {checkpoint} was written with another launcher config: its layout is {theirs!r}, this run's "
+            f"{ours!r}"
+        )
+
+
 def checkpoints_in(output_dir: Path) -> list[Path]:
     """The folders checkpoint-<step> in `output_dir`, complete or not, oldest first."""
     found = [(step, p) for p in output_dir.glob("checkpoint-*") if (step := step_of(p)) is not None and p.is_dir()]

@@ -1,16 +1,14 @@
 """Which folder may be written to, which checkpoint a run goes on from, and whether that one fits."""
 
 import json
-import logging
 from pathlib import Path
 
 from arguments import InputError
 from transformers import GPT2Config
 from transformers.trainer_callback import TrainerState
 
-from adopt_hf.integrations.checkpoints import last_complete, layout, layout_of, missing
+from adopt_hf.integrations.checkpoints import to_resume
 
-logger = logging.getLogger("gpt2_pretraining")
 STATE = "trainer_state.json"  # both scripts write it, in the Trainer's format
 RUN = "run.yaml"  # what a run was started with
 # What a run leaves in its folder; any of it means that the folder is taken.
@@ -33,40 +31,12 @@ def choose(output_dir: Path, asked: str | None, script: str) -> Path | None:
         asked: `--resume_from_checkpoint`: a path, or 'true' or 'last' for the newest complete one in `output_dir`.
         script: which one asks; the two write different files.
     """
-    if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"output_dir {output_dir} is a file; choose another --output_dir")
-    traces = sorted(p.name for pattern in TRACES for p in output_dir.glob(pattern))
-    if asked is None or asked.lower() == "false":
-        if traces:
-            raise InputError(
-                f"output_dir {output_dir} holds another run ({traces[0]}); choose another --output_dir, "
-                "or go on with it by --resume_from_checkpoint last"
-            )
+    try:
+        checkpoint = to_resume(output_dir, asked, TRACES)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if checkpoint is None:
         return None
-    if asked.lower() in ("true", "last"):
-        checkpoint, skipped = last_complete(output_dir)
-        if checkpoint is None:
-            why = "; ".join(f"{p.name}: {reason}" for p, reason in skipped) or "there are none"
-            raise InputError(
-                f"no complete checkpoint to resume from in output_dir {output_dir} ({why}); start anew, in another "
-                "--output_dir or after removing this one"
-            )
-        for incomplete, reason in skipped:
-            logger.info("skipping %s, which is incomplete: %s", incomplete, reason)
-    else:
-        checkpoint = Path(asked)
-        if not checkpoint.is_dir():
-            raise InputError(
-                f"resume_from_checkpoint {asked} does not exist; pass the folder of a checkpoint, or 'last' for the "
-                f"newest in {output_dir}"
-            )
-        if traces and checkpoint.resolve().parent != output_dir.resolve():
-            raise InputError(
-                f"output_dir {output_dir} holds another run ({traces[0]}) than {asked} is of; choose another "
-                "--output_dir, or go on with the one in it by --resume_from_checkpoint last"
-            )
-        if reason := missing(checkpoint):
-            raise InputError(f"resume_from_checkpoint {asked} is not a complete checkpoint: {reason}")
     if not has(checkpoint, RANDOM_STATES[script]):
         other = next(name for name in RANDOM_STATES if name != script)
         raise InputError(f"checkpoint {checkpoint} was written by {other}; resume it with that script")
@@ -86,16 +56,6 @@ def check_model(checkpoint: Path, config: GPT2Config) -> None:
     ]
     if differ:
         raise InputError(f"checkpoint {checkpoint} is another model: {', '.join(differ)}")
-
-
-def check_layout(checkpoint: Path) -> None:
-    """Raise InputError if `checkpoint` was written in a launch mode whose files this run's cannot read."""
-    theirs, ours = layout_of(checkpoint), layout()
-    if theirs != ours:
-        raise InputError(
-            f"checkpoint {checkpoint} was written with another launcher config: its layout is {theirs!r}, this run's "
-            f"{ours!r}"
-        )
 
 
 def read_state(checkpoint: Path) -> TrainerState:

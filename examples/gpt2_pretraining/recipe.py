@@ -16,6 +16,8 @@ from arguments import InputError, Settings
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerState
 
+from adopt_hf.integrations.checkpoints import check_layout
+
 
 @dataclass
 class Recipe:
@@ -97,7 +99,10 @@ def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
             "FSDP was asked for, but accelerate leaves it off on CPUs; take ddp.yaml or a DeepSpeed config"
         )
     if recipe.checkpoint is not None:
-        checkpoints.check_layout(recipe.checkpoint)
+        try:
+            check_layout(recipe.checkpoint)
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
 
 def finish(recipe: Recipe, accelerator: Accelerator, trained: torch.nn.Module, state: TrainerState) -> None:

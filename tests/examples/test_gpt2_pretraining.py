@@ -12,16 +12,13 @@ The same with real processes, kills and launchers: test_gpt2_pretraining_process
 """
 
 import contextlib
-import io
 import json
 import math
 import random
-import runpy
 import shutil
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,45 +26,18 @@ import datasets
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+
+from tests.examples.script import Result
+from tests.examples.script import call as call_script
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "gpt2_pretraining"
 CONFIGS = EXAMPLE / "configs"
 SCRIPTS = ("train.py", "train_accelerate.py")
 
 
-@dataclass
-class Result:
-    code: int | str | None
-    out: str
-    err: str
-
-    @property
-    def last_error(self) -> str:
-        return self.err.strip().splitlines()[-1] if self.err.strip() else ""
-
-
 def call(script: str, *argv: object) -> Result:
-    """Run a script as `python script argv` would, in this process: importing transformers anew costs seconds."""
-    siblings = {path.stem for path in EXAMPLE.glob("*.py")}
-    before = sys.argv, list(sys.path)
-    for name in siblings:
-        sys.modules.pop(name, None)
-    out, err = io.StringIO(), io.StringIO()
-    code: int | str | None = 0
-    try:
-        sys.argv, sys.path[:0] = [str(EXAMPLE / script), *map(str, argv)], [str(EXAMPLE)]
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as exit_:
-        code = exit_.code
-    finally:
-        sys.argv, sys.path[:] = before
-        for name in siblings:
-            sys.modules.pop(name, None)
-        AcceleratorState._reset_state(reset_partial_state=True)
-    return Result(code, out.getvalue(), err.getvalue())
+    return call_script(EXAMPLE / script, *argv)
 
 
 def write_toy(folder: Path, **overrides: Any) -> Path:

@@ -1,0 +1,43 @@
+"""A script of an example, as `python script argv` would run it, but in this process: imports take seconds."""
+
+import contextlib
+import io
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate.state import AcceleratorState
+
+
+@dataclass
+class Result:
+    code: int | str | None
+    out: str
+    err: str
+
+    @property
+    def last_error(self) -> str:
+        return self.err.strip().splitlines()[-1] if self.err.strip() else ""
+
+
+def call(script: Path, *argv: object) -> Result:
+    """Run `script`, which imports its siblings by their bare names, and give back what it printed and its exit code."""
+    siblings = {path.stem for path in script.parent.glob("*.py")}
+    before = sys.argv, list(sys.path)
+    for name in siblings:
+        sys.modules.pop(name, None)
+    out, err = io.StringIO(), io.StringIO()
+    code: int | str | None = 0
+    try:
+        sys.argv, sys.path[:0] = [str(script), *map(str, argv)], [str(script.parent)]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as exit_:
+        code = exit_.code
+    finally:
+        sys.argv, sys.path[:] = before
+        for name in siblings:
+            sys.modules.pop(name, None)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Result(code, out.getvalue(), err.getvalue())
