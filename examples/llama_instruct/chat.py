@@ -1,0 +1,38 @@
+"""Ask a tuned model, or a model with an adapter, something.
+
+python examples/llama_instruct/chat.py runs/llama-stdlib "What does this function of os.path do? def abspath(path)"
+"""
+
+import argparse
+import sys
+
+import adapters
+import torch
+from arguments import InputError, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a folder with a model or an adapter, or a name on the Hub")
+    parser.add_argument("prompt", help="what to ask; - reads it from standard input")
+    parser.add_argument("--base", help="an adapter's base model, if it is no longer where the adapter says")
+    parser.add_argument("--max_new_tokens", type=int, default=60)
+    parser.add_argument("--use_cpu", action="store_true")
+    args = parser.parse_args()
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if not prompt.strip():
+        raise InputError("the prompt is empty")
+    device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
+    model, tokenizer = adapters.load(args.model, args.base, dtype="auto", device_map=device)
+    if tokenizer.chat_template is None:
+        raise InputError(f"the tokenizer in {args.model} has no chat template")
+    inputs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    ).to(device)
+    out = model.generate(**inputs, do_sample=False, max_new_tokens=args.max_new_tokens)
+    answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    print(f"> {prompt}\n{answer.strip()}")
+
+
+if __name__ == "__main__":
+    run(main)

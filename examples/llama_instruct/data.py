@@ -1,0 +1,137 @@
+"""Records of instruction and response as TRL's prompt and completion, looked through before anything is trained."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import datasets
+import functions
+import numpy as np
+from accelerate import PartialState
+from arguments import InputError, RecipeArguments
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("llama_instruct")
+NAMED = 5  # records that a message names, of many
+
+
+@dataclass
+class Instructions:
+    """Conversations with one question and one answer, and where each came from. `validation` may be None."""
+
+    train: Dataset
+    validation: Dataset | None
+
+
+def load(recipe: RecipeArguments) -> Instructions:
+    """The instructions that `recipe` asks for. Raises InputError if there are none, naming the record that is wrong."""
+    if recipe.dataset_name == "stdlib":
+        train, validation = (conversations(functions.documented(held_out)) for held_out in (False, True))
+    else:
+        train, validation = from_datasets(recipe)
+    if validation is not None:
+        validation = evenly(validation, recipe.max_eval_records)
+    return Instructions(evenly(train, recipe.max_train_records), validation)
+
+
+def conversations(found: Sequence[functions.Function]) -> Dataset:
+    if not found:
+        raise InputError("the standard library here has no .py files; pass --dataset_name")
+    return Dataset.from_list([conversation(f.instruction, f.summary) for f in found])
+
+
+def conversation(prompt: str, completion: str) -> dict[str, list[dict[str, str]]]:
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "completion": [{"role": "assistant", "content": completion}],
+    }
+
+
+def from_datasets(recipe: RecipeArguments) -> tuple[Dataset, Dataset | None]:
+    """What `datasets.load_dataset` finds, its own validation or test split, or a seeded share of its records."""
+    name = recipe.dataset_name
+    try:
+        splits = datasets.load_dataset(name, data_files=recipe.data_files)
+    except (OSError, ValueError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split()) or "there is nothing in it"
+        raise InputError(f"data set {name!r} cannot be loaded: {reason}") from error
+    if "train" not in splits:
+        raise InputError(f"data set {name!r} has no split 'train'; it has {', '.join(splits)}")
+    held_out = next((split for split in ("validation", "test") if split in splits), None)
+    train = checked(splits["train"], "train", recipe)
+    if held_out is not None:
+        return train, checked(splits[held_out], held_out, recipe)
+    count = round(len(train) * recipe.validation_fraction)
+    if count == 0:
+        return train, None
+    parts = train.train_test_split(test_size=count, seed=2357)
+    return parts["train"], parts["test"]
+
+
+def checked(split: Dataset, where: str, recipe: RecipeArguments) -> Dataset:
+    """`split` as conversations. Raises InputError for a record without instruction or response, naming it."""
+    columns = [recipe.prompt_column, recipe.completion_column]
+    columns += [recipe.input_column] if recipe.input_column else []
+    for option, column in zip(("prompt_column", "completion_column", "input_column"), columns, strict=False):
+        if column not in split.column_names:
+            raise InputError(
+                f"data set {recipe.dataset_name!r} has no column {column!r}; pass --{option}, one of: "
+                f"{', '.join(split.column_names)}"
+            )
+    made = []
+    for number, record in enumerate(split.select_columns(columns)):
+        for column in columns:
+            required, text = column != recipe.input_column, record[column]
+            if (text is None and required) or not isinstance(text, str | None):
+                what = "is missing" if text is None else f"is a {type(text).__name__}, not text"
+                raise InputError(f"record {number} of the {where} split: {column!r} {what}")
+            if required and not text.strip():
+                raise InputError(f"record {number} of the {where} split: {column!r} is empty")
+        below = record[recipe.input_column] if recipe.input_column else None
+        prompt = record[recipe.prompt_column] + (f"\n\n### Input:\n{below}" if below and below.strip() else "")
+        made.append(conversation(prompt, record[recipe.completion_column]))
+    return Dataset.from_list(made)
+
+
+def evenly(split: Dataset, limit: int | None) -> Dataset:
+    if limit is None or limit >= len(split):
+        return split
+    return split.select(np.arange(limit) * len(split) // limit)
+
+
+def warn_of_long(split: Dataset, where: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
+    """Say how many records are longer than the context, and which; TRL cuts them off.
+
+    Raises:
+        InputError: none of them has anything left to learn from.
+    """
+    if max_length is None:
+        return
+    lengths = []
+    for start in range(0, len(split), 1000):
+        rows = split[start : start + 1000]
+        pairs = list(zip(rows["prompt"], rows["completion"], strict=True))
+        asked = tokenizer.apply_chat_template([p for p, _ in pairs], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([p + c for p, c in pairs], tokenize=False)
+        ids = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (asked, whole))
+        lengths += [(len(prompt), len(both)) for prompt, both in zip(*ids, strict=True)]
+    without = [i for i, (prompt, _) in enumerate(lengths) if prompt >= max_length]
+    cut = [i for i, (prompt, both) in enumerate(lengths) if both > max_length and prompt < max_length]
+    if len(without) == len(split):
+        raise InputError(
+            f"every prompt of the {where} split has max_length={max_length} tokens or more (record 0: "
+            f"{lengths[0][0]}), so that nothing of the responses is left; choose a greater --max_length"
+        )
+    for records, what in ((cut, "are truncated"), (without, "are left out, their prompts alone are that long")):
+        if records and PartialState().is_main_process:
+            named = ", ".join(map(str, records[:NAMED])) + (", ..." if len(records) > NAMED else "")
+            logger.warning(
+                "%d of %d records of the %s split are longer than max_length=%d tokens and %s: %s",
+                len(records),
+                len(split),
+                where,
+                max_length,
+                what,
+                named,
+            )

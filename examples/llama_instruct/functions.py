@@ -1,0 +1,101 @@
+"""Instructions that are on every machine: the documented functions of Python's standard library.
+
+The instruction is a function's signature, the response what its docstring says first. One file in ten is held out,
+with all that is in it: from the pretraining text as from the instructions.
+"""
+
+import ast
+import hashlib
+import re
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+# Third-party packages are not the standard library, and tests are a quarter of it and repeat themselves.
+SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib-dynload"}
+HELD_OUT = 10  # one file in so many
+WORDS = range(3, 31)  # of a response
+
+SUBJECTS = {
+    "concurrency": "asyncio concurrent multiprocessing threading queue sched selectors signal subprocess",
+    "interfaces": "argparse cmd curses getopt idlelib optparse pdb pydoc rlcompleter tkinter turtle turtledemo",
+    "language": "ast code codeop compileall dis importlib inspect lib2to3 pickle pickletools pkgutil runpy symtable "
+    "tokenize trace traceback types typing unittest",
+    "network": "cgi email ftplib http imaplib mailbox nntplib poplib smtpd smtplib socket socketserver ssl telnetlib "
+    "urllib webbrowser wsgiref xmlrpc",
+}
+SUBJECT_OF = {module: subject for subject, modules in SUBJECTS.items() for module in modules.split()}
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Function:
+    """A documented function or method. `signature` is all that an answer can be told from."""
+
+    module: str
+    signature: str
+    summary: str
+
+    @property
+    def subject(self) -> str:
+        return SUBJECT_OF.get(self.module.split(".")[0], OTHER)
+
+    @property
+    def instruction(self) -> str:
+        return f"What does this function of {self.module} do?\n\n{self.signature}"
+
+
+def sources(held_out: bool, root: Path | None = None) -> Iterator[tuple[str, str]]:
+    """(module, source) of the library's files that are held out, or of those that are not.
+
+    Args:
+        root: the library's folder, by default this interpreter's.
+    """
+    root = root or Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if not SKIPPED & set(relative.parts) and is_held_out(relative) == held_out:
+            module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+            yield module, path.read_bytes().decode("utf-8", errors="replace")
+
+
+def is_held_out(relative: Path) -> bool:
+    digest = hashlib.sha256(b"llama_instruct " + relative.as_posix().encode()).digest()
+    return int.from_bytes(digest[:8], "big") % HELD_OUT == 0
+
+
+@cache
+def documented(held_out: bool, root: Path | None = None) -> tuple[Function, ...]:
+    """The documented functions of `sources(held_out)`, each response once; none whose response is in the others."""
+    seen = {f.summary for f in documented(False, root)} if held_out else set()
+    found = []
+    for module, source in sources(held_out, root):
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:  # lib2to3 keeps some Python 2
+            continue
+        for function in functions_in(module, tree.body):
+            if function.summary not in seen:
+                seen.add(function.summary)
+                found.append(function)
+    return tuple(found)
+
+
+def functions_in(module: str, body: list[ast.stmt], inside: str = "") -> Iterator[Function]:
+    """The documented functions of a module's or a class's body, from top to bottom."""
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield from functions_in(module, node.body, f"class {node.name}: ")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            summary = first_sentence(ast.get_docstring(node) or "")
+            if len(summary.split()) in WORDS:
+                head = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
+                yield Function(module, f"{inside}{head} {node.name}({ast.unparse(node.args)})", summary)
+
+
+def first_sentence(docstring: str) -> str:
+    """The first sentence of the first paragraph, on one line."""
+    paragraph = " ".join(docstring.strip().split("\n\n")[0].split())
+    return re.split(r"(?<=[.!?:]) ", paragraph)[0]

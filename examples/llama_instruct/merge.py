@@ -1,0 +1,31 @@
+"""Merge an adapter into its base model, which can then be used without PEFT.
+
+python examples/llama_instruct/merge.py runs/llama-stdlib_lora merged
+"""
+
+import argparse
+from pathlib import Path
+
+import adapters
+from arguments import InputError, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("adapter", help="a folder with an adapter")
+    parser.add_argument("output_dir", help="a folder that does not exist yet")
+    parser.add_argument("--base", help="the base model, if it is no longer where the adapter says")
+    args = parser.parse_args()
+    if not adapters.is_adapter(args.adapter):
+        raise InputError(f"{args.adapter} has no adapter in it")
+    if Path(args.output_dir).exists():
+        raise InputError(f"output_dir {args.output_dir} exists; choose another")
+    model, tokenizer = adapters.load(args.adapter, args.base, dtype="auto")
+    merged = model.merge_and_unload(progressbar=True, safe_merge=True)
+    merged.save_pretrained(args.output_dir)
+    tokenizer.save_pretrained(args.output_dir)
+    print(f"{args.adapter} merged into {args.base or adapters.base_of(args.adapter)}: {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run(main)

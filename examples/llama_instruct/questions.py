@@ -1,0 +1,72 @@
+"""Multiple-choice questions of MMLU's format, made of the functions that are held out.
+
+A question is an instruction of `functions`, the choices are its response and those of three other held-out functions,
+the answer is the number of the right one. As with MMLU there is a file a subject.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import functions
+
+CHOICES = 4
+
+
+def make(held_out: Sequence[functions.Function]) -> list[dict[str, Any]]:
+    """A question for each function, the same ones every time."""
+    made = []
+    for function in held_out:
+        rng = random.Random(hashlib.sha256(repr(function).encode()).digest())
+        others = [other.summary for other in rng.sample(held_out, CHOICES) if other is not function]
+        choices = [function.summary, *others[: CHOICES - 1]]
+        rng.shuffle(choices)
+        made.append(
+            {
+                "question": function.instruction,
+                "choices": choices,
+                "answer": choices.index(function.summary),
+                "subject": function.subject,
+            }
+        )
+    return made
+
+
+def write(folder: Path, limit: int = 0) -> list[str]:
+    """A file <subject>.jsonl in `folder` for every subject. Returns the subjects.
+
+    Args:
+        limit: take so many questions, evenly spaced; 0 for all.
+    """
+    questions = make(functions.documented(held_out=True))
+    if 0 < limit < len(questions):
+        questions = [questions[i * len(questions) // limit] for i in range(limit)]
+    subjects = sorted({question["subject"] for question in questions})
+    for subject in subjects:
+        rows = [json.dumps(question) + "\n" for question in questions if question["subject"] == subject]
+        (folder / f"{subject}.jsonl").write_text("".join(rows), encoding="utf-8")
+    return subjects
+
+
+def task(subject: str, folder: Path) -> dict[str, Any]:
+    """lm-eval's configuration for the questions on `subject`, as that of mmlu_continuation.
+
+    The choices are scored as texts, since a model of a million parameters does not handle letters; a choice's score is
+    its log likelihood a byte, since the choices differ in length.
+    """
+    return {
+        "task": f"stdlib_{subject}",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / f"{subject}.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }

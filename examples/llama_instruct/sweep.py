@@ -1,0 +1,241 @@
+"""LoRA with ADOPT, ADOPT with beta2_warmup and AdamW over learning rates and seeds, on the offline recipe.
+
+python examples/llama_instruct/sweep.py                # what has not been run yet, then the report
+python examples/llama_instruct/sweep.py --report_only
+
+Every run is a line of the results file, written when it is over: an interrupted sweep goes on. The report is a table
+between the markers of docs/fine_tuning.md and the plot docs/lora_sweep.png.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import arguments
+from arguments import InputError, run
+from clipping import ClippedShare
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs"
+PAGE, PLOT = DOCS / "fine_tuning.md", DOCS / "lora_sweep.png"
+RESULTS = HERE / "results" / "lora_sweep.jsonl"
+CONFIG = HERE / "configs" / "stdlib_lora.yaml"
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+SEEDS = (0, 1, 2)
+OPTIMIZERS = {
+    "AdamW": ("--optim", "adamw_torch"),
+    "ADOPT": ("--optim", "adopt", "--optim_args", "beta2_warmup=false"),
+    "ADOPT, beta2_warmup": ("--optim", "adopt", "--optim_args", "beta2_warmup=true"),
+}
+COLOURS = {"AdamW": "#9aa7b5", "ADOPT": "#2c5f8a", "ADOPT, beta2_warmup": "#c0392b"}
+Unit = tuple[str, float, int]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--max_steps", type=int, default=300, help="of each run")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, each with one thread")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="a file of lines of JSON, added to")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="what the runs have in common")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--report_only", action="store_true")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page with the markers")
+    parser.add_argument("--plot", type=Path, default=PLOT)
+    args = parser.parse_args()
+    if args.max_steps < 1 or args.workers < 1 or min(args.rates) <= 0:
+        raise InputError("max_steps and workers must be at least 1, rates above 0")
+    if not args.report_only:
+        measure(args)
+    rows = read(args.results)
+    if not rows:
+        raise InputError(f"{args.results} has no results")
+    write_report(rows, args.page, args.plot)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Do the runs that are not in the results file. One that has other steps than those in it is an error."""
+    there = read(args.results)
+    if any(row["steps"] != args.max_steps for row in there):
+        raise InputError(f"{args.results} is of {there[0]['steps']} steps; choose another --results")
+    done = {(row["optimizer"], row["lr"], row["seed"]) for row in there}
+    wanted = [(name, lr, seed) for seed in args.seeds for lr in args.rates for name in OPTIMIZERS]
+    todo = [(unit, args.config, args.max_steps) for unit in wanted if unit not in done]
+    if not todo:
+        return
+    recipe, _, model_args = arguments.parse(["--config", str(args.config)], __doc__)
+    base = prepare(recipe, model_args)
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker imports torch
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(args.workers) as pool, args.results.open("a", encoding="utf-8") as file:
+        units = [(unit, config, steps, base) for unit, config, steps in todo]
+        for row in tqdm(pool.imap_unordered(one, units), total=len(units), desc="runs"):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+
+def prepare(recipe: Any, model_args: Any) -> str:
+    """The base model, pretrained if it is not there yet."""
+    import train
+
+    train.show_logs()
+    return train.base_model(recipe, model_args)
+
+
+_prepared: dict[str, Any] = {}  # the tokenised instructions, once a worker
+
+
+def one(task: tuple[Unit, Path, int, str]) -> dict[str, Any]:
+    """A run, in a worker. Returns its row of the results."""
+    import train
+    from transformers import TrainerCallback
+    from transformers.utils import logging
+    from trl import SFTTrainer, get_peft_config
+
+    (name, lr, seed), config, steps, base = task
+    logging.set_verbosity_error()
+    options = ["--config", str(config), "--learning_rate", str(lr), "--seed", str(seed), "--max_steps", str(steps)]
+    options += ["--report_to", "none", "--save_strategy", "no", "--eval_strategy", "no", "--eval_on_start", "false"]
+    options += ["--disable_tqdm", "true", "--use_cpu", "true", "--logging_strategy", "no", *OPTIMIZERS[name]]
+    recipe, args, model_args = arguments.parse(options, __doc__)
+    share = ClippedShare()
+    callbacks: list[TrainerCallback] = [share]
+    args.eval_strategy = "steps"  # for the data; there is no evaluation before the end
+    args.eval_steps = steps + 1
+    if not _prepared:
+        first = train.make_trainer(base, recipe, args, model_args, callbacks)
+        _prepared.update(train=first.train_dataset, eval=first.eval_dataset, tokenizer=first.processing_class)
+    args.shuffle_dataset = False
+    trainer = SFTTrainer(
+        model=base,
+        args=args,
+        train_dataset=_prepared["train"],
+        eval_dataset=_prepared["eval"],
+        processing_class=_prepared["tokenizer"],
+        peft_config=get_peft_config(model_args),
+        callbacks=callbacks,
+    )
+    began = time.perf_counter()
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    return {
+        "optimizer": name,
+        "lr": lr,
+        "seed": seed,
+        "steps": steps,
+        "eval_loss": loss if loss == loss else None,  # NaN is not JSON
+        "clipped_first": share.mean(0, 100),
+        "clipped": share.mean(),
+        "seconds": round(time.perf_counter() - began, 1),
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware(),
+        "versions": {package: version(package) for package in ("torch", "transformers", "trl", "peft", "adopt_hf")},
+        "python": sys.version.split()[0],
+    }
+
+
+def hardware() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        name = re.search(r"model name\s*: (.*)", text)
+    except OSError:
+        name = None
+    return f"{name[1].split(' Processor')[0].strip() if name else 'CPU'}, {os.cpu_count()} cores"
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    if not results.is_file():
+        return []
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def spread(values: Iterable[float | None], form: str, scale: float = 1.0) -> str:
+    """The mean of the seeds and half their range; 'diverged' if one of them is not finite."""
+    found = list(values)
+    if not found or None in found:
+        return "diverged" if found else "-"
+    scaled = [scale * value for value in found if value is not None]
+    return f"{statistics.fmean(scaled):{form}} ± {(max(scaled) - min(scaled)) / 2:{form}}"
+
+
+def of(rows: list[dict[str, Any]], name: str, lr: float) -> list[dict[str, Any]]:
+    return [row for row in rows if row["optimizer"] == name and row["lr"] == lr]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    rates = sorted({row["lr"] for row in rows})
+    lines = ["| held-out loss | " + " | ".join(f"lr {lr:g}" for lr in rates) + " |", "| --- |" + " --- |" * len(rates)]
+    for name in OPTIMIZERS:
+        losses = (spread((row["eval_loss"] for row in of(rows, name, lr)), ".3f") for lr in rates)
+        lines.append(f"| {name} | " + " | ".join(losses) + " |")
+    lines += ["", "| clipped elements, % | " + " | ".join(f"lr {lr:g}" for lr in rates) + " |"]
+    lines.append("| --- |" + " --- |" * len(rates))
+    for name in OPTIMIZERS:
+        for key, label in (("clipped_first", "steps 1 to 100"), ("clipped", "all steps")):
+            if name != "AdamW":
+                shares = (spread((row[key] for row in of(rows, name, lr)), ".1f", 100) for lr in rates)
+                lines.append(f"| {name}, {label} | " + " | ".join(shares) + " |")
+    return "\n".join(lines)
+
+
+def write_report(rows: list[dict[str, Any]], page: Path, plot: Path) -> None:
+    """Put the table into `page` and draw `plot`."""
+    last = rows[-1]
+    versions = ", ".join(f"{package} {number}" for package, number in last["versions"].items())
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
+    text = (
+        f"{table(rows)}\n\nMean over seeds {seeds} and half their range; {last['steps']} steps. Measured on "
+        f"{last['date']} on {last['hardware']}, one thread a run; Python {last['python']}, {versions}."
+    )
+    begin, end = "<!-- sweep: python examples/llama_instruct/sweep.py -->", "<!-- end of sweep -->"
+    try:
+        before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    except OSError as error:
+        raise InputError(f"{page}: {error.strerror}") from None
+    if end not in rest:
+        raise InputError(f"{page} has not both markers, {begin} and {end}")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    draw(rows, plot)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    losses, clipped = figure.subplots(1, 2)
+    rates = sorted({row["lr"] for row in rows})
+    for name, colour in COLOURS.items():
+        for axes, key, scale in ((losses, "eval_loss", 1), (clipped, "clipped_first", 100)):
+            found = {lr: [row[key] for row in of(rows, name, lr)] for lr in rates}
+            found = {lr: [scale * v for v in values] for lr, values in found.items() if values and None not in values}
+            if found:
+                axes.plot(
+                    list(found), [statistics.fmean(v) for v in found.values()], color=colour, marker="o", label=name
+                )
+                axes.fill_between(
+                    list(found),
+                    [min(v) for v in found.values()],
+                    [max(v) for v in found.values()],
+                    color=colour,
+                    alpha=0.2,
+                )
+    losses.set(xscale="log", xlabel="learning rate", ylabel="held-out loss (nats per token)")
+    clipped.set(xscale="log", xlabel="learning rate", ylabel="clipped elements, steps 1 to 100, %")
+    losses.legend(frameon=False)
+    for axes in (losses, clipped):
+        axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    run(main)

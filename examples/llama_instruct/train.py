@@ -1,0 +1,189 @@
+"""Tune a LLaMA on instructions with TRL's SFTTrainer and optim="adopt": all of its weights, or LoRA.
+
+python examples/llama_instruct/train.py --config examples/llama_instruct/configs/stdlib.yaml
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import adapters
+import alone
+import arguments
+import data
+import pretrain
+import report
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from arguments import InputError, RecipeArguments
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
+from adopt_hf.integrations.checkpoints import MarkComplete, check_layout, to_resume
+
+logger = logging.getLogger("llama_instruct")
+TRACES = ("checkpoint-*", adapters.RUN, "*.safetensors", "loss.png")
+
+
+def show_logs() -> None:
+    """Send the INFO lines of this example and of adopt_hf to stderr, on the main process only."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("llama_instruct", "adopt_hf"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
+        logger.handlers, logger.propagate = [handler], False
+
+
+def base_model(recipe: RecipeArguments, model_args: ModelConfig) -> str:
+    """The model to start from: the one that is named, or the small LLaMA, which is pretrained if need be."""
+    if model_args.model_name_or_path is not None:
+        return model_args.model_name_or_path
+    folder = pretrain.folder_for(Path(recipe.base_config), Path(recipe.cache_dir or arguments.cache_dir()))
+    if not folder.exists():
+        alone.run("pretrain.py", "--config", recipe.base_config, "--output_dir", folder)
+    elif PartialState().is_main_process:
+        logger.info("the base model is in %s", folder)
+    return str(folder)
+
+
+def load_tokenizer(base: str, args: SFTConfig) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the tokenizer of {base!r} cannot be loaded: {' '.join(str(error).split())}") from error
+    if args.chat_template_path is not None:
+        tokenizer.chat_template = Path(args.chat_template_path).read_text(encoding="utf-8")
+    if tokenizer.chat_template is None:
+        raise InputError(f"the tokenizer of {base!r} has no chat template; pass --chat_template_path")
+    if tokenizer.eos_token is None:
+        raise InputError(f"the tokenizer of {base!r} has no end-of-text token; pass --eos_token")
+    return tokenizer
+
+
+def check_same_run(checkpoint: Path, run: dict[str, object]) -> None:
+    """Raise InputError if `checkpoint` is of a run with another base model or another adapter."""
+    path = checkpoint.parent / adapters.RUN
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for key, value in json.loads(json.dumps(run)).items():
+        if key in before and before[key] != value:
+            raise InputError(f"checkpoint {checkpoint} is of another run: {key} is {before[key]} there, {value} here")
+
+
+def take_folder(output_dir: Path, run: dict[str, object]) -> None:
+    """Note in `output_dir` what this run is, for later runs and for evaluate.py."""
+    PartialState().wait_for_everyone()  # all have looked before the first one writes
+    if PartialState().is_main_process and not (output_dir / adapters.RUN).exists():
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            (output_dir / adapters.RUN).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"output_dir {output_dir} cannot be written: {error.strerror}") from None
+
+
+def make_trainer(
+    base: str, recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig, callbacks: list[TrainerCallback]
+) -> SFTTrainer:
+    tokenizer = load_tokenizer(base, args)
+    instructions = data.load(recipe)
+    for split, where in ((instructions.train, "training"), (instructions.validation, "validation")):
+        if split is not None:
+            data.warn_of_long(split, where, tokenizer, args.max_length)
+    if instructions.validation is None:
+        args.eval_strategy, args.eval_on_start = "no", False
+    args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    } | (args.model_init_kwargs or {})
+    try:
+        return SFTTrainer(
+            model=base,
+            args=args,
+            train_dataset=instructions.train,
+            eval_dataset=instructions.validation,
+            processing_class=tokenizer,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+            callbacks=callbacks,
+        )
+    except (ValueError, ImportError, OSError) as error:  # what TRL, PEFT and transformers say of their own arguments
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def check_launch(trainer: SFTTrainer, checkpoint: Path | None) -> None:
+    """Raise InputError if this is another launch mode than was asked for, or than the checkpoint's to go on from."""
+    mode = trainer.accelerator.distributed_type
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and mode != DistributedType.FSDP:
+        raise InputError(
+            "FSDP was asked for, but accelerate leaves it off on CPUs; take ddp.yaml or a DeepSpeed config"
+        )
+    if checkpoint is not None:
+        try:
+            check_layout(checkpoint)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+
+def save(trainer: SFTTrainer) -> None:
+    """Save the model or the adapter, whole, with its tokenizer; for all processes: each may hold a part of it."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.accelerator.is_main_process:
+        model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        model.save_pretrained(trainer.args.output_dir, state_dict=weights)
+        trainer.processing_class.save_pretrained(trainer.args.output_dir)
+    trainer.accelerator.wait_for_everyone()
+
+
+def main() -> None:
+    recipe, args, model_args = arguments.parse(None, __doc__)
+    show_logs()
+    output_dir = Path(args.output_dir)
+    try:
+        checkpoint = to_resume(output_dir, args.resume_from_checkpoint, TRACES)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    base = base_model(recipe, model_args)
+    adapters.check_targets(
+        adapters.read_config(base, revision=model_args.model_revision), model_args.lora_target_modules
+    )
+    lora = {name: value for name, value in vars(model_args).items() if "lora" in name or "dora" in name}
+    this: dict[str, object] = {"base": base, "adapter": lora if model_args.use_peft else None}
+    if checkpoint is not None:
+        check_same_run(checkpoint, this)
+
+    # The callback keeps as many, but does not remove an old one before the new one is complete.
+    mark, args.save_total_limit = MarkComplete(args.save_total_limit), None
+    trainer = make_trainer(base, recipe, args, model_args, [mark])
+    check_launch(trainer, checkpoint)
+    take_folder(output_dir, this)
+    trained = sum(p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in report.trainable(trainer.model))
+    logger.info(
+        "%s parameters trained; %s training records, %d sequences a step in %d process(es)%s",
+        f"{trained:,}",
+        f"{len(trainer.train_dataset):,}",
+        args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        args.world_size,
+        f"; going on from {checkpoint}" if checkpoint else "",
+    )
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if args.eval_strategy != "no" and trainer.state.global_step not in report.losses(
+        trainer.state.log_history, "eval_loss"
+    ):
+        trainer.evaluate()
+    trainer.save_state()
+    save(trainer)
+    if trainer.accelerator.is_main_process:
+        report.plot(trainer.state.log_history, output_dir / "loss.png", f"{Path(base).name}, {args.optim.value}")
+    if recipe.evaluate:
+        alone.run("evaluate.py", output_dir, "--limit", recipe.questions, *(["--use_cpu"] if args.use_cpu else []))
+    if recipe.chat_prompt:
+        alone.run("chat.py", output_dir, recipe.chat_prompt, *(["--use_cpu"] if args.use_cpu else []))
+    if trainer.accelerator.is_main_process:
+        print(report.summary(trainer.state, output_dir))
+
+
+if __name__ == "__main__":
+    arguments.run(main)

@@ -1,0 +1,181 @@
+"""examples/llama_instruct as its users start it: fresh processes, the whole offline recipe, launchers, shards.
+
+Every test on several processes asserts how many trained together: a launcher that starts two runs of one process
+would pass everything else.
+"""
+
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.examples.test_llama_instruct import EXAMPLE, LORA, make_base, records, write_jsonl
+
+ROOT = Path(__file__).parents[2]
+LAUNCHERS = ROOT / "examples" / "accelerate_configs"
+ABORTED = "terminate called without an active exception"  # by a thread of a library, after all work is done
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+    }
+
+
+def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    parts = [str(part).replace("{port}", port) for part in (sys.executable, *command)]
+    result = subprocess.run(parts, env=environment(folder), capture_output=True, text=True, timeout=900)
+    if ABORTED in result.stderr and "model and curves (loss.png) in" in result.stdout:
+        result.returncode = 0
+    return result
+
+
+def losses(output: Path, key: str) -> list[float]:
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [entry[key] for entry in history if key in entry]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["stdlib", "stdlib_lora"])
+def test_the_offline_recipe(config: str, tmp_path: Path) -> None:
+    """From nothing to a score, at a fraction of its length: base model, tuning, questions, an answer."""
+    settings = yaml.safe_load((EXAMPLE / "configs" / "base.yaml").read_text())
+    settings |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "max_steps": 10, "vocab_size": 512}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
+    argv = ["--config", EXAMPLE / "configs" / f"{config}.yaml", "--base_config", tmp_path / "base.yaml", "--use_cpu"]
+    argv += ["--cache_dir", tmp_path / "cache", "--max_steps", 20, "--eval_steps", 20, "--questions", 40]
+    argv += ["--max_train_records", 1000, "--max_eval_records", 50, "--max_length", 512]
+    output = tmp_path / "out"
+    result = run(tmp_path, EXAMPLE / "train.py", *argv, "--output_dir", output)
+    assert result.returncode == 0, result.stderr
+    assert "pretraining a LLaMA of" in result.stderr
+    before, after = losses(output, "eval_loss")
+    assert f"step 20: held-out loss {before:.4f} (step 0) -> {after:.4f}" in result.stdout
+    assert after < before
+    scores = json.loads((output / "evaluation.json").read_text())
+    assert scores["before"].keys() == scores["after"].keys() == {
+        "concurrency", "interfaces", "language", "network", "other", "all",
+    }  # fmt: skip
+    assert all(scores[when]["all"]["questions"] == 40 for when in ("before", "after"))
+    assert all(0 < scores[when]["all"]["accuracy"] < 1 for when in ("before", "after"))
+    for name in ("loss.png", "evaluation.png"):
+        assert (output / name).read_bytes().startswith(b"\x89PNG")
+    assert "> What does this function of posixpath do?" in result.stdout
+    weights = output / ("adapter_model.safetensors" if config == "stdlib_lora" else "model.safetensors")
+    assert weights.is_file()
+    assert not list((tmp_path / "cache").glob("*unfinished*"))
+
+    # The base is there now, and what was scored is scored alike by hand.
+    again = run(tmp_path, EXAMPLE / "evaluate.py", output, "--limit", 40, "--use_cpu", "--out", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "again" / "evaluation.json").read_text())["after"] == scores["after"]
+    second = run(tmp_path, EXAMPLE / "train.py", *argv, "--output_dir", tmp_path / "second", "--evaluate", "false")
+    assert second.returncode == 0, second.stderr
+    assert "the base model is in" in second.stderr
+    assert losses(tmp_path / "second", "eval_loss") == [before, after]
+
+
+# The modes that differ in how weights are gathered and saved, with the distributed type to find.
+MODES = {"ddp": "MULTI_CPU", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED", "fsdp2_sharded": "FSDP"}
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[str], Path]]:
+    """`alone(kind)`: a folder, the arguments and the output of one process's run, of all weights or of LoRA."""
+    folder = tmp_path_factory.mktemp("alone")
+    make_base(folder / "base")
+    write_jsonl(folder / "toy.jsonl", records(64))
+    settings = {
+        "model_name_or_path": str(folder / "base"),
+        "dataset_name": "json",
+        "data_files": [str(folder / "toy.jsonl")],
+        "validation_fraction": 0.125,
+        "chat_template_path": "templates/plain.jinja",
+        "max_length": 96,
+        "max_steps": STEPS,
+        "learning_rate": 1e-2,
+        "max_grad_norm": 0.3,  # not what DeepSpeed is given by default
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "save_steps": 3,
+        "report_to": "none",
+        "use_cpu": True,
+    }
+    (folder / "toy.yaml").write_text(yaml.safe_dump(settings))
+
+    @functools.cache
+    def once(kind: str) -> tuple[Path, list[str], Path]:
+        argv = ["--config", str(folder / "toy.yaml"), *(LORA if kind == "LoRA" else ())]
+        options = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"]
+        result = run(folder, EXAMPLE / "train.py", *argv, *options, "--output_dir", folder / kind)
+        assert result.returncode == 0, result.stderr
+        return folder, argv, folder / kind
+
+    return once
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("ddp", "LoRA"),
+        ("zero2", "full"),
+        ("zero2", "LoRA"),
+        ("zero3", "full"),
+        ("zero3", "LoRA"),
+        ("fsdp2_sharded", "full"),
+    ],
+)
+def test_two_processes_are_one_run(
+    mode: str, kind: str, alone: Callable[[str], tuple[Path, list[str], Path]], tmp_path: Path
+) -> None:
+    """The same curve and the same whole weights at the end, from the ADOPT that was asked for; then an exact resume."""
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    folder, argv, whole = alone(kind)
+    launch = ["-m", "accelerate.commands.launch", "--config_file", LAUNCHERS / f"{mode}.yaml", "--num_processes", 2]
+    launch += ["--main_process_port", "{port}", ROOT / "tests" / "distributed" / "recipe.py", tmp_path]
+    options = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2]
+    output = tmp_path / "out"
+    command = [*launch, EXAMPLE / "train.py", *argv, *options, "--output_dir", output]
+    result = run(folder, *command)
+    assert result.returncode == 0, result.stderr
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert (seen["world_size"], seen["distributed_type"]) == (2, MODES[mode])
+        assert seen["optimizer"] == "adopt_hf.optimizer.ADOPT"
+    assert "16 sequences a step in 2 process(es)" in result.stderr
+    for key in ("loss", "eval_loss", "learning_rate"):
+        assert losses(output, key) == pytest.approx(losses(whole, key), rel=1e-4), key
+    name = "adapter_model.safetensors" if kind == "LoRA" else "model.safetensors"
+    weights, reference = load_file(output / name), load_file(whole / name)
+    assert weights.keys() == reference.keys()
+    for key in weights:
+        torch.testing.assert_close(weights[key], reference[key], rtol=0, atol=1e-5)
+
+    (output / f"checkpoint-{STEPS}" / "complete.json").unlink()
+    again = run(folder, *command, "--resume_from_checkpoint", "last")
+    assert again.returncode == 0, again.stderr
+    assert f"going on from {output / 'checkpoint-3'}" in again.stderr
+    resumed = load_file(output / name)
+    assert all(torch.equal(weights[key], resumed[key]) for key in weights)
