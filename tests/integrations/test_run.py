@@ -2,11 +2,10 @@
 
 - exit codes, output, tracebacks, sys.argv and `__main__` are compared with those of plain `python` (table);
 - what cannot be started is refused with one line;
-- real ones: TRL's SFT, and a script in the style of run_clm.py behind accelerate and torchrun, with the number of
-  processes asserted from inside.
+- a real one, in the style of run_clm.py, behind accelerate and torchrun, with the number of processes asserted from
+  inside. (TRL's scripts: test_trl.py.)
 """
 
-import importlib.util
 import json
 import re
 import signal
@@ -20,7 +19,6 @@ from subprocess import CompletedProcess
 from typing import Any, NoReturn
 
 import pytest
-import torch
 
 from adopt_hf.integrations import run
 
@@ -363,35 +361,3 @@ def test_behind_a_launcher(name: str, start: Starter, scripts: Path, tmp_path: P
         assert [group["clip_exp"] for group in rank["groups"]] == [0.3, 0.3]
         assert [group["initial_lr"] for group in rank["groups"]] == [0.01, 0.01]
         assert rank["weights"] == ranks[0]["weights"]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
-def test_trl_sft(start: Starter, tiny_gpt2: Any, tmp_path: Path) -> None:
-    """TRL's own script, as it is: its checkpoint holds ADOPT's state."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[EOS]", "[UNK]", *"abcdefgh"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[EOS]", unk_token="[UNK]", model_max_length=16
-    )
-    fast.save_pretrained(tmp_path / "model")
-    tiny_gpt2(pad_token_id=0, eos_token_id=1).save_pretrained(tmp_path / "model")
-    (tmp_path / "data").mkdir()
-    rows = [json.dumps({"text": " ".join("abcdefgh"[i % 8 :])}) for i in range(16)]
-    (tmp_path / "data" / "train.jsonl").write_text("\n".join(rows))
-
-    line = "--model_name_or_path model --dataset_name data --output_dir out --max_steps 2 --save_steps 2 --use_cpu"
-    line += " --per_device_train_batch_size 2 --report_to none --bf16 false --optim adopt --optim_args beta2=0.95"
-    env = {"HF_HOME": str(tmp_path / "cache"), "HF_DATASETS_OFFLINE": "1"}
-    done = start("-m", "adopt_hf", "run", "-m", "trl.scripts.sft", *line.split(), cwd=tmp_path, env=env).result()
-    assert done.returncode == 0, done.stderr
-
-    saved = torch.load(tmp_path / "out" / "checkpoint-2" / "optimizer.pt", weights_only=True)
-    assert [group["clip_exp"] for group in saved["param_groups"]] == [0.25, 0.25]
-    assert [group["betas"] for group in saved["param_groups"]] == [(0.9, 0.95)] * 2
-    assert {float(state["step"]) for state in saved["state"].values()} == {2.0}
-    args = torch.load(tmp_path / "out" / "checkpoint-2" / "training_args.bin", weights_only=False)
-    assert args.optim == "adopt"

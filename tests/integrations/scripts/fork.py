@@ -1,9 +1,11 @@
 """Do `python -m adopt_hf run ARGS...` many times: each in a fork of this process, which has imported torch.
 
-fork.py reads [[ARGS, FOLDER], ...] as JSON from stdin and prints [[EXIT_CODE, STDOUT, STDERR], ...].
+fork.py MODULES... imports these as well, reads [[ARGS, FOLDER], ...] as JSON from stdin and prints
+[[EXIT_CODE, STDOUT, STDERR], ...].
 """
 
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -21,6 +23,8 @@ def in_child(args: list[str], folder: str, out: int, err: int) -> None:
     sys.argv = [os.path.join(os.path.dirname(adopt_hf.__file__), "__main__.py"), "run", *args]
 
 
+for module in sys.argv[1:]:
+    importlib.import_module(module)
 gc.freeze()
 todo = json.load(sys.stdin)
 results = []
