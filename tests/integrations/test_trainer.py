@@ -25,6 +25,7 @@ from transformers.training_args import OptimizerNames
 
 import adopt_hf
 from adopt_hf import ADOPT, backends
+from tests.integrations.bitwise import equal
 
 DEFAULTS = {
     "lr": 1e-2,
@@ -80,17 +81,6 @@ def optimizer_of(trainer: Trainer) -> torch.optim.Optimizer:
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:
     return [p.detach().clone() for p in trainer.model.parameters()]
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Bitwise, in any nesting."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
-    return type(a) is type(b) and a == b
 
 
 @pytest.mark.parametrize(("fields", "changed"), HYPERPARAMETERS, ids=lambda x: str(x) if x else "defaults")
@@ -282,7 +272,8 @@ def patched():
     return dict(names=list(OptimizerNames), members=dict(OptimizerNames.__members__), dir=sorted(dir(OptimizerNames)),
                 values=dict(OptimizerNames._value2member_map_), order=list(OptimizerNames._member_names_),
                 attributes={name: id(value) for name, value in vars(OptimizerNames).items()},
-                method=id(vars(Trainer)["get_optimizer_cls_and_kwargs"]), copyreg=dict(copyreg.dispatch_table))
+                method=id(vars(Trainer)["get_optimizer_cls_and_kwargs"]),
+                load=id(vars(Trainer)["_load_from_checkpoint"]), copyreg=dict(copyreg.dispatch_table))
 
 assert "adopt_hf" not in sys.modules
 untouched = patched()
