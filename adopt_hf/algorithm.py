@@ -36,19 +36,22 @@ LARGEST = torch.finfo(torch.float32).max  # beyond it a number is inf to float32
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One number or switch of the update: its type, its default, and the range it must lie in, `0 <= x < high`."""
+    """A number or a switch: its type, its default, and the range it must lie in, `low <= x < high`."""
 
     type: type[float] | type[bool]
     default: float | bool
     high: float = LARGEST
     optional: bool = False
+    low: float = 0.0
 
     @property
     def allowed(self) -> str:
         """The values that are accepted, in words."""
         if self.type is bool:
             return "True or False"
-        interval = f"a number in [0, {self.high:g})" if self.high < LARGEST else "a finite number >= 0"
+        interval = f"a number in [{self.low:g}, {self.high:g})"
+        if self.high >= LARGEST:
+            interval = f"a finite number >= {self.low:g}"
         return f"{interval} or None" if self.optional else interval
 
     def check(self, name: str, value: object) -> float | bool | None:
@@ -62,7 +65,7 @@ class Hyperparameter:
         if self.type is bool:
             if isinstance(value, bool):
                 return value
-        elif isinstance(value, Real) and not isinstance(value, bool) and 0 <= _float(value) < self.high:
+        elif isinstance(value, Real) and not isinstance(value, bool) and self.low <= _float(value) < self.high:
             return float(value)
         raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
 
