@@ -125,6 +125,8 @@ def transformers_mismatch() -> str | None:
         return f"transformers {installed} has changed OptimizerNames: adopt_hf must be updated"
     from transformers.integrations import deepspeed
 
+    if _parameters(Trainer, "_load_from_checkpoint")[:2] != ["self", "resume_from_checkpoint"]:
+        return f"transformers {installed} has changed Trainer._load_from_checkpoint: adopt_hf must be updated"
     for owner, name, first in (
         (deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process", ["self", "args"]),
         (deepspeed, "deepspeed_optim_sched", ["trainer", "hf_deepspeed_config"]),
@@ -216,6 +218,28 @@ def unwrap_trainer_optimizers() -> None:
     from transformers import Trainer
 
     unwrap(Trainer, "get_optimizer_cls_and_kwargs")
+
+
+# -- Trainer._load_from_checkpoint: the precision of a resumed adapter -------------------------------------------------
+# Issue: it calls `PeftModel.load_adapter` with its default, autocast_adapter_dtype=True, which replaces the 16-bit
+#        parameters of an adapter by new ones in float32: the run goes on in another precision, and an optimizer that
+#        was made before holds the old ones.
+# Why:   the adapter is loaded there and nowhere else; who calls it has no say in the arguments.
+# Remove when: the Trainer loads into the adapter that is there, as it is.
+
+
+def wrap_trainer_load(around: Around) -> None:
+    """Put `around` around `Trainer._load_from_checkpoint`."""
+    from transformers import Trainer
+
+    wrap(Trainer, "_load_from_checkpoint", around)
+
+
+def unwrap_trainer_load() -> None:
+    """Undo `wrap_trainer_load`. RuntimeError if somebody else has wrapped the method since."""
+    from transformers import Trainer
+
+    unwrap(Trainer, "_load_from_checkpoint")
 
 
 # -- HfTrainerDeepSpeedConfig.trainer_config_process: the Trainer's values in a DeepSpeed config -----------------------

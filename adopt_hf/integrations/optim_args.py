@@ -1,6 +1,7 @@
 """The text of `TrainingArguments.optim_args`, read into typed hyperparameters of ADOPT.
 
-beta2=0.999, clip_exp=none, decouple=true, backend=foreach        or        betas=(0.9, 0.999)
+beta2=0.999, clip_exp=none, decouple=true, backend=foreach        or        betas=(0.9, 0.999)        or
+loraplus_lr_ratio=16
 """
 
 import difflib
@@ -10,10 +11,12 @@ from typing import Any
 
 from adopt_hf import backends
 from adopt_hf.algorithm import HYPERPARAMETERS, Hyperparameter
+from adopt_hf.integrations import peft
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-TYPED = HYPERPARAMETERS | {"capturable": backends.CAPTURABLE}
-KEYS = (*TYPED, "betas", "backend")
+OPTIMIZERS = HYPERPARAMETERS | {"capturable": backends.CAPTURABLE}
+TYPED = OPTIMIZERS | peft.HYPERPARAMETERS
+KEYS = (*OPTIMIZERS, "betas", "backend", *peft.HYPERPARAMETERS)
 
 Value = float | bool | str | None
 
@@ -23,7 +26,7 @@ def parse(text: str | None) -> dict[str, Value]:
 
     Returns:
         Checked values by key. The keys are those of `algorithm.HYPERPARAMETERS` ("beta1" and "beta2" one by one, also
-        when `betas=(...)` was written), "backend" and "capturable".
+        when `betas=(...)` was written), "backend", "capturable", and those of LoRA+.
 
     Raises:
         ValueError: an unknown key, a key given twice, a malformed value or one out of range; says what is allowed.

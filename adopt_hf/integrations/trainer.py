@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adopt_hf.algorithm import HYPERPARAMETERS
-from adopt_hf.integrations import compat, deepspeed, optim_args
+from adopt_hf.integrations import compat, deepspeed, optim_args, peft
 from adopt_hf.optimizer import ADOPT
 from adopt_hf.param_groups import param_groups
 
@@ -31,12 +31,14 @@ def register() -> None:
         raise ImportError(reason)
     compat.add_optimizer_name(NAME, _reduce_optimizer_name)
     compat.wrap_trainer_optimizers(NAME, trainer_kwargs)
+    compat.wrap_trainer_load(_load_from_checkpoint)
     compat.wrap_trainer_deepspeed(_process_deepspeed_config, _deepspeed_init, _deepspeed_optimizer)
 
 
 def unregister() -> None:
     """Undo `register()`: transformers is as it was."""
     compat.unwrap_trainer_optimizers()
+    compat.unwrap_trainer_load()
     compat.unwrap_trainer_deepspeed()
     compat.remove_optimizer_name(NAME)
 
@@ -61,26 +63,48 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
         args: read, but for one thing: a `weight_decay` in `optim_args` is written to `args.weight_decay`, where the
             Trainer looks for it.
         model: the model that the Trainer trains, if it has made its param groups already; a `weight_decay` in
-            `optim_args` then brings new ones.
+            `optim_args` then brings new ones. LoRA+ (`loraplus_lr_ratio` in `optim_args`) needs it. Groups are made of
+            the parameters as they are now: give a model that nobody will wrap or shard, or write `optim="adopt"`.
 
     Raises:
-        ValueError: `optim_args` or a field has a value that ADOPT does not allow; says what is allowed.
+        ValueError: `optim_args` or a field has a value that ADOPT does not allow; says what is allowed. Or LoRA+ is
+            asked for, and there is no model, or one without LoRA.
+        ImportError: LoRA+ is asked for, and peft is not installed.
     """
-    kwargs, given = _resolve(args)
-    logger.info("ADOPT runs with %s", ", ".join(f"{name}={value}" for name, value in kwargs.items()))
-    if "weight_decay" in given and args.weight_decay != given["weight_decay"]:
+    kwargs, given, loraplus = _resolve(args)
+    groups = None
+    if loraplus is not None:
+        groups = peft.loraplus_groups(model, loraplus, kwargs["lr"], kwargs["weight_decay"])
+    _say(kwargs, loraplus)
+    if args.weight_decay != given["weight_decay"]:
         args.weight_decay = given["weight_decay"]
-        if model is not None:
-            return ADOPT, {**kwargs, "params": param_groups(model, args.weight_decay)}
-    return ADOPT, kwargs
+        if groups is None and model is not None:
+            groups = param_groups(model, args.weight_decay)
+    return ADOPT, kwargs if groups is None else {**kwargs, "params": groups}
 
 
-def _resolve(args: "TrainingArguments") -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of ADOPT that `args` stand for, and those of them that somebody has set, checked.
+def _say(numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> None:
+    """One INFO line with what the run uses."""
+    of_loraplus = {} if loraplus is None else dict(zip(peft.HYPERPARAMETERS, loraplus, strict=True))
+    said = (f"{name}={value}" for name, value in {**numbers, **of_loraplus}.items())
+    logger.info("ADOPT runs with %s", ", ".join(said))
+
+
+class _Resolved(NamedTuple):
+    """What TrainingArguments stand for, checked."""
+
+    kwargs: dict[str, Any]  # the arguments of ADOPT
+    set_by_user: dict[str, Any]  # those of them that somebody has set, "beta1" and "beta2" one by one
+    loraplus: peft.LoraPlus | None
+
+
+def _resolve(args: "TrainingArguments") -> _Resolved:
+    """Read `args`.
 
     `lr` and `weight_decay` count as set: TrainingArguments has no value for them that means anything else.
     """
     given = optim_args.parse(args.optim_args)
+    loraplus = peft.take_loraplus(given)
     adam = {"beta1": args.adam_beta1, "beta2": args.adam_beta2, "eps": args.adam_epsilon}
     unset = {f.name: f.default for f in dataclasses.fields(args)}
     adam_unset = {"beta1": unset["adam_beta1"], "beta2": unset["adam_beta2"], "eps": unset["adam_epsilon"]}
@@ -99,7 +123,21 @@ def _resolve(args: "TrainingArguments") -> tuple[dict[str, Any], dict[str, Any]]
     values |= set_by_user
     kwargs = {"lr": values.pop("lr"), "betas": (values.pop("beta1"), values.pop("beta2")), **values}
     ADOPT([{"params": []}], **kwargs)  # checks the values now, with ADOPT's own words
-    return kwargs, set_by_user
+    return _Resolved(kwargs, set_by_user, loraplus)
+
+
+def _load_from_checkpoint(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Trainer._load_from_checkpoint` that leaves an adapter's precision alone where ADOPT trains it."""
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    if trainer.args.optim == NAME or isinstance(optimizer, ADOPT) or _was_given_the_class(trainer):
+        return peft.keep_precision(original, trainer, *args, **kwargs)
+    return original(trainer, *args, **kwargs)
+
+
+def _was_given_the_class(trainer: Any) -> bool:
+    """Whether the Trainer has ADOPT, or a class derived from it, in `optimizer_cls_and_kwargs`."""
+    cls = (getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,))[0]
+    return isinstance(cls, type) and issubclass(cls, ADOPT)
 
 
 # -- DeepSpeed under the Trainer ---------------------------------------------------------------------------------------
@@ -143,8 +181,7 @@ def _deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> A
         ValueError: it would train with another optimizer.
     """
     config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config
-    cls = (getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,))[0]
-    by_class = isinstance(cls, type) and issubclass(cls, ADOPT)
+    by_class = _was_given_the_class(trainer)
     if (by_class or isinstance(trainer.optimizer, ADOPT)) and not deepspeed.is_adopt_block(config):
         if "optimizer" in config:
             raise ValueError(f"the Trainer was given ADOPT, and {_another_block(config)}")
@@ -158,7 +195,7 @@ def _deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> A
 
 def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:
     """Complete the ADOPT block of a DeepSpeed config, in place. Returns what contradicts `args`, a line each."""
-    wanted, set_by_user = _resolve(args)
+    wanted, set_by_user, _ = _resolve(args)
     written = deepspeed.block_kwargs(config, auto_is_filled=True)
     betas = dict(zip(("beta1", "beta2"), written.get("betas", ()), strict=False))
     in_block: dict[str, Any] = {**written, **betas}
@@ -172,19 +209,43 @@ def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:
 
 
 def _deepspeed_optimizer(original: Any, trainer: Any, hf_config: Any, *rest: Any, **kwargs: Any) -> Any:
-    """`deepspeed_optim_sched` that hands the Trainer's decay groups to an ADOPT which DeepSpeed builds."""
+    """`deepspeed_optim_sched` that hands the Trainer's groups to an ADOPT which DeepSpeed builds.
+
+    Raises:
+        ValueError: LoRA+ is asked for, and the DeepSpeed config has a scheduler.
+    """
+    by_deepspeed = deepspeed.is_adopt_block(hf_config.config)
+    if by_deepspeed or trainer.args.optim == NAME or _was_given_the_class(trainer):
+        _refuse_scheduler(hf_config.config, trainer.args.optim_args)
     optimizer, scheduler = original(trainer, hf_config, *rest, **kwargs)
-    if deepspeed.is_adopt_block(hf_config.config):
-        decayed = set(trainer.get_decay_parameter_names(trainer.model))
-        trainable = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for name, p in trainable if name in decayed]},
-            {"params": [p for name, p in trainable if name not in decayed], "weight_decay": 0.0},
-        ]
-        optimizer.params = [group for group in groups if group["params"]]
+    if by_deepspeed:
         numbers = deepspeed.block_kwargs(hf_config.config)
-        logger.info("ADOPT runs with %s", ", ".join(f"{name}={value}" for name, value in numbers.items()))
+        loraplus = _resolve(trainer.args).loraplus
+        optimizer.params = _groups(trainer, numbers, loraplus)
+        _say(numbers, loraplus)
     return optimizer, scheduler
+
+
+def _refuse_scheduler(config: dict[str, Any], text: str | None) -> None:
+    if "scheduler" in config and "loraplus_lr_ratio" in (text or ""):
+        raise ValueError(
+            f'optim_args: {text!r} asks for LoRA+, and the "scheduler" block of the DeepSpeed config sets one learning '
+            "rate for all param groups: remove that block; lr_scheduler_type and warmup_steps of TrainingArguments "
+            "keep the ratio"
+        )
+
+
+def _groups(trainer: Any, numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> list[dict[str, Any]]:
+    """The Trainer's param groups for an ADOPT with `numbers`, none of them empty."""
+    if loraplus is not None:
+        return peft.loraplus_groups(trainer.model, loraplus, numbers["lr"], numbers["weight_decay"])
+    decayed = set(trainer.get_decay_parameter_names(trainer.model))
+    trainable = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in trainable if name in decayed]},
+        {"params": [p for name, p in trainable if name not in decayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _reduce_optimizer_name(member: Any) -> tuple[Any, tuple[str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Trainer
 
 from adopt_hf.integrations import compat
 
@@ -115,3 +116,10 @@ def test_which_versions_fit(version: str, fits: bool, monkeypatch: pytest.Monkey
     if reason is not None:
         assert version in reason
         assert "5.2" in reason
+
+
+def test_a_changed_way_to_load_checkpoints_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_load_from_checkpoint", lambda self, model, folder: None)
+    reason = compat.transformers_mismatch()
+    assert reason is not None
+    assert "has changed Trainer._load_from_checkpoint: adopt_hf must be updated" in reason

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from adopt_hf import ADOPT, backends
 from adopt_hf.algorithm import LARGEST
+from adopt_hf.integrations import peft
 from adopt_hf.integrations.optim_args import KEYS, parse
 
 GOOD: list[tuple[str | None, dict[str, Any]]] = [
@@ -40,6 +41,8 @@ GOOD: list[tuple[str | None, dict[str, Any]]] = [
     ("decouple=True, maximize=no, beta2_warmup=on", {"decouple": True, "maximize": False, "beta2_warmup": True}),
     ("backend=reference", {"backend": "reference"}),
     ("capturable=yes", {"capturable": True}),
+    ("loraplus_lr_ratio=16", {"loraplus_lr_ratio": 16.0}),
+    ("loraplus_lr_ratio=1, loraplus_lr_embedding=0", {"loraplus_lr_ratio": 1.0, "loraplus_lr_embedding": 0.0}),
 ]
 
 BAD = [  # text, what the message must contain
@@ -69,6 +72,12 @@ BAD = [  # text, what the message must contain
     ("decouple=2", ["decouple", "'2'", "True or False"]),
     ("decouple=none", ["decouple", "'none'", "True or False"]),
     ("backend=triton", ["backend", "'triton'", *map(repr, backends.NAMES)]),
+    ("loraplus_lr_ratio=0.5", ["loraplus_lr_ratio", "0.5", "a finite number >= 1"]),
+    ("loraplus_lr_ratio=inf", ["loraplus_lr_ratio", "inf", "a finite number >= 1"]),
+    ("loraplus_lr_ratio=nan", ["loraplus_lr_ratio", "nan", "a finite number >= 1"]),
+    ("loraplus_lr_ratio=none", ["loraplus_lr_ratio", "'none'", "a finite number >= 1"]),
+    ("loraplus_lr_embedding=-1e-6", ["loraplus_lr_embedding", "-1e-06", "a finite number >= 0"]),
+    ("loraplus_ratio=16", ["'loraplus_ratio'", "did you mean 'loraplus_lr_ratio'", "loraplus_lr_embedding"]),
     ("beta2=0.9,beta2=0.9", ["'beta2'", "twice"]),
     ("betas=(0.9,0.99),beta1=0.9", ["'beta1'", "twice"]),
     ("betas=0.9,0.99", ["betas=(beta1, beta2)", "'0.9'"]),
@@ -94,6 +103,8 @@ VALUES = {
     "maximize": st.booleans(),
     "backend": st.sampled_from(backends.NAMES),
     "capturable": st.booleans(),
+    "loraplus_lr_ratio": st.floats(1, LARGEST, exclude_max=True),
+    "loraplus_lr_embedding": numbers,
 }
 
 
@@ -124,9 +135,9 @@ PIECES = st.sampled_from([*KEYS, *"=, ()[]\n\x1c", "0.9", "1e-8", "true", "none"
 
 
 def test_keys_are_the_arguments_of_adopt() -> None:
-    """Whatever ADOPT takes can be written; the betas also one by one."""
+    """Whatever ADOPT takes can be written, the betas also one by one; and what LoRA+ makes of its learning rate."""
     constructor = set(inspect.signature(ADOPT).parameters) - {"params", "unknown"}
-    assert set(KEYS) == constructor | {"beta1", "beta2"}
+    assert set(KEYS) == constructor | {"beta1", "beta2", *peft.HYPERPARAMETERS}
     assert set(VALUES) == set(KEYS) - {"betas"}, "the properties below leave a key out"
 
 

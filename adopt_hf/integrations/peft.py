@@ -1,0 +1,125 @@
+"""Adapters of peft under the Trainer: the param groups of LoRA+ (arXiv 2402.12354), and the precision of a resumed one.
+
+The groups are those of `peft.optimizers.create_loraplus_optimizer` (a test compares them), but for two things: what is
+decayed is the Trainer's rule, and a tensor that ZeRO 3 has partitioned, and left without its dimensions, is sorted by
+those that it has as a whole.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from adopt_hf.algorithm import Hyperparameter
+from adopt_hf.param_groups import is_decayed
+
+HYPERPARAMETERS = {
+    "loraplus_lr_ratio": Hyperparameter(float, 1.0, low=1.0),  # peft's range: B learns as fast as A, or faster
+    "loraplus_lr_embedding": Hyperparameter(float, 1e-6),  # peft's default
+}
+
+
+class LoraPlus(NamedTuple):
+    """The two numbers of LoRA+."""
+
+    lr_ratio: float  # of B's learning rate to A's, >= 1
+    lr_embedding: float  # the learning rate of embeddings' LoRA
+
+
+def take_loraplus(values: dict[str, Any]) -> LoraPlus | None:
+    """Take LoRA+'s keys out of what `optim_args.parse` has read, in place. None: there are none.
+
+    Raises:
+        ValueError: `loraplus_lr_embedding` without `loraplus_lr_ratio`.
+    """
+    ratio, embedding = (values.pop(name, None) for name in HYPERPARAMETERS)
+    if ratio is None:
+        if embedding is not None:
+            raise ValueError(
+                f"optim_args: loraplus_lr_embedding={embedding} means something with LoRA+ alone: write "
+                "loraplus_lr_ratio=16, or another number >= 1, beside it"
+            )
+        return None
+    return LoraPlus(ratio, float(HYPERPARAMETERS["loraplus_lr_embedding"].default) if embedding is None else embedding)
+
+
+def loraplus_groups(
+    model: nn.Module | None, loraplus: LoraPlus, lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """The trainable parameters of `model`, in groups with the learning rates of LoRA+.
+
+    Args:
+        model: with LoRA adapters, of `peft.get_peft_model` or `add_adapter`.
+        loraplus: its numbers, checked.
+        lr: of A and of what is neither A nor B; lora_B and vectors get `lr * loraplus.lr_ratio`, and the LoRA of
+            embeddings `loraplus.lr_embedding`.
+        weight_decay: of what the Trainer's rule decays.
+
+    Returns:
+        Up to six param groups, none of them empty: A first, whose learning rate the Trainer logs.
+
+    Raises:
+        ValueError: there is no model, no `lora_B` in it that is trained, or FSDP1 has flattened it.
+        ImportError: peft cannot be imported.
+    """
+    if model is None:
+        raise ValueError(
+            "optim_args: loraplus_lr_ratio needs the model, to sort its parameters: write trainer_kwargs(args, model), "
+            'or optim="adopt", for which the Trainer gives it'
+        )
+    embedding = _embedding_class()
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if any(getattr(p, "_fsdp_flattened", False) for _, p in trainable):
+        raise ValueError(
+            "optim_args: loraplus_lr_ratio cannot be used with FSDP1, which flattens what it has to tell apart: write "
+            "fsdp_version: 2"
+        )
+    if not any("lora_B" in name for name, _ in trainable):
+        raise ValueError(
+            f"optim_args: loraplus_lr_ratio needs LoRA adapters, and {type(model).__name__} has no parameter named "
+            "lora_B with requires_grad=True: give the Trainer peft.get_peft_model(model, peft.LoraConfig(...))"
+        )
+    rates = {"A": lr, "embedding": loraplus.lr_embedding, "B": lr * loraplus.lr_ratio}
+    groups: dict[tuple[str, bool], list[Tensor]] = {(kind, decayed): [] for kind in rates for decayed in (True, False)}
+    for name, p in trainable:
+        # A LoRA layer holds its parameters in dictionaries: `embed_tokens.lora_embedding_A.default`.
+        layer = model.get_submodule(".".join(name.split(".")[:-2]))
+        kind = "embedding" if isinstance(layer, embedding) else "B" if "lora_B" in name or _ndim(p) == 1 else "A"
+        groups[kind, is_decayed(model, name)].append(p)
+    return [
+        {"params": params, "lr": rates[kind], "weight_decay": weight_decay if decayed else 0.0}
+        for (kind, decayed), params in groups.items()
+        if params
+    ]
+
+
+def _embedding_class() -> type[nn.Module]:
+    try:
+        from peft.tuners.lora import Embedding
+    except ImportError as error:
+        raise ImportError(f"optim_args: loraplus_lr_ratio needs peft (pip install peft): {error}") from error
+    return Embedding
+
+
+def _ndim(p: Tensor) -> int:
+    """The dimensions of the whole tensor: ZeRO 3 leaves an empty one and notes the shape."""
+    return len(getattr(p, "ds_shape", p.shape))
+
+
+def keep_precision(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Trainer._load_from_checkpoint` after which an adapter that the model has is in the precision that it was in."""
+    model, peft = trainer.model, sys.modules.get("peft")
+    if peft is None or not isinstance(model, peft.PeftModel):
+        return original(trainer, *args, **kwargs)
+    load = model.load_adapter
+
+    def load_adapter(source: Any, adapter_name: str, *rest: Any, **options: Any) -> Any:
+        if adapter_name in model.peft_config:
+            options.setdefault("autocast_adapter_dtype", False)
+        return load(source, adapter_name, *rest, **options)
+
+    model.load_adapter = load_adapter
+    try:
+        return original(trainer, *args, **kwargs)
+    finally:
+        del model.load_adapter
