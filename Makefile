@@ -5,6 +5,8 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # Threads that wait by spinning slow each other down twenty times where something else shares the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Two workers, a file of tests each: most of a test's time is one process's.
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test test-slow test-distributed test-distributed-docs check bench bench-train bench-report
@@ -13,13 +15,13 @@ demo: $(STAMP)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
 
 test: $(STAMP)
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-slow: $(STAMP)
-	$(RUN) -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-distributed: $(STAMP)
-	$(RUN) -m pytest -m distributed
+	$(PYTEST) -m distributed
 
 test-distributed-docs: $(STAMP)
 	$(RUN) -m pytest -m distributed tests/distributed/test_matrix.py --update-docs

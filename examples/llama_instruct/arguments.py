@@ -13,8 +13,9 @@ from typing import NoReturn
 
 import yaml
 from accelerate import PartialState
-from transformers import Trainer
 from trl import ModelConfig, SFTConfig, TrlParser
+
+from adopt_hf.integrations import optim_args
 
 HERE = Path(__file__).parent
 DEFAULT_CONFIG = HERE / "configs" / "stdlib.yaml"
@@ -124,7 +125,8 @@ def check(args: SFTConfig, model: ModelConfig) -> None:
         raise InputError(f"{launched} processes were launched but each would train alone; on CPU pass --use_cpu")
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         raise InputError("load_in_4bit and load_in_8bit need use_peft: quantised weights are not trained")
-    Trainer.get_optimizer_cls_and_kwargs(args)  # looks through optim_args
+    if args.optim == "adopt" and "loraplus_lr_ratio" in optim_args.parse(args.optim_args) and not model.use_peft:
+        raise InputError("loraplus_lr_ratio in optim_args needs use_peft: it is for LoRA's matrices")
     if isinstance(model.lora_target_modules, str) and model.lora_target_modules != "all-linear":
         # TRL makes a text of a list of one, which PEFT takes as a pattern for the whole name: nothing would match.
         model.lora_target_modules = [model.lora_target_modules]

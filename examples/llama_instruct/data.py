@@ -38,7 +38,7 @@ def load(recipe: RecipeArguments) -> Instructions:
 def conversations(found: Sequence[functions.Function]) -> Dataset:
     if not found:
         raise InputError("the standard library here has no .py files; pass --dataset_name")
-    return Dataset.from_list([conversation(f.instruction, f.summary) for f in found])
+    return Dataset.from_list([conversation(*pair) for f in found for pair in f.instructions])
 
 
 def conversation(prompt: str, completion: str) -> dict[str, list[dict[str, str]]]:

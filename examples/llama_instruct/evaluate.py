@@ -51,7 +51,7 @@ def main() -> None:
     out = Path(args.out or args.model)
     out.mkdir(parents=True, exist_ok=True)
     written = {"tasks": args.tasks, "model": args.model, "base": base, "num_fewshot": args.num_fewshot}
-    written |= {when: {group: asdict(s) for group, s in of.items()} for when, of in scores.items()}
+    written |= {when: {group: asdict(s) for group, s in found.items()} for when, found in scores.items()}
     (out / "evaluation.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     plot(scores, out / "evaluation.png", f"{Path(args.model).name}: {args.tasks}")
     print(f"evaluation.json, evaluation.png in {out}")
@@ -93,12 +93,12 @@ def score(args: argparse.Namespace, **model: str) -> dict[str, Score]:
         subjects = questions.write(Path(folder), args.limit)
         tasks = [questions.task(subject, Path(folder)) for subject in subjects]
         results = lm_eval.simple_evaluate(lm, tasks=tasks, apply_chat_template=True, **common)
-    found = {subject: of(results, f"{STDLIB}_{subject}", "acc_norm") for subject in subjects}
+    found = {subject: of_task(results, f"{STDLIB}_{subject}") for subject in subjects}
     return found | {"all": mean(list(found.values()))}
 
 
-def of(results: dict[str, Any], task: str, metric: str) -> Score:
-    accuracy, count = results["results"][task][f"{metric},none"], results["n-samples"][task]["effective"]
+def of_task(results: dict[str, Any], task: str) -> Score:
+    accuracy, count = results["results"][task]["acc,none"], results["n-samples"][task]["effective"]
     return Score(accuracy, (accuracy * (1 - accuracy) / count) ** 0.5, count)
 
 
@@ -109,7 +109,7 @@ def of_groups(results: dict[str, Any], name: str) -> dict[str, Score]:
     for member in members:
         tasks = tasks_in(results, member)
         label = results["results"][member].get("alias", member).strip(" -")
-        found[label] = mean([of(results, task, "acc") for task in tasks])
+        found[label] = mean([of_task(results, task) for task in tasks])
     return found | {"all": mean(list(found.values()))}
 
 

@@ -1,7 +1,8 @@
 """Instructions that are on every machine: the documented functions of Python's standard library.
 
-The instruction is a function's signature, the response what its docstring says first. One file in ten is held out,
-with all that is in it: from the pretraining text as from the instructions.
+Of a function's signature it is asked what the function does, which its docstring says first, and which part of the
+library it is from. One file in ten is held out, with all that is in it: from the pretraining text as from the
+instructions.
 """
 
 import ast
@@ -27,12 +28,12 @@ SUBJECTS = {
     "urllib webbrowser wsgiref xmlrpc",
 }
 SUBJECT_OF = {module: subject for subject, modules in SUBJECTS.items() for module in modules.split()}
-OTHER = "other"
+OTHER = "elsewhere"
 
 
 @dataclass(frozen=True)
 class Function:
-    """A documented function or method. `signature` is all that an answer can be told from."""
+    """A documented function or method; `summary` is the first sentence of its docstring."""
 
     module: str
     signature: str
@@ -43,8 +44,12 @@ class Function:
         return SUBJECT_OF.get(self.module.split(".")[0], OTHER)
 
     @property
-    def instruction(self) -> str:
-        return f"What does this function of {self.module} do?\n\n{self.signature}"
+    def instructions(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """What is asked of it, and the answers. The module's name would give the second one away."""
+        return (
+            (f"What does this function of {self.module} do?\n\n{self.signature}", self.summary),
+            (f"Which part of the library is this function from?\n\n{self.signature}", self.subject),
+        )
 
 
 def sources(held_out: bool, root: Path | None = None) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Multiple-choice questions of MMLU's format, made of the functions that are held out.
 
-A question is an instruction of `functions`, the choices are its response and those of three other held-out functions,
-the answer is the number of the right one. As with MMLU there is a file a subject.
+A question is the second instruction of `functions`: which part of the library is this function from? The choices are
+four of the five parts, the answer is the number of the right one. As with MMLU there is a file a subject.
 """
 
 import hashlib
@@ -19,18 +19,14 @@ CHOICES = 4
 def make(held_out: Sequence[functions.Function]) -> list[dict[str, Any]]:
     """A question for each function, the same ones every time."""
     made = []
+    subjects = [*functions.SUBJECTS, functions.OTHER]
     for function in held_out:
         rng = random.Random(hashlib.sha256(repr(function).encode()).digest())
-        others = [other.summary for other in rng.sample(held_out, CHOICES) if other is not function]
-        choices = [function.summary, *others[: CHOICES - 1]]
+        question, right = function.instructions[1]
+        choices = [right, *rng.sample([subject for subject in subjects if subject != right], CHOICES - 1)]
         rng.shuffle(choices)
         made.append(
-            {
-                "question": function.instruction,
-                "choices": choices,
-                "answer": choices.index(function.summary),
-                "subject": function.subject,
-            }
+            {"question": question, "choices": choices, "answer": choices.index(right), "subject": function.subject}
         )
     return made
 
@@ -54,8 +50,7 @@ def write(folder: Path, limit: int = 0) -> list[str]:
 def task(subject: str, folder: Path) -> dict[str, Any]:
     """lm-eval's configuration for the questions on `subject`, as that of mmlu_continuation.
 
-    The choices are scored as texts, since a model of a million parameters does not handle letters; a choice's score is
-    its log likelihood a byte, since the choices differ in length.
+    The choices are scored as texts, since a model of a million parameters does not handle letters.
     """
     return {
         "task": f"stdlib_{subject}",
@@ -67,6 +62,6 @@ def task(subject: str, folder: Path) -> dict[str, Any]:
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "{{answer}}",
         "target_delimiter": "",
-        "metric_list": [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }

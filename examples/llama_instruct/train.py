@@ -28,13 +28,10 @@ TRACES = ("checkpoint-*", adapters.RUN, "*.safetensors", "loss.png")
 
 
 def show_logs() -> None:
-    """Send the INFO lines of this example and of adopt_hf to stderr, on the main process only."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("llama_instruct", "adopt_hf"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
-        logger.handlers, logger.propagate = [handler], False
+    """Show the INFO lines of this example and of adopt_hf, on the main process only."""
+    logging.basicConfig(format="%(message)s", force=True)
+    for name in (logger.name, "adopt_hf"):
+        logging.getLogger(name).setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
 
 def base_model(recipe: RecipeArguments, model_args: ModelConfig) -> str:

@@ -86,10 +86,8 @@ def make_base(folder: Path, hidden_size: int = 16, seed: int = 0) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a base model, instructions and a config that tunes it on them for 8 steps."""
-    folder = tmp_path_factory.mktemp("toy")
+def write_toy(folder: Path, **overrides: Any) -> Path:
+    """A base model, instructions, and a config that tunes it on them."""
     make_base(folder / "base")
     write_jsonl(folder / "toy.jsonl", records(64))
     settings = {
@@ -99,21 +97,23 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "validation_fraction": 0.125,
         "chat_template_path": "templates/plain.jinja",
         "max_length": 96,
-        "max_steps": 8,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
         "learning_rate": 1e-2,
         "bf16": False,
         "gradient_checkpointing": False,
         "logging_steps": 1,
         "eval_strategy": "steps",
-        "eval_steps": 4,
-        "eval_on_start": True,
-        "save_steps": 4,
         "report_to": "none",
         "use_cpu": True,
-    }
+    } | overrides
     (folder / "toy.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    folder = tmp_path_factory.mktemp("toy")
+    write_toy(folder, **batch, max_steps=8, eval_steps=4, eval_on_start=True, save_steps=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -270,20 +270,18 @@ def test_gradient_checkpointing_and_bf16(toy: Path, tmp_path: Path) -> None:
 
 def test_questions_have_the_format_of_mmlu() -> None:
     with modules("questions", "functions") as [questions, functions]:
-        held_out = functions.documented(held_out=True)
+        held_out, trained = functions.documented(held_out=True), functions.documented(held_out=False)
         made = questions.make(held_out)
         assert made == questions.make(held_out)
-        trained = functions.documented(held_out=False)
     assert len(made) == len(held_out) > 100
     assert all(set(q) == {"question", "choices", "answer", "subject"} for q in made)
-    assert all(len(set(q["choices"])) == 4 and 0 <= q["answer"] < 4 for q in made)
-    by_question = {f.instruction: f.summary for f in held_out}
-    assert all(q["choices"][q["answer"]] == by_question[q["question"]] for q in made)
+    assert all(len(set(q["choices"])) == 4 and q["choices"][q["answer"]] == q["subject"] for q in made)
+    assert all(q["question"] == f.instructions[1][0] for q, f in zip(made, held_out, strict=True))
     # The place of the right answer says nothing: 4 standard deviations of a fair draw.
     places = collections.Counter(q["answer"] for q in made)
     expected = len(made) / 4
     assert all(abs(places[i] - expected) < 4 * (expected * 0.75) ** 0.5 for i in range(4))
-    assert {q["subject"] for q in made} == set(functions.SUBJECTS) | {functions.OTHER}
+    assert {q["subject"] for q in made} == {*functions.SUBJECTS, functions.OTHER}
     assert not {f.summary for f in held_out} & {f.summary for f in trained}
     assert not {f.module for f in held_out} & {f.module for f in trained}
 
@@ -322,7 +320,10 @@ def none(): pass
         ("def plain(a, b=1, *c, d: int=2, **e)", "Return the sum of a and b."),
         ("class Inner: async def method(self)", "Wait until it is over"),
     ]
-    assert found[0].instruction == f"What does this function of os.path do?\n\n{found[0].signature}"
+    assert found[0].instructions == (
+        (f"What does this function of os.path do?\n\n{found[0].signature}", "Return the sum of a and b."),
+        (f"Which part of the library is this function from?\n\n{found[0].signature}", "elsewhere"),
+    )
 
 
 # ----- configs -----
@@ -405,6 +406,7 @@ def test_a_bad_record_is_named(row: dict[str, str], message: str, toy: Path, tmp
         (("--load_in_4bit",), "load_in_4bit and load_in_8bit need use_peft"),
         (("--model_name_or_path", "no/such"), "model 'no/such' cannot be loaded: "),
         (("--optim_args", "beta3=1"), "beta3"),
+        (("--optim_args", "loraplus_lr_ratio=16"), "loraplus_lr_ratio in optim_args needs use_peft"),
         (("--optim", "adoptt"), "adoptt"),
         (("--learning_rat", "1"), "--learning_rat"),
         (("--validation_fraction", "1"), "validation_fraction must be in [0, 1), got 1.0"),

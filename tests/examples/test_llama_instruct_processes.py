@@ -18,7 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.examples.test_llama_instruct import EXAMPLE, LORA, make_base, records, write_jsonl
+from tests.examples.test_llama_instruct import EXAMPLE, LORA, write_toy
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "examples" / "accelerate_configs"
@@ -52,44 +52,44 @@ def losses(output: Path, key: str) -> list[float]:
     return [entry[key] for entry in history if key in entry]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", ["stdlib", "stdlib_lora"])
-def test_the_offline_recipe(config: str, tmp_path: Path) -> None:
-    """From nothing to a score, at a fraction of its length: base model, tuning, questions, an answer."""
+@pytest.fixture(scope="module")
+def toy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base_config of a smaller model than the recipe's and fewer steps, and the cache for it."""
+    folder = tmp_path_factory.mktemp("base")
     settings = yaml.safe_load((EXAMPLE / "configs" / "base.yaml").read_text())
     settings |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "max_steps": 10, "vocab_size": 512}
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
-    argv = ["--config", EXAMPLE / "configs" / f"{config}.yaml", "--base_config", tmp_path / "base.yaml", "--use_cpu"]
-    argv += ["--cache_dir", tmp_path / "cache", "--max_steps", 20, "--eval_steps", 20, "--questions", 40]
-    argv += ["--max_train_records", 1000, "--max_eval_records", 50, "--max_length", 512]
-    output = tmp_path / "out"
+    (folder / "base.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["stdlib", "stdlib_lora"])
+def test_the_offline_recipe(config: str, toy_base: Path, tmp_path: Path) -> None:
+    """From nothing to a score, at a fraction of its length: base model, tuning, questions, an answer."""
+    argv = ["--config", EXAMPLE / "configs" / f"{config}.yaml", "--base_config", toy_base / "base.yaml", "--use_cpu"]
+    argv += ["--cache_dir", toy_base / "cache", "--max_steps", 20, "--eval_steps", 20, "--questions", 40]
+    argv += ["--max_train_records", 1000, "--max_eval_records", 50, "--max_length", 256]
+    output, new = tmp_path / "out", not (toy_base / "cache").exists()
     result = run(tmp_path, EXAMPLE / "train.py", *argv, "--output_dir", output)
     assert result.returncode == 0, result.stderr
-    assert "pretraining a LLaMA of" in result.stderr
+    assert ("pretraining a LLaMA of" if new else "the base model is in") in result.stderr
+    assert not list((toy_base / "cache").glob("*unfinished*"))
     before, after = losses(output, "eval_loss")
     assert f"step 20: held-out loss {before:.4f} (step 0) -> {after:.4f}" in result.stdout
     assert after < before
     scores = json.loads((output / "evaluation.json").read_text())
-    assert scores["before"].keys() == scores["after"].keys() == {
-        "concurrency", "interfaces", "language", "network", "other", "all",
-    }  # fmt: skip
-    assert all(scores[when]["all"]["questions"] == 40 for when in ("before", "after"))
-    assert all(0 < scores[when]["all"]["accuracy"] < 1 for when in ("before", "after"))
+    for when in ("before", "after"):
+        assert scores[when].keys() == {"concurrency", "interfaces", "language", "network", "elsewhere", "all"}
+        assert scores[when]["all"]["questions"] == 40
+        assert 0 <= scores[when]["all"]["accuracy"] <= 1
     for name in ("loss.png", "evaluation.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
-    assert "> What does this function of posixpath do?" in result.stdout
-    weights = output / ("adapter_model.safetensors" if config == "stdlib_lora" else "model.safetensors")
-    assert weights.is_file()
-    assert not list((tmp_path / "cache").glob("*unfinished*"))
+    assert "> Which part of the library is this function from?" in result.stdout
+    assert (output / ("adapter_model.safetensors" if "lora" in config else "model.safetensors")).is_file()
 
-    # The base is there now, and what was scored is scored alike by hand.
     again = run(tmp_path, EXAMPLE / "evaluate.py", output, "--limit", 40, "--use_cpu", "--out", tmp_path / "again")
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "again" / "evaluation.json").read_text())["after"] == scores["after"]
-    second = run(tmp_path, EXAMPLE / "train.py", *argv, "--output_dir", tmp_path / "second", "--evaluate", "false")
-    assert second.returncode == 0, second.stderr
-    assert "the base model is in" in second.stderr
-    assert losses(tmp_path / "second", "eval_loss") == [before, after]
 
 
 # The modes that differ in how weights are gathered and saved, with the distributed type to find.
@@ -101,32 +101,12 @@ STEPS = 6
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[str], Path]]:
     """`alone(kind)`: a folder, the arguments and the output of one process's run, of all weights or of LoRA."""
     folder = tmp_path_factory.mktemp("alone")
-    make_base(folder / "base")
-    write_jsonl(folder / "toy.jsonl", records(64))
-    settings = {
-        "model_name_or_path": str(folder / "base"),
-        "dataset_name": "json",
-        "data_files": [str(folder / "toy.jsonl")],
-        "validation_fraction": 0.125,
-        "chat_template_path": "templates/plain.jinja",
-        "max_length": 96,
-        "max_steps": STEPS,
-        "learning_rate": 1e-2,
-        "max_grad_norm": 0.3,  # not what DeepSpeed is given by default
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "eval_strategy": "steps",
-        "eval_steps": 3,
-        "save_steps": 3,
-        "report_to": "none",
-        "use_cpu": True,
-    }
-    (folder / "toy.yaml").write_text(yaml.safe_dump(settings))
+    # Clipped at another norm than DeepSpeed is given by default.
+    write_toy(folder, max_steps=STEPS, eval_steps=3, save_steps=3, max_grad_norm=0.3)
 
     @functools.cache
     def once(kind: str) -> tuple[Path, list[str], Path]:
-        argv = ["--config", str(folder / "toy.yaml"), *(LORA if kind == "LoRA" else ())]
+        argv = ["--config", str(folder / "toy.yaml"), *((*LORA, "--lora_dropout", "0") if kind == "LoRA" else ())]
         options = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"]
         result = run(folder, EXAMPLE / "train.py", *argv, *options, "--output_dir", folder / kind)
         assert result.returncode == 0, result.stderr
@@ -140,7 +120,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
     ("mode", "kind"),
     [
         ("ddp", "LoRA"),
-        ("zero2", "full"),
         ("zero2", "LoRA"),
         ("zero3", "full"),
         ("zero3", "LoRA"),
@@ -150,7 +129,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
 def test_two_processes_are_one_run(
     mode: str, kind: str, alone: Callable[[str], tuple[Path, list[str], Path]], tmp_path: Path
 ) -> None:
-    """The same curve and the same whole weights at the end, from the ADOPT that was asked for; then an exact resume."""
+    """The same curve and whole weights, from the ADOPT that was asked for; then an exact resume."""
     pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     folder, argv, whole = alone(kind)
     launch = ["-m", "accelerate.commands.launch", "--config_file", LAUNCHERS / f"{mode}.yaml", "--num_processes", 2]
