@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 from arguments import InputError
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -28,27 +30,25 @@ def read_config(model: str, **kwargs: Any) -> PreTrainedConfig:
         raise InputError(f"model {model!r} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
-def modules_of(config: PreTrainedConfig) -> dict[str, torch.Size | None]:
-    """The names of all modules of the model that `config` describes, with the shape of the weight, if it has one."""
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model that `config` describes, without memory for its weights."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"a {config.model_type} is no causal language model that transformers knows")
     with torch.device("meta"):
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-    weights = ((name, getattr(module, "weight", None)) for name, module in model.named_modules())
-    return {name: weight.shape if isinstance(weight, torch.Tensor) else None for name, weight in weights}
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
 
-def check_targets(config: PreTrainedConfig, targets: list[str] | str | None) -> None:
+def check_targets(config: PreTrainedConfig, option: str, targets: list[str] | str | None) -> None:
     """Raise InputError for a name in `targets` that no module has; PEFT is content if one of them is found."""
     if targets is None or targets == "all-linear":
         return
-    modules = modules_of(config)
+    modules = dict(empty_model(config).named_modules())
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in modules):
-            linear = sorted({name.rsplit(".", 1)[-1] for name, shape in modules.items() if shape and len(shape) == 2})
+            linear = {name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, nn.Linear)}
             raise InputError(
-                f"lora_target_modules: no module of this {config.model_type} is called {target!r}; it has "
-                f"{', '.join(linear)}, or write all-linear"
+                f"{option}: no module of this {config.model_type} is called {target!r}; it has "
+                f"{', '.join(sorted(linear))}, or write all-linear"
             )
 
 
@@ -62,43 +62,44 @@ def base_of(folder: str | Path) -> str:
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
         base = written["base_model_name_or_path" if is_adapter(folder) else "base"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} does not say what it was tuned from ({path.name}: {error}); name it") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} does not say what it was tuned from ({path.name}: {error}); pass --base") from None
     return str(base)
 
 
 def check_adapter(folder: str | Path, base: str) -> None:
     """Raise InputError if the adapter in `folder` is one for another model than `base`, naming what does not fit."""
-    modules = modules_of(read_config(base))
     path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
-    if not path.is_file():
-        raise InputError(f"adapter {folder} has no {path.name}")
-    with safe_open(path, "pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  it is no dict
-    for name, shape in shapes.items():
-        module, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
-        if not module or part not in ("A.weight", "B.weight"):
-            continue
-        # A is (rank, in), B is (out, rank), where the weight is (out, in).
-        if module not in modules:
-            raise InputError(f"adapter {folder} is not for {base}: it adapts {module}, which that does not have")
-        weight = modules[module]
-        theirs, ours = (shape[1], weight[1]) if part == "A.weight" else (shape[0], weight[0])
-        if theirs != ours:
-            side = "inputs" if part == "A.weight" else "outputs"
-            raise InputError(f"adapter {folder} is not for {base}: {module} has {ours} {side} there, {theirs} here")
+    try:
+        with safe_open(path, "pt") as file:
+            there = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no dict
+        adapter = PeftConfig.from_pretrained(str(folder))
+        with torch.device("meta"):
+            model = get_peft_model(empty_model(read_config(base)), adapter)
+    except (OSError, SafetensorError, TypeError) as error:
+        raise InputError(f"adapter {folder} cannot be read: {path.name}: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # PEFT's, of modules that are not there
+        raise InputError(f"adapter {folder} is not for {base}: {' '.join(str(error).split())}") from error
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    here = {name: list(weight.shape) for name, weight in weights.items()}
+    for name in sorted(here.keys() | {name for name in there if ".lora_" in name}):
+        if here.get(name) != there.get(name):
+            ours, theirs = (shapes.get(name, "nothing") for shapes in (here, there))
+            raise InputError(f"adapter {folder} is not for {base}: it has {theirs} for {name}, which takes {ours}")
 
 
-def load(folder: str, base: str | None = None, **kwargs: Any) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+def load(folder: str, base: str | None = None, **kwargs: Any) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The model in `folder`, or the base with the adapter in `folder` on it, and its tokenizer.
 
     Args:
         base: another place where an adapter's base is than the adapter says.
         kwargs: for `from_pretrained`: dtype, device_map.
     """
-    config = read_config(base or base_of(folder)) if is_adapter(folder) else read_config(folder)
-    if is_adapter(folder):
-        base = base or base_of(folder)
+    if base is not None and not is_adapter(folder):
+        raise InputError(f"--base is for an adapter, and {folder} has none in it")
+    base = base_of(folder) if base is None and is_adapter(folder) else base
+    config = read_config(base or folder)
+    if base is not None:
         check_adapter(folder, base)
         model = AutoModelForCausalLM.from_pretrained(base, config=config, **kwargs)
         model = PeftModel.from_pretrained(model, folder)

@@ -4,17 +4,20 @@ The names are the fields of `RecipeArguments` and of TRL's `SFTConfig` (a `trans
 `ModelConfig`. Whatever is wrong is one line on stderr and exit code 2.
 """
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 from accelerate import PartialState
+from transformers.integrations import get_reporting_integration_callbacks
 from trl import ModelConfig, SFTConfig, TrlParser
 
+from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import optim_args
 
 HERE = Path(__file__).parent
@@ -42,6 +45,13 @@ class RecipeArguments:
         default=None, metadata={"help": "A column whose text, where there is one, is put below the instruction."}
     )
     completion_column: str = field(default="completion", metadata={"help": "The column with the response."})
+    empty_completions: Literal["error", "keep"] = field(
+        default="error",
+        metadata={
+            "help": "What an empty response is: an 'error', or something to 'keep', to learn to say nothing. Alpaca "
+            "has some."
+        },
+    )
     validation_fraction: float = field(
         default=0.05, metadata={"help": "Share of the records held out where the data set has no validation split."}
     )
@@ -72,6 +82,8 @@ class RecipeArguments:
             raise InputError(f"questions must not be negative, got {self.questions}")
         if self.dataset_name == "stdlib" and self.data_files:
             raise InputError("data_files are for dataset_name json, csv, ...; dataset_name is 'stdlib'")
+        if self.dataset_name in ("json", "csv", "parquet", "text") and not self.data_files:
+            raise InputError(f"dataset_name {self.dataset_name!r} needs --data_files")
         self.cache_dir = str(cache_dir(self.cache_dir))
 
 
@@ -86,6 +98,23 @@ class Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         fail(self.prog, message)
 
+    def set_defaults_with_config(self, **settings: Any) -> list[str]:
+        """Everything but lists, mappings and null as text, which argparse checks as it checks the command line."""
+        optional = {
+            field.name
+            for kind in self.dataclass_types
+            for field in dataclasses.fields(kind)
+            if field.default is None or "None" in str(field.type)
+        }
+        for name, value in settings.items():
+            if value is None and name not in optional:
+                raise InputError(f"config file: {name} must have a value, got null")
+            if isinstance(value, list):
+                settings[name] = [str(item) for item in value]
+            elif value is not None and not isinstance(value, dict):
+                settings[name] = str(value)
+        return super().set_defaults_with_config(**settings)
+
 
 def fail(prog: str, message: object) -> NoReturn:
     print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
@@ -96,7 +125,11 @@ def parse(argv: Sequence[str] | None, description: str | None) -> tuple[RecipeAr
     """Parse and check `argv` (default: the command line's); without `--config` configs/stdlib.yaml is read."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = Parser((RecipeArguments, SFTConfig, ModelConfig), description=description, allow_abbrev=False)
-    argv = [part for argument in argv for part in (argument.split("=", 1) if "--config=" in argument else [argument])]
+    argv = [
+        part
+        for argument in argv
+        for part in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
+    ]
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv.insert(0, "--config")
     if "--config" not in argv:
@@ -109,7 +142,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> tuple[RecipeAr
     except OSError as error:
         known = ", ".join(sorted(p.name for p in DEFAULT_CONFIG.parent.glob("*.yaml")))
         parser.error(f"config file {config}: {error.strerror}; {DEFAULT_CONFIG.parent} has {known}")
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         parser.error(f"config file {config} is not valid YAML: {error}")
     except (ValueError, TypeError, RuntimeError) as error:
         parser.error(str(error))
@@ -123,6 +156,14 @@ def check(args: SFTConfig, model: ModelConfig) -> None:
     if launched != running:
         # Without --use_cpu accelerate looks for GPUs, finds none, and lets every process train alone.
         raise InputError(f"{launched} processes were launched but each would train alone; on CPU pass --use_cpu")
+    for name in ("learning_rate", "weight_decay"):
+        HYPERPARAMETERS["lr" if name == "learning_rate" else name].check(name, getattr(args, name))
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise InputError(f"{name} must be at least 1, got {getattr(args, name)}")
+    if args.max_steps == 0:
+        raise InputError("max_steps must be at least 1, or -1 for num_train_epochs, got 0")
+    get_reporting_integration_callbacks(args.report_to)
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         raise InputError("load_in_4bit and load_in_8bit need use_peft: quantised weights are not trained")
     if args.optim == "adopt" and "loraplus_lr_ratio" in optim_args.parse(args.optim_args) and not model.use_peft:

@@ -22,6 +22,8 @@ def main() -> None:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not prompt.strip():
         raise InputError("the prompt is empty")
+    if args.max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be at least 1, got {args.max_new_tokens}")
     device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
     model, tokenizer = adapters.load(args.model, args.base, dtype="auto", device_map=device)
     if tokenizer.chat_template is None:
@@ -29,8 +31,14 @@ def main() -> None:
     inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     ).to(device)
+    context, length = getattr(model.config, "max_position_embeddings", None), inputs["input_ids"].shape[1]
+    if context is not None and length + args.max_new_tokens > context:
+        raise InputError(
+            f"the prompt has {length} tokens, which with max_new_tokens={args.max_new_tokens} is more than the model's "
+            f"context of {context}"
+        )
     out = model.generate(**inputs, do_sample=False, max_new_tokens=args.max_new_tokens)
-    answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    answer = tokenizer.decode(out[0, length:], skip_special_tokens=True)
     print(f"> {prompt}\n{answer.strip()}")
 
 

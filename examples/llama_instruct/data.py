@@ -11,6 +11,7 @@ from accelerate import PartialState
 from arguments import InputError, RecipeArguments
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
 
 logger = logging.getLogger("llama_instruct")
 NAMED = 5  # records that a message names, of many
@@ -18,10 +19,10 @@ NAMED = 5  # records that a message names, of many
 
 @dataclass
 class Instructions:
-    """Conversations with one question and one answer, and where each came from. `validation` may be None."""
+    """Conversations: a prompt, a completion, and the number of the record that they come from."""
 
     train: Dataset
-    validation: Dataset | None
+    validation: Dataset | None  # None where nothing is held out
 
 
 def load(recipe: RecipeArguments) -> Instructions:
@@ -38,7 +39,8 @@ def load(recipe: RecipeArguments) -> Instructions:
 def conversations(found: Sequence[functions.Function]) -> Dataset:
     if not found:
         raise InputError("the standard library here has no .py files; pass --dataset_name")
-    return Dataset.from_list([conversation(*pair) for f in found for pair in f.instructions])
+    pairs = (pair for f in found for pair in f.instructions)
+    return Dataset.from_list([conversation(*pair) | {"record": number} for number, pair in enumerate(pairs)])
 
 
 def conversation(prompt: str, completion: str) -> dict[str, list[dict[str, str]]]:
@@ -54,7 +56,7 @@ def from_datasets(recipe: RecipeArguments) -> tuple[Dataset, Dataset | None]:
     try:
         splits = datasets.load_dataset(name, data_files=recipe.data_files)
     except (OSError, ValueError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split()) or "there is nothing in it"
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split()) or "there is nothing in it"
         raise InputError(f"data set {name!r} cannot be loaded: {reason}") from error
     if "train" not in splits:
         raise InputError(f"data set {name!r} has no split 'train'; it has {', '.join(splits)}")
@@ -65,6 +67,11 @@ def from_datasets(recipe: RecipeArguments) -> tuple[Dataset, Dataset | None]:
     count = round(len(train) * recipe.validation_fraction)
     if count == 0:
         return train, None
+    if count >= len(train):
+        raise InputError(
+            f"data set {name!r} has {len(train)} records, of which validation_fraction={recipe.validation_fraction} "
+            "leaves none to train on"
+        )
     parts = train.train_test_split(test_size=count, seed=2357)
     return parts["train"], parts["test"]
 
@@ -79,18 +86,21 @@ def checked(split: Dataset, where: str, recipe: RecipeArguments) -> Dataset:
                 f"data set {recipe.dataset_name!r} has no column {column!r}; pass --{option}, one of: "
                 f"{', '.join(split.column_names)}"
             )
-    made = []
+    made, empty = [], []
     for number, record in enumerate(split.select_columns(columns)):
         for column in columns:
             required, text = column != recipe.input_column, record[column]
             if (text is None and required) or not isinstance(text, str | None):
                 what = "is missing" if text is None else f"is a {type(text).__name__}, not text"
                 raise InputError(f"record {number} of the {where} split: {column!r} {what}")
-            if required and not text.strip():
+            if column == recipe.completion_column and recipe.empty_completions == "keep" and not text.strip():
+                empty.append(number)
+            elif required and not text.strip():
                 raise InputError(f"record {number} of the {where} split: {column!r} is empty")
         below = record[recipe.input_column] if recipe.input_column else None
         prompt = record[recipe.prompt_column] + (f"\n\n### Input:\n{below}" if below and below.strip() else "")
-        made.append(conversation(prompt, record[recipe.completion_column]))
+        made.append(conversation(prompt, record[recipe.completion_column]) | {"record": number})
+    warn(empty, f"of {len(made)} records of the {where} split have an empty response and are kept")
     return Dataset.from_list(made)
 
 
@@ -100,13 +110,21 @@ def evenly(split: Dataset, limit: int | None) -> Dataset:
     return split.select(np.arange(limit) * len(split) // limit)
 
 
-def warn_of_long(split: Dataset, where: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-    """Say how many records are longer than the context, and which; TRL cuts them off.
+def warn(records: Sequence[int], what: str) -> None:
+    """Say how many records there are of which something is to be said, and the first of them."""
+    if records and PartialState().is_main_process:
+        named = ", ".join(map(str, records[:NAMED])) + (", ..." if len(records) > NAMED else "")
+        logger.warning("%d %s: %s", len(records), what, named)
+
+
+def warn_of_long(split: Dataset, where: str, tokenizer: PreTrainedTokenizerBase, args: SFTConfig) -> None:
+    """Say how many records are longer than `args.max_length`, and which; TRL cuts them off.
 
     Raises:
         InputError: none of them has anything left to learn from.
     """
-    if max_length is None:
+    limit = args.max_length
+    if limit is None or (args.packing and args.packing_strategy != "bfd"):  # the others go on in the next sequence
         return
     lengths = []
     for start in range(0, len(split), 1000):
@@ -116,22 +134,16 @@ def warn_of_long(split: Dataset, where: str, tokenizer: PreTrainedTokenizerBase,
         whole = tokenizer.apply_chat_template([p + c for p, c in pairs], tokenize=False)
         ids = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (asked, whole))
         lengths += [(len(prompt), len(both)) for prompt, both in zip(*ids, strict=True)]
-    without = [i for i, (prompt, _) in enumerate(lengths) if prompt >= max_length]
-    cut = [i for i, (prompt, both) in enumerate(lengths) if both > max_length and prompt < max_length]
+    keeps_start = args.truncation_mode == "keep_start"
+    without = [i for i, (prompt, _) in enumerate(lengths) if keeps_start and prompt >= limit]
     if len(without) == len(split):
         raise InputError(
-            f"every prompt of the {where} split has max_length={max_length} tokens or more (record 0: "
-            f"{lengths[0][0]}), so that nothing of the responses is left; choose a greater --max_length"
+            f"every prompt of the {where} split has max_length={limit} tokens or more (the first {lengths[0][0]}), so "
+            "that nothing of the responses is left; choose a greater --max_length"
         )
-    for records, what in ((cut, "are truncated"), (without, "are left out, their prompts alone are that long")):
-        if records and PartialState().is_main_process:
-            named = ", ".join(map(str, records[:NAMED])) + (", ..." if len(records) > NAMED else "")
-            logger.warning(
-                "%d of %d records of the %s split are longer than max_length=%d tokens and %s: %s",
-                len(records),
-                len(split),
-                where,
-                max_length,
-                what,
-                named,
-            )
+    skipped = set(without)
+    cut = [i for i, (_, both) in enumerate(lengths) if both > limit and i not in skipped]
+    long = f"of {len(split)} records of the {where} split are longer than max_length={limit} tokens and"
+    left = "are packed without a response" if args.packing else "are left out, their prompts alone are that long"
+    warn([split[i]["record"] for i in cut], f"{long} are truncated")
+    warn([split[i]["record"] for i in without], f"{long} {left}")

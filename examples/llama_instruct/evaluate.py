@@ -41,15 +41,19 @@ def main() -> None:
     args = parse()
     base = args.base or adapters.base_of(args.model)
     adapter = adapters.is_adapter(args.model)
+    adapters.read_config(base)
     if adapter:
         adapters.check_adapter(args.model, base)
+    out = Path(args.out or args.model)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out {out} cannot be written: {error.strerror}") from None
     tokenizer = args.model
     scores = {"before": score(args, pretrained=base, tokenizer=tokenizer)}
     tuned = {"pretrained": base, "peft": args.model} if adapter else {"pretrained": args.model}
     scores["after"] = score(args, **tuned, tokenizer=tokenizer)
     show(scores, args.tasks)
-    out = Path(args.out or args.model)
-    out.mkdir(parents=True, exist_ok=True)
     written = {"tasks": args.tasks, "model": args.model, "base": base, "num_fewshot": args.num_fewshot}
     written |= {when: {group: asdict(s) for group, s in found.items()} for when, found in scores.items()}
     (out / "evaluation.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
@@ -65,12 +69,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=0, help="questions, of a group of lm-eval's those a task; 0: all")
     parser.add_argument("--num_fewshot", type=int, help="solved examples before each question (MMLU's custom is 5)")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--dtype", default="auto", help="of the weights (default: as they were saved)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the weights (default: as they were saved)",
+    )
     parser.add_argument("--use_cpu", action="store_true")
     parser.add_argument("--out", help="another folder for the results than the model's")
     args = parser.parse_args()
     if args.limit < 0 or args.batch_size < 1:
         raise InputError(f"limit must be at least 0 and batch_size 1, got {args.limit} and {args.batch_size}")
+    if args.num_fewshot is not None and (args.num_fewshot < 0 or args.tasks == STDLIB):
+        raise InputError(f"num_fewshot must be at least 0, and is not for {STDLIB}: got {args.num_fewshot}")
     if not Path(args.model).is_dir():
         raise InputError(f"model {args.model} is no folder; give that of a tuned model or of an adapter")
     return args
@@ -86,7 +97,10 @@ def score(args: argparse.Namespace, **model: str) -> dict[str, Score]:
     lm = HFLM(**model, device=device, dtype=args.dtype, batch_size=args.batch_size)
     common = {"num_fewshot": args.num_fewshot, "bootstrap_iters": 0, "log_samples": False}
     if args.tasks != STDLIB:
-        results = lm_eval.simple_evaluate(lm, tasks=[args.tasks], limit=args.limit or None, **common)
+        try:
+            results = lm_eval.simple_evaluate(lm, tasks=[args.tasks], limit=args.limit or None, **common)
+        except (KeyError, ValueError, OSError) as error:  # an unknown name; data that cannot be loaded
+            raise InputError(f"tasks {args.tasks!r} cannot be run: {' '.join(str(error).split())}") from error
         return of_groups(results, args.tasks)
     with tempfile.TemporaryDirectory() as folder:
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
@@ -98,17 +112,22 @@ def score(args: argparse.Namespace, **model: str) -> dict[str, Score]:
 
 
 def of_task(results: dict[str, Any], task: str) -> Score:
-    accuracy, count = results["results"][task]["acc,none"], results["n-samples"][task]["effective"]
+    figures, count = results["results"][task], results["n-samples"][task]["effective"]
+    if "acc,none" not in figures:
+        raise InputError(f"task {task} has no accuracy; it has {', '.join(figures)}")
+    accuracy = figures["acc,none"]
     return Score(accuracy, (accuracy * (1 - accuracy) / count) ** 0.5, count)
 
 
 def of_groups(results: dict[str, Any], name: str) -> dict[str, Score]:
     """The scores of the groups in lm-eval's group `name`, MMLU's four for instance, or of its tasks if it has none."""
-    members = results["group_subtasks"].get(name, [name])
+    # A tag is a list of tasks that lm-eval does not tell the name of.
+    leaves = [task for task in results["results"] if task in results["n-samples"]]
+    members = results["group_subtasks"].get(name) or ([name] if name in results["results"] else leaves)
     found = {}
     for member in members:
         tasks = tasks_in(results, member)
-        label = results["results"][member].get("alias", member).strip(" -")
+        label = results["results"].get(member, {}).get("alias", member).strip(" -")
         found[label] = mean([of_task(results, task) for task in tasks])
     return found | {"all": mean(list(found.values()))}
 
@@ -148,7 +167,8 @@ def plot(scores: dict[str, dict[str, Score]], path: Path, title: str) -> None:
             color=COLOURS[when],
             label=when,
         )
-    axes.axhline(100 / questions.CHOICES, color="black", linewidth=0.8, linestyle=":", label="guessing")
+    if title.endswith((STDLIB, "mmlu")):
+        axes.axhline(100 / questions.CHOICES, color="black", linewidth=0.8, linestyle=":", label="guessing")
     axes.set_xticks(range(len(groups)), groups, rotation=20, ha="right")
     axes.set(ylabel="right answers, %", title=title)
     axes.legend(frameon=False)

@@ -4,6 +4,7 @@ python examples/llama_instruct/merge.py runs/llama-stdlib_lora merged
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import adapters
@@ -21,10 +22,16 @@ def main() -> None:
     if Path(args.output_dir).exists():
         raise InputError(f"output_dir {args.output_dir} exists; choose another")
     model, tokenizer = adapters.load(args.adapter, args.base, dtype="auto")
+    try:
+        Path(args.output_dir).mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"output_dir {args.output_dir} cannot be written: {error.strerror}") from None
     merged = model.merge_and_unload(progressbar=True, safe_merge=True)
     merged.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
-    print(f"{args.adapter} merged into {args.base or adapters.base_of(args.adapter)}: {args.output_dir}")
+    base = args.base or adapters.base_of(args.adapter)
+    (Path(args.output_dir) / adapters.RUN).write_text(json.dumps({"base": base}) + "\n", encoding="utf-8")
+    print(f"{args.adapter} merged into {base}: {args.output_dir}")
 
 
 if __name__ == "__main__":

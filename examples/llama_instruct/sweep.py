@@ -77,8 +77,7 @@ def measure(args: argparse.Namespace) -> None:
     todo = [(unit, args.config, args.max_steps) for unit in wanted if unit not in done]
     if not todo:
         return
-    recipe, _, model_args = arguments.parse(["--config", str(args.config)], __doc__)
-    base = prepare(recipe, model_args)
+    base = prepare(args.config)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker imports torch
     context = multiprocessing.get_context("spawn")
@@ -89,12 +88,12 @@ def measure(args: argparse.Namespace) -> None:
             file.flush()
 
 
-def prepare(recipe: Any, model_args: Any) -> str:
+def prepare(config: Path) -> str:
     """The base model, pretrained if it is not there yet."""
     import train
 
     train.show_logs()
-    return train.base_model(recipe, model_args)
+    return train.base_model(*arguments.parse(["--config", str(config), "--use_cpu"], __doc__))
 
 
 _prepared: dict[str, Any] = {}  # the tokenised instructions, once a worker

@@ -3,6 +3,7 @@
 python examples/llama_instruct/train.py --config examples/llama_instruct/configs/stdlib.yaml
 """
 
+import gc
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import arguments
 import data
 import pretrain
 import report
+import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from arguments import InputError, RecipeArguments
@@ -34,16 +36,19 @@ def show_logs() -> None:
         logging.getLogger(name).setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
 
-def base_model(recipe: RecipeArguments, model_args: ModelConfig) -> str:
+def base_model(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> str:
     """The model to start from: the one that is named, or the small LLaMA, which is pretrained if need be."""
-    if model_args.model_name_or_path is not None:
-        return model_args.model_name_or_path
+    name = model_args.model_name_or_path
+    if name is not None:
+        return str(Path(name).resolve()) if Path(name).is_dir() else name
     folder = pretrain.folder_for(Path(recipe.base_config), Path(recipe.cache_dir or arguments.cache_dir()))
-    if not folder.exists():
-        alone.run("pretrain.py", "--config", recipe.base_config, "--output_dir", folder)
-    elif PartialState().is_main_process:
-        logger.info("the base model is in %s", folder)
+    alone.run("pretrain.py", "--config", recipe.base_config, "--output_dir", folder, *on_cpu(args), unless=folder)
+    logger.info("the base model is in %s", folder)
     return str(folder)
+
+
+def on_cpu(args: SFTConfig) -> list[str]:
+    return ["--use_cpu"] if args.use_cpu else []
 
 
 def load_tokenizer(base: str, args: SFTConfig) -> PreTrainedTokenizerBase:
@@ -55,6 +60,10 @@ def load_tokenizer(base: str, args: SFTConfig) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = Path(args.chat_template_path).read_text(encoding="utf-8")
     if tokenizer.chat_template is None:
         raise InputError(f"the tokenizer of {base!r} has no chat template; pass --chat_template_path")
+    if args.eos_token is not None:
+        if args.eos_token not in tokenizer.get_vocab():
+            raise InputError(f"eos_token {args.eos_token!r} is not in the vocabulary of {base!r}")
+        tokenizer.eos_token = args.eos_token
     if tokenizer.eos_token is None:
         raise InputError(f"the tokenizer of {base!r} has no end-of-text token; pass --eos_token")
     return tokenizer
@@ -69,13 +78,24 @@ def check_same_run(checkpoint: Path, run: dict[str, object]) -> None:
             raise InputError(f"checkpoint {checkpoint} is of another run: {key} is {before[key]} there, {value} here")
 
 
-def take_folder(output_dir: Path, run: dict[str, object]) -> None:
+def check_not_done(checkpoint: Path, args: SFTConfig) -> None:
+    """Raise InputError if there is nothing left to do after `checkpoint`: the Trainer would do one step more."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    step, epoch = state["global_step"], state["epoch"]
+    if step >= args.max_steps if args.max_steps > 0 else epoch >= args.num_train_epochs:
+        raise InputError(f"the run of checkpoint {checkpoint} is complete: step {step}, epoch {epoch:g}")
+
+
+def take_folder(output_dir: Path, run: dict[str, object], new: bool) -> None:
     """Note in `output_dir` what this run is, for later runs and for evaluate.py."""
     PartialState().wait_for_everyone()  # all have looked before the first one writes
-    if PartialState().is_main_process and not (output_dir / adapters.RUN).exists():
+    if PartialState().is_main_process:
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
-            (output_dir / adapters.RUN).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+            with open(output_dir / adapters.RUN, "x" if new else "w", encoding="utf-8") as file:
+                file.write(json.dumps(run, indent=1) + "\n")
+        except FileExistsError:
+            raise InputError(f"output_dir {output_dir} has just been taken by another run") from None
         except OSError as error:
             raise InputError(f"output_dir {output_dir} cannot be written: {error.strerror}") from None
 
@@ -84,10 +104,11 @@ def make_trainer(
     base: str, recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig, callbacks: list[TrainerCallback]
 ) -> SFTTrainer:
     tokenizer = load_tokenizer(base, args)
+    check_context(base, args, model_args)
     instructions = data.load(recipe)
     for split, where in ((instructions.train, "training"), (instructions.validation, "validation")):
         if split is not None:
-            data.warn_of_long(split, where, tokenizer, args.max_length)
+            data.warn_of_long(split, where, tokenizer, args)
     if instructions.validation is None:
         args.eval_strategy, args.eval_on_start = "no", False
     args.model_init_kwargs = {
@@ -99,15 +120,31 @@ def make_trainer(
         return SFTTrainer(
             model=base,
             args=args,
-            train_dataset=instructions.train,
-            eval_dataset=instructions.validation,
+            train_dataset=instructions.train.remove_columns("record"),
+            eval_dataset=instructions.validation and instructions.validation.remove_columns("record"),
             processing_class=tokenizer,
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
             callbacks=callbacks,
         )
-    except (ValueError, ImportError, OSError) as error:  # what TRL, PEFT and transformers say of their own arguments
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        ImportError,
+        OSError,
+    ) as error:  # what TRL, PEFT and transformers say of their own arguments
         raise InputError(" ".join(str(error).split())) from error
+
+
+def check_context(base: str, args: SFTConfig, model_args: ModelConfig) -> None:
+    """Cut what is longer than the model's context, if `max_length` says nothing; raise InputError if it says more."""
+    config = adapters.read_config(base, revision=model_args.model_revision)
+    context = getattr(config, "max_position_embeddings", None)
+    if args.max_length is None:
+        args.max_length = context
+    elif context is not None and args.max_length > context:
+        raise InputError(f"max_length is {args.max_length}, and the context of {base!r} is {context} tokens")
 
 
 def check_launch(trainer: SFTTrainer, checkpoint: Path | None) -> None:
@@ -134,29 +171,30 @@ def save(trainer: SFTTrainer) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def main() -> None:
-    recipe, args, model_args = arguments.parse(None, __doc__)
-    show_logs()
+def tune(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> None:
+    """Train, and leave the model or the adapter in the output folder. Raises InputError before it is written to."""
     output_dir = Path(args.output_dir)
     try:
         checkpoint = to_resume(output_dir, args.resume_from_checkpoint, TRACES)
     except ValueError as error:
         raise InputError(str(error)) from None
-    base = base_model(recipe, model_args)
-    adapters.check_targets(
-        adapters.read_config(base, revision=model_args.model_revision), model_args.lora_target_modules
-    )
+    base = base_model(recipe, args, model_args)
+    config = adapters.read_config(base, revision=model_args.model_revision)
+    for option in ("lora_target_modules", "lora_modules_to_save"):
+        adapters.check_targets(config, option, getattr(model_args, option))
     lora = {name: value for name, value in vars(model_args).items() if "lora" in name or "dora" in name}
     this: dict[str, object] = {"base": base, "adapter": lora if model_args.use_peft else None}
+    this |= {"optim": str(args.optim.value), "dataset": recipe.dataset_name}
     if checkpoint is not None:
         check_same_run(checkpoint, this)
+        check_not_done(checkpoint, args)
 
     # The callback keeps as many, but does not remove an old one before the new one is complete.
     mark, args.save_total_limit = MarkComplete(args.save_total_limit), None
     trainer = make_trainer(base, recipe, args, model_args, [mark])
     check_launch(trainer, checkpoint)
-    take_folder(output_dir, this)
-    trained = sum(p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in report.trainable(trainer.model))
+    take_folder(output_dir, this, new=checkpoint is None)
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in report.trainable(trainer.model))
     logger.info(
         "%s parameters trained; %s training records, %d sequences a step in %d process(es)%s",
         f"{trained:,}",
@@ -166,20 +204,28 @@ def main() -> None:
         f"; going on from {checkpoint}" if checkpoint else "",
     )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if args.eval_strategy != "no" and trainer.state.global_step not in report.losses(
-        trainer.state.log_history, "eval_loss"
-    ):
+    state = trainer.state
+    if args.eval_strategy != "no" and state.global_step not in report.losses(state.log_history, "eval_loss"):
         trainer.evaluate()
     trainer.save_state()
     save(trainer)
     if trainer.accelerator.is_main_process:
-        report.plot(trainer.state.log_history, output_dir / "loss.png", f"{Path(base).name}, {args.optim.value}")
+        report.plot(state.log_history, output_dir / "loss.png", f"{Path(base).name}, {args.optim.value}")
+        print(report.summary(state, output_dir))
+
+
+def main() -> None:
+    recipe, args, model_args = arguments.parse(None, __doc__)
+    show_logs()
+    tune(recipe, args, model_args)
+    # What follows loads the model anew: the memory of the one that was tuned is given back first.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     if recipe.evaluate:
-        alone.run("evaluate.py", output_dir, "--limit", recipe.questions, *(["--use_cpu"] if args.use_cpu else []))
+        alone.run("evaluate.py", args.output_dir, "--limit", recipe.questions, *on_cpu(args))
     if recipe.chat_prompt:
-        alone.run("chat.py", output_dir, recipe.chat_prompt, *(["--use_cpu"] if args.use_cpu else []))
-    if trainer.accelerator.is_main_process:
-        print(report.summary(trainer.state, output_dir))
+        alone.run("chat.py", args.output_dir, recipe.chat_prompt, *on_cpu(args))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import collections
 import contextlib
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,17 +65,17 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def make_base(folder: Path, hidden_size: int = 16, seed: int = 0) -> Path:
+def make_base(folder: Path, hidden_size: int = 16, num_hidden_layers: int = 2) -> Path:
     """A tiny LLaMA with a tokenizer of its own."""
     with modules("pretrain") as [pretrain]:
         texts = [f"{row['prompt']} {row['completion']}" for row in records(50)]
         tokenizer = pretrain.train_tokenizer(texts, 300)
-    set_seed(seed)
+    set_seed(0)
     config = LlamaConfig(
         vocab_size=300,
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
-        num_hidden_layers=2,
+        num_hidden_layers=num_hidden_layers,
         num_attention_heads=2,
         max_position_embeddings=128,
         bos_token_id=tokenizer.bos_token_id,
@@ -124,6 +125,13 @@ def train(toy: Path, output: Path, *argv: object) -> Result:
     return call(EXAMPLE / "train.py", "--config", toy / "toy.yaml", "--output_dir", output, *argv)
 
 
+@pytest.fixture(scope="module")
+def adapter(toy: Path) -> Path:
+    output = toy.parent / "adapter"
+    assert train(toy, output, *LORA, "--max_steps", 1).code == 0
+    return output
+
+
 @pytest.fixture(scope="module", params=["full", "LoRA"])
 def finished(request: pytest.FixtureRequest, toy: Path) -> tuple[str, Path, Result]:
     """(kind, output folder, result) of a complete run."""
@@ -156,7 +164,6 @@ def test_what_a_run_leaves(finished: tuple[str, Path, Result]) -> None:
     assert held_out[8] < held_out[0]
     last = result.out.strip().splitlines()[-1]
     assert last.startswith(f"step 8: held-out loss {held_out[0]:.4f} (step 0) -> {held_out[8]:.4f}; ")
-    assert "4 training records" not in result.err
     assert "56 training records, 8 sequences a step in 1 process(es)" in result.err
 
 
@@ -194,8 +201,7 @@ def test_loss_is_of_the_responses_alone(toy: Path) -> None:
 @pytest.mark.parametrize("kind", ["full", "LoRA"])
 def test_a_resumed_run_is_the_uninterrupted_one(kind: str, toy: Path, tmp_path: Path) -> None:
     lora = LORA if kind == "LoRA" else ()
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    assert train(toy, whole, *lora).code == 0
+    halves = tmp_path / "halves"
     stop = ("--lr_scheduler_type", "constant", "--eval_strategy", "no")
     reference = tmp_path / "reference"
     assert train(toy, reference, *lora, *stop).code == 0
@@ -398,7 +404,7 @@ def test_a_bad_record_is_named(row: dict[str, str], message: str, toy: Path, tmp
             "has no column 'answer'; pass --completion_column, one of: prompt, completion",
         ),
         (("--data_files", "nowhere.jsonl"), "data set 'json' cannot be loaded: "),
-        (("--max_length", "4"), "every prompt of the training split has max_length=4 tokens or more (record 0: "),
+        (("--max_length", "4"), "every prompt of the training split has max_length=4 tokens or more (the first "),
         (("--chat_template_path", "none.jinja"), "chat_template_path none.jinja is no file; the recipe has templates/"),
         (("--use_peft", "--lora_target_modules", "q_proj", "qq"), "no module of this llama is called 'qq'; it has "),
         (("--use_peft", "--lora_target_modules", "qq"), "no module of this llama is called 'qq'; it has "),
@@ -409,6 +415,15 @@ def test_a_bad_record_is_named(row: dict[str, str], message: str, toy: Path, tmp
         (("--optim_args", "loraplus_lr_ratio=16"), "loraplus_lr_ratio in optim_args needs use_peft"),
         (("--optim", "adoptt"), "adoptt"),
         (("--learning_rat", "1"), "--learning_rat"),
+        (
+            ("--use_peft", "--lora_modules_to_save", "qq"),
+            "lora_modules_to_save: no module of this llama is called 'qq'",
+        ),
+        (("--learning_rate", "-1"), "learning_rate must be"),
+        (("--per_device_train_batch_size", "0"), "per_device_train_batch_size must be at least 1, got 0"),
+        (("--max_length", "1000"), "max_length is 1000, and the context of "),
+        (("--validation_fraction", "0.999"), "leaves none to train on"),
+        (("--eos_token", "<none>"), "eos_token '<none>' is not in the vocabulary of "),
         (("--validation_fraction", "1"), "validation_fraction must be in [0, 1), got 1.0"),
         (("--questions", "-1"), "questions must not be negative, got -1"),
         (("--resume_from_checkpoint", "last"), "no complete checkpoint to resume from"),
@@ -451,28 +466,140 @@ def test_a_checkpoint_of_another_base_or_adapter_is_refused(
     assert f"checkpoint {output}/checkpoint-8 is of another run: adapter is " in result.last_error
 
 
-def test_an_adapter_for_another_model_is_refused(finished: tuple[str, Path, Result], toy: Path, tmp_path: Path) -> None:
-    kind, output, _ = finished
-    if kind == "full":
-        pytest.skip("there is no adapter in a full model")
-    wider = make_base(tmp_path / "wider", hidden_size=32)
-    for script, *argv in (("chat.py", output, "hello"), ("merge.py", output, tmp_path / "merged")):
-        result = call(EXAMPLE / str(script), *argv, "--base", wider)
-        assert result.code == 2
-        assert f"adapter {output} is not for {wider}: " in result.last_error
-        assert result.last_error.endswith("model.layers.0.mlp.down_proj has 64 inputs there, 32 here")
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (
+            {"hidden_size": 32},
+            "it has [4, 32] for base_model.model.model.layers.0.mlp.down_proj.lora_A.weight, which takes",
+        ),
+        ({"num_hidden_layers": 4}, "it has nothing for base_model.model.model.layers.2."),
+        ({"num_hidden_layers": 1}, "base_model.model.model.layers.1."),
+    ],
+    ids=["wider", "deeper", "shallower"],
+)
+def test_an_adapter_for_another_model_is_refused(
+    other: dict[str, int], says: str, adapter: Path, tmp_path: Path
+) -> None:
+    base = make_base(tmp_path / "other", **other)
+    for script, *argv in (
+        ("chat.py", adapter, "hello"),
+        ("merge.py", adapter, tmp_path / "merged"),
+        ("evaluate.py", adapter),
+    ):
+        result = call(EXAMPLE / str(script), *argv, "--base", base)
+        assert result.code == 2, result.err
+        assert f"adapter {adapter} is not for {base}: " in result.last_error
+        assert says in result.last_error
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_checkpoint_of_another_optimizer_or_of_a_finished_run_is_refused(
+    finished: tuple[str, Path, Result], toy: Path
+) -> None:
+    kind, output, _ = finished
+    last = (*(LORA if kind == "LoRA" else ()), "--resume_from_checkpoint", "last")
+    other = train(toy, output, *last, "--max_steps", 12, "--optim", "adamw_torch")
+    assert other.code == 2
+    assert "is of another run: optim is adopt there, adamw_torch here" in other.last_error
+    done = train(toy, output, *last)
+    assert done.code == 2
+    assert f"the run of checkpoint {output}/checkpoint-8 is complete: step 8" in done.last_error
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("max_length: 12.5", "argument --max_length/--max-length: invalid int value: '12.5'"),
+        ("lora_r: 8.5", "argument --lora_r/--lora-r: invalid int value: '8.5'"),
+        ("questions: null", "questions must have a value, got null"),
+        ("learning_rate: fast", "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
+        ("resume_from_checkpoint: true", "no complete checkpoint to resume from"),
+        ("empty_completions: drop", "argument --empty_completions/--empty-completions: invalid choice: 'drop'"),
+    ],
+    ids=lambda value: value.split(":")[0],
+)
+def test_types_in_a_config(line: str, message: str, toy: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load((toy / "toy.yaml").read_text()) | yaml.safe_load(line)
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(settings))
+    result = call(EXAMPLE / "train.py", tmp_path / "wrong.yaml", "--output_dir", tmp_path / "out")
+    assert result.code == 2, result.err
+    assert message in result.last_error
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_responses_can_be_kept(toy: Path, tmp_path: Path) -> None:
+    rows = records(16)
+    rows[7]["completion"] = ""
+    path = write_jsonl(tmp_path / "empty.jsonl", rows)
+    argv = ("--data_files", path, "--validation_fraction", "0", "--max_steps", "1", "--empty_completions", "keep")
+    result = train(toy, tmp_path / "out", *argv)
+    assert result.code == 0, result.err
+    assert "1 of 16 records of the train split have an empty response and are kept: 7\n" in result.err
+    assert "16 training records" in result.err
+
+
+def test_evaluate_refuses_before_it_scores(finished: tuple[str, Path, Result], toy: Path, tmp_path: Path) -> None:
+    _, output, _ = finished
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for argv, message in (
+        ((output, "--num_fewshot", "5"), "num_fewshot must be at least 0, and is not for stdlib: got 5"),
+        ((output, "--limit", "-1"), "limit must be at least 0 and batch_size 1, got -1"),
+        ((output, "--out", tmp_path / "file" / "out"), "cannot be written: Not a directory"),
+        ((output, "--base", "/no/such"), "model '/no/such' cannot be loaded"),
+        ((tmp_path / "none",), "is no folder; give that of a tuned model or of an adapter"),
+        ((tmp_path / "empty",), "pass --base"),
+    ):
+        result = call(EXAMPLE / "evaluate.py", *argv, "--use_cpu")
+        assert result.code == 2, result.err
+        assert message in result.last_error
+
+
+def test_scores_of_groups() -> None:
+    """As lm-eval has them: groups of groups of tasks, each task weighing as many questions as it has."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    results = {
+        "group_subtasks": {"mmlu": ["mmlu_stem", "mmlu_other"], "mmlu_stem": ["a", "b"], "mmlu_other": ["c"]},
+        "results": {
+            "mmlu": {"alias": "mmlu"},
+            "mmlu_stem": {"alias": " - stem"},
+            "mmlu_other": {"alias": " - other"},
+            "a": {"acc,none": 1.0},
+            "b": {"acc,none": 0.25},
+            "c": {"acc,none": 0.5},
+        },
+        "n-samples": {name: {"effective": count} for name, count in (("a", 10), ("b", 20), ("c", 70))},
+    }
+    with modules("evaluate") as [evaluate]:
+        scores = evaluate.of_groups(results, "mmlu")
+        assert {name: (score.accuracy, score.questions) for name, score in scores.items()} == {
+            "stem": (0.5, 30),
+            "other": (0.5, 70),
+            "all": (0.5, 100),
+        }
+        assert scores["all"].error == pytest.approx(0.05)
+        assert evaluate.of_groups(results, "a")["all"].accuracy == 1.0
+        del results["results"]["c"]["acc,none"]
+        with pytest.raises(evaluate.InputError, match="task c has no accuracy"):
+            evaluate.of_groups(results, "mmlu")
 
 
 def test_long_records_are_counted(toy: Path, tmp_path: Path) -> None:
     rows = records(16)
     rows[2]["completion"] = "the sum is " + "1 " * 100
+    rows[3]["completion"] = "the sum is " + "1 " * 100
     rows[5]["prompt"] = "add " + "1 " * 200
     path = write_jsonl(tmp_path / "long.jsonl", rows)
     argv = ("--data_files", path, "--validation_fraction", "0", "--max_steps", "1", "--max_length", "96")
     result = train(toy, tmp_path / "out", *argv)
     assert result.code == 0, result.err
     where = "of 16 records of the training split are longer than max_length=96 tokens and"
-    assert f"1 {where} are truncated: 2\n" in result.err
+    assert f"2 {where} are truncated: 2, 3\n" in result.err
     assert f"1 {where} are left out, their prompts alone are that long: 5\n" in result.err
     assert "15 training records" in result.err
+    # Of a share that is held out at random the numbers are those of the file, too.
+    held_out = train(toy, tmp_path / "half", *argv[:2], "--validation_fraction", "0.5", *argv[4:])
+    assert held_out.code == 0, held_out.err
+    named = re.findall(r"longer than max_length=96 tokens and are [^:]*: ([\d, ]+)\n", held_out.err)
+    assert sorted(int(number) for numbers in named for number in numbers.split(",")) == [2, 3, 5]

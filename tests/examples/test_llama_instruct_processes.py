@@ -42,7 +42,7 @@ def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
         port = str(s.getsockname()[1])
     parts = [str(part).replace("{port}", port) for part in (sys.executable, *command)]
     result = subprocess.run(parts, env=environment(folder), capture_output=True, text=True, timeout=900)
-    if ABORTED in result.stderr and "model and curves (loss.png) in" in result.stdout:
+    if ABORTED in result.stderr and "model and curves (loss.png) in" in result.stdout:  # the work is done
         result.returncode = 0
     return result
 
