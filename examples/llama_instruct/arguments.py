@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from accelerate import PartialState
@@ -45,7 +45,7 @@ class RecipeArguments:
         default=None, metadata={"help": "A column whose text, where there is one, is put below the instruction."}
     )
     completion_column: str = field(default="completion", metadata={"help": "The column with the response."})
-    empty_completions: Literal["error", "keep"] = field(
+    empty_completions: str = field(
         default="error",
         metadata={
             "help": "What an empty response is: an 'error', or something to 'keep', to learn to say nothing. Alpaca "
@@ -78,6 +78,8 @@ class RecipeArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+        if self.empty_completions not in ("error", "keep"):
+            raise InputError(f"empty_completions must be 'error' or 'keep', got {self.empty_completions!r}")
         if self.questions < 0:
             raise InputError(f"questions must not be negative, got {self.questions}")
         if self.dataset_name == "stdlib" and self.data_files:

@@ -515,7 +515,7 @@ def test_a_checkpoint_of_another_optimizer_or_of_a_finished_run_is_refused(
         ("questions: null", "questions must have a value, got null"),
         ("learning_rate: fast", "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
         ("resume_from_checkpoint: true", "no complete checkpoint to resume from"),
-        ("empty_completions: drop", "argument --empty_completions/--empty-completions: invalid choice: 'drop'"),
+        ("empty_completions: drop", "empty_completions must be 'error' or 'keep', got 'drop'"),
     ],
     ids=lambda value: value.split(":")[0],
 )
