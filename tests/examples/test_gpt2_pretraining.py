@@ -13,6 +13,7 @@ The same with real processes, kills and launchers: test_gpt2_pretraining_process
 
 import contextlib
 import json
+import logging
 import math
 import random
 import shutil
@@ -270,10 +271,11 @@ def test_an_incomplete_checkpoint_is_never_resumed(
         path.unlink()
         reason = f"no {path.name}"
     checkpoints, arguments = load("checkpoints"), load("arguments")
-    checkpoints.logger.addHandler(caplog.handler)
-    checkpoints.logger.setLevel("INFO")
+    logger = logging.getLogger("adopt_hf")
+    logger.addHandler(caplog.handler)
+    logger.setLevel("INFO")
     assert checkpoints.choose(tmp_path, "last", script) == tmp_path / "checkpoint-20"
-    checkpoints.logger.removeHandler(caplog.handler)
+    logger.removeHandler(caplog.handler)
     assert f"skipping {newest}, which is incomplete: {reason}" in caplog.text
     with pytest.raises(arguments.InputError, match=f"checkpoint-40 is not a complete checkpoint: {reason}"):
         checkpoints.choose(tmp_path, str(newest), script)
