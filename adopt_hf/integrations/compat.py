@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -452,6 +453,17 @@ def loses_gradients(engine: Any) -> bool:
     offload = engine.zero_offload_optimizer()
     offloaded = engine.zero_use_cpu_optimizer() or (offload is not None and offload.device != "none")
     return offloaded and engine.zero_optimization_stage() >= 2
+
+
+def before_backward(engine: Any, call: Callable[[Any], None]) -> None:
+    """Let `call(engine)` happen before each of the engine's backward passes."""
+    original, of = type(engine).backward, weakref.ref(engine)  # the engine is not to keep itself alive
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        call(of())
+        return original(of(), *args, **kwargs)
+
+    engine.backward = backward
 
 
 def steps_until_gradients_are_used(optimizer: Any) -> int:

@@ -41,6 +41,19 @@ class Arrivals:
         self.micro_batches: dict[Tensor, tuple[int, set[int]]] = {}  # the engine's skipped_steps, and those with one
         self.ever: set[Tensor] = set()
         self.handles: list[Any] = []
+        self.step, self.passes = engine.global_steps, 0  # the step that is being gathered, and its calls of backward()
+        compat.before_backward(engine, self._begin_pass)
+
+    def _begin_pass(self, engine: Any) -> None:
+        # DeepSpeed counts micro-batches by calls of its step(); Accelerate calls that at the last one alone.
+        if engine.global_steps != self.step:
+            self.step, self.passes = engine.global_steps, 0
+        self.passes += 1
+
+    def _micro_batch(self, engine: Any) -> int:
+        if self.passes and engine.global_steps == self.step:
+            return self.passes - 1
+        return int(engine.micro_steps % engine.gradient_accumulation_steps())  # loss.backward(), not the engine's
 
     def watch(self, tensors: Sequence[Tensor]) -> None:
         self.handles += [t.register_post_accumulate_grad_hook(self._note) for t in tensors if t.requires_grad]
@@ -54,7 +67,7 @@ class Arrivals:
         skipped, micro_batches = self.micro_batches.get(tensor, (-1, set()))
         if skipped != engine.skipped_steps:  # an overflow has made gradients from before it void
             micro_batches = set()
-        micro_batches.add(engine.micro_steps % engine.gradient_accumulation_steps())
+        micro_batches.add(self._micro_batch(engine))
         self.micro_batches[tensor] = (engine.skipped_steps, micro_batches)
         self.ever.add(tensor)
 
@@ -68,7 +81,9 @@ class Arrivals:
         """
         engine = self.engine()
         assert engine is not None  # it is calling
-        steps = engine.gradient_accumulation_steps()
+        # The last step of an epoch may have fewer micro-batches than the others.
+        counted = engine.global_steps == self.step and self.passes
+        steps = self.passes if counted else engine.gradient_accumulation_steps()
         seen = torch.zeros(len(tensors), 1 + steps, dtype=torch.uint8)
         for row, tensor in zip(seen, tensors, strict=True):
             row[0] = tensor in self.ever
