@@ -1,0 +1,1 @@
+"""The paper's experiments, rerun: `python -m examples.paper.all --quick`."""

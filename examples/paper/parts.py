@@ -1,0 +1,99 @@
+"""Parts of an experiment: a run each, kept in a file of its own when it is over, so that nothing finished is run again.
+
+runs/paper/<experiment>/<name>.json holds the settings of a part, what came out, and under what conditions.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+FOLDER = Path("runs/paper")
+PACKAGES = ("torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One run: `name` is that of its file, `settings` are plain values, all that decides what comes out."""
+
+    experiment: str
+    name: str
+    settings: Mapping[str, Any]
+
+    def file(self, folder: Path) -> Path:
+        return folder / self.experiment / f"{self.name}.json"
+
+
+def run(parts: Iterable[Part], one: Callable[..., dict[str, Any]], folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """Do the parts that are not in `folder`, `one(**settings)` each; returns the rows of all of them, in order.
+
+    A row is {"name", "settings", "result", "conditions"}.
+
+    Raises:
+        ValueError: a file is there with the name of a part and with other settings; says which.
+    """
+    parts = list(parts)
+    rows = {part: _read(part, folder) for part in parts}
+    for part in tqdm([p for p in parts if rows[p] is None], desc=parts[0].experiment if parts else "", unit="run"):
+        start = time.perf_counter()
+        result = one(**part.settings)
+        rows[part] = {
+            "name": part.name,
+            "settings": dict(part.settings),
+            "result": result,
+            "conditions": conditions() | {"seconds": round(time.perf_counter() - start, 1)},
+        }
+        _write(part.file(folder), rows[part])
+    return [rows[part] for part in parts]
+
+
+def read(experiment: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """The rows of all finished parts of an experiment, by name."""
+    return [json.loads(file.read_text()) for file in sorted((folder / experiment).glob("*.json"))]
+
+
+def conditions() -> dict[str, Any]:
+    """Hardware, versions and date, and the commit."""
+    described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
+    commit = subprocess.run(described, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "date": date.today().isoformat(),
+        "cpus": os.cpu_count(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "commit": commit or "unknown",
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    listed, names = Path("/proc/cpuinfo"), []
+    if listed.exists():
+        names = [x.split(":", 1)[1].strip() for x in listed.read_text().splitlines() if x.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _read(part: Part, folder: Path) -> dict[str, Any] | None:
+    file = part.file(folder)
+    if not file.exists():
+        return None
+    row = json.loads(file.read_text())
+    if row["settings"] != json.loads(json.dumps(dict(part.settings))):
+        raise ValueError(f"{file} is of other settings: {row['settings']}, not {dict(part.settings)}; remove it")
+    return row
+
+
+def _write(file: Path, row: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(row, indent=1))
+    os.replace(unfinished, file)
