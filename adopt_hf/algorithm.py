@@ -36,26 +36,31 @@ LARGEST = torch.finfo(torch.float32).max  # beyond it a number is inf to float32
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """A number or a switch: its type, its default, and the range it must lie in, `low <= x < high`."""
+    """A number or a switch: its type, its default, and the range it must lie in, `low <= x < high`, or its values."""
 
-    type: type[float] | type[bool]
+    type: type[float] | type[int] | type[bool]
     default: float | bool
     high: float = LARGEST
     optional: bool = False
     low: float = 0.0
+    values: tuple[int, ...] = ()
 
     @property
     def allowed(self) -> str:
         """The values that are accepted, in words."""
         if self.type is bool:
             return "True or False"
+        if self.values:
+            return f"one of {', '.join(map(str, self.values))}"
+        if self.type is int:
+            return f"a whole number in [{self.low:g}, {self.high:g})"
         interval = f"a number in [{self.low:g}, {self.high:g})"
         if self.high >= LARGEST:
             interval = f"a finite number >= {self.low:g}"
         return f"{interval} or None" if self.optional else interval
 
     def check(self, name: str, value: object) -> float | bool | None:
-        """Return `value` as a plain Python float, bool or None.
+        """Return `value` as a plain Python float, int, bool or None.
 
         Raises:
             ValueError: outside the range or of another type; names `name`, the value and what is allowed.
@@ -66,7 +71,11 @@ class Hyperparameter:
             if isinstance(value, bool):
                 return value
         elif isinstance(value, Real) and not isinstance(value, bool) and self.low <= _float(value) < self.high:
-            return float(value)
+            if self.type is float:
+                return float(value)
+            whole = int(_float(value))
+            if value == whole and (not self.values or whole in self.values):
+                return whole
         raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from adopt_hf import algorithm, backends, states
+from adopt_hf import algorithm, backends, moments, rounding, states, storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.partition import Partition
 from adopt_hf.plan import Plan
@@ -17,6 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
     "backend": "auto",
     "capturable": backends.CAPTURABLE.default,
+    **{name: row.default for name, row in storage.OPTIONS.items()},
     **{name: row.default for name, row in HYPERPARAMETERS.items() if name not in ("beta1", "beta2")},
 }
 
@@ -55,9 +56,18 @@ class ADOPT(Optimizer):
         backend: "auto" (the fastest that can run), "reference", "foreach" or "fused". A load keeps it as it is here.
         capturable: keep `step`, and `lr` if it is a tensor, on the parameters' device and never wait for it, so that a
             CUDA graph can capture the step, after a few steps without. A load keeps it as it is here.
+        state_bits: bits of a moment: 32, 16 (bfloat16) or 8 (codes in blocks, `adopt_hf.quantization`), the last two
+            rounded stochastically. A load brings the saved state into the form that is asked for here. With 8,
+            tensors of fewer than 4096 elements and those marked by `adopt_hf.keep_float32` keep 32.
+        block_size: elements of a block of 8-bit moments: a power of two from 64 to 2048.
+        bf16_stochastic_round: round bfloat16 parameters stochastically, so that updates below half of their last place
+            are not lost. Others are stored as ever.
+        seed: of all stochastic rounding; >= 0. Processes that hold the same parameter must have the same.
 
     State of a parameter, created at its first gradient: `step` (0-d float32 tensor, on the CPU unless `capturable`),
-    `exp_avg` and `exp_avg_sq` (shape of the parameter; float32 for 16-bit parameters, else its dtype).
+    `exp_avg` and `exp_avg_sq` (shape of the parameter; float32 for 16-bit parameters, else its dtype; bfloat16 with
+    state_bits=16); with state_bits=8 in their place `exp_avg_codes` and `exp_avg_sq_codes` (shape of the parameter,
+    uint8) and `scales` (float32, three for a block).
 
     Raises:
         ValueError: a hyperparameter outside its range.
@@ -79,6 +89,10 @@ class ADOPT(Optimizer):
         maximize: bool = False,
         backend: str = "auto",
         capturable: bool = False,
+        state_bits: int = 32,
+        block_size: int = DEFAULTS["block_size"],
+        bf16_stochastic_round: bool = False,
+        seed: int = 0,
         **unknown: object,
     ) -> None:
         for name in unknown:
@@ -99,6 +113,10 @@ class ADOPT(Optimizer):
             "maximize": maximize,
             "backend": backend,
             "capturable": capturable,
+            "state_bits": state_bits,
+            "block_size": block_size,
+            "bf16_stochastic_round": bf16_stochastic_round,
+            "seed": seed,
         }
         self.partitions: dict[Tensor, Partition] = {}
         super().__init__(params, defaults | _check_group(defaults))
@@ -117,12 +135,15 @@ class ADOPT(Optimizer):
             raise TypeError(f"ADOPT has no param group option {name!r}: {INSTEAD[name]}")
         super().add_param_group(param_group | _check_group(param_group))
         group = self.param_groups[-1]
+        group.setdefault("float32_state", storage.marked(group["params"]))
         try:
-            for p in group["params"]:
+            storage.check(group)
+            for i, p in enumerate(group["params"]):
                 if p.device.type == "meta":  # it will have moved before it is updated
                     continue
-                backends.choose(group["backend"], p.device, p.dtype, capturable=group["capturable"])
-        except RuntimeError:
+                rounded = not storage.storage_of(p, group, i, is_flat=False).is_plain
+                backends.choose(group["backend"], p.device, p.dtype, capturable=group["capturable"], rounded=rounded)
+        except (RuntimeError, ValueError):
             self.param_groups.pop()
             raise
 
@@ -149,11 +170,13 @@ class ADOPT(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        from adopt_hf.untraced import count_steps, plan_of
+        from adopt_hf.untraced import count_steps, plan_of, step_rounded
 
         plan: Plan = plan_of(self, compiling=torch.compiler.is_compiling())
         for backend, buckets in plan.buckets.items():
             backend.step(buckets)
+        if plan.rounded:
+            step_rounded(plan.rounded)
         for backend, capturable in plan.capturable.items():
             assert backend.step_capturable is not None  # it would not have been chosen
             backend.step_capturable(capturable)
@@ -195,6 +218,7 @@ class ADOPT(Optimizer):
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
+            group.setdefault("float32_state", [])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` returned: this optimizer's, an earlier version's, torch-adopt's or timm Adopt's.
@@ -213,15 +237,19 @@ class ADOPT(Optimizer):
             return loaded
 
         def restore_precision(_: Optimizer) -> None:
-            saved_ids = [i for group in loaded["param_groups"] for i in group["params"]]
-            params = [p for group in self.param_groups for p in group["params"]]
-            for saved_id, p in zip(saved_ids, params, strict=True):
+            for number, (saved_id, p) in enumerate(self._pairs(loaded["param_groups"])):
                 saved = loaded["state"].get(saved_id)
                 if saved:
-                    dtype = algorithm.state_dtype(p.dtype)
-                    for name in ("exp_avg", "exp_avg_sq"):
-                        self.state[p][name] = saved[name].to(device=p.device, dtype=dtype)
+                    for name in (*moments.FLOATS, *moments.CODES):
+                        if name in saved:
+                            self.state[p][name] = saved[name].to(device=p.device)
+                    self._bring_into_form(p, number, block_sizes[saved_id])
 
+        block_sizes = {
+            saved_id: group.get("block_size", DEFAULTS["block_size"])
+            for group in state_dict["param_groups"]
+            for saved_id in group["params"]
+        }
         # torch casts the state to the parameters' dtype between these two; both are taken off again.
         hooks = (
             self.register_load_state_dict_pre_hook(translate),
@@ -241,8 +269,8 @@ class ADOPT(Optimizer):
         # else: torch's own error about the groups says what differs
         state = {key: states.translated_state(value) for key, value in saved["state"].items()}
         for saved_id, p in self._pairs(groups):
-            for name in ("exp_avg", "exp_avg_sq"):
-                moment = state[saved_id][name] if state.get(saved_id) else p
+            for name in (*moments.FLOATS, *moments.CODES[:2]):
+                moment = (state.get(saved_id) or {}).get(name, p)
                 if moment.shape != p.shape:
                     raise ValueError(
                         f"the saved state of parameter {saved_id} has {name} of shape {tuple(moment.shape)}, the "
@@ -255,7 +283,22 @@ class ADOPT(Optimizer):
                         "torch.distributed.checkpoint.state_dict shards a whole state, get_optimizer_state_dict with "
                         "full_state_dict=True makes one"
                     )
+        states.check_blocks(saved, self.param_groups)
         return saved | {"param_groups": groups, "state": state}
+
+    def _bring_into_form(self, p: Tensor, number: int, block_size: int) -> None:
+        """The loaded state of parameter `number`, whose blocks have that size, as its group asks for it."""
+        before = 0
+        for group in self.param_groups:
+            position = number - before
+            if position < len(group["params"]):
+                break
+            before += len(group["params"])
+        partition, state = self.partitions.get(p), self.state[p]
+        wanted = storage.storage_of(p, group, position, is_flat=partition is not None)
+        key = rounding.key((group["seed"], number, int(state["step"])))
+        if "scales" not in state or wanted.bits != 8:
+            moments.bring_into_form(p, state, wanted, partition, key, block_size)
 
     def _pairs(self, saved_groups: Iterable[Mapping[str, Any]]) -> Iterable[tuple[Any, Tensor]]:
         saved_ids = (i for group in saved_groups for i in group["params"])
@@ -266,6 +309,7 @@ def _check_group(group: Mapping[str, Any]) -> dict[str, Any]:
     checked = algorithm.check_group(group)
     if "backend" in group:
         checked["backend"] = backends.check_name(group["backend"])
-    if "capturable" in group:
-        checked["capturable"] = backends.CAPTURABLE.check("capturable", group["capturable"])
+    for name, option in {"capturable": backends.CAPTURABLE, **storage.OPTIONS}.items():
+        if name in group:
+            checked[name] = option.check(name, group[name])
     return checked

@@ -42,12 +42,14 @@ class Partition:
             ever seen a gradient arrive. The same in all processes. Where none has arrived the flat gradient may hold an
             old one.
         total: sums an int64 tensor, in place, over the processes that share the tensors.
+        number: another one for each flat parameter, and in each process that has another part of the tensors.
     """
 
     tensors: int
     stretches: Sequence[Stretch]
     arrived: Callable[[], Sequence[bool | None]]
     total: Callable[[Tensor], None]
+    number: int = 0
 
     def steps(self, state: dict[str, Any]) -> list[float]:
         """The step count of each tensor, from the state of the flat parameter."""

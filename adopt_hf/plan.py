@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
-from adopt_hf import algorithm, backends
-from adopt_hf.backends.bucket import Bucket, CapturableBucket
+from adopt_hf import algorithm, backends, moments, rounding
+from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.backends.dense import is_plain
 from adopt_hf.partition import Partition, counted
+from adopt_hf.storage import Storage, storage_of
 
 Columns = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # theta, g, m, v as a bucket has them
 
@@ -26,6 +27,7 @@ class Kind(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     grad_dtype: torch.dtype
+    storage: Storage
     plain: bool = True  # not of a subclass that handles its operations
     sharding: Any = None  # the mesh and the placements of DTensors
 
@@ -36,16 +38,30 @@ class Members(NamedTuple):
     params: list[Tensor]
     states: list[dict[str, Any]]
     columns: Columns  # their real local tensors
+    scales: list[Tensor]  # of moments in 8 bits, else empty
+    numbers: list[int]  # theirs among all parameters
 
     def only(self, indices: Sequence[int]) -> "Members":
         p, g, m, v = ([column[i] for i in indices] for column in self.columns)
-        return Members([self.params[i] for i in indices], [self.states[i] for i in indices], (p, g, m, v))
+        params, states, numbers = [self.params[i] for i in indices], [self.states[i] for i in indices], self.numbers
+        scales = [self.scales[i] for i in indices] if self.scales else []
+        return Members(params, states, (p, g, m, v), scales, [numbers[i] for i in indices])
+
+
+class Updated(NamedTuple):
+    """Tensors that are updated with the same numbers."""
+
+    t: float
+    columns: Columns
+    scales: list[Tensor]
+    names: list[tuple[int, ...]]  # what their random bits hang on, beside the seed, the shard and t
 
 
 class Plan(NamedTuple):
     """All that one step does: the buckets to update, by backend, and what becomes of the step counts afterwards."""
 
     buckets: dict[backends.Backend, list[Bucket]]
+    rounded: dict[backends.Backend, list[RoundedBucket]]
     capturable: dict[backends.Backend, list[CapturableBucket]]  # count their steps themselves
     counted: list[tuple[list[dict[str, Any]], Tensor]]  # states of parameters, and their new counts in one vector
     counted_flat: list[tuple[dict[str, Any], dict[str, Any]]]  # state of a flat parameter, and its new entries
@@ -78,17 +94,23 @@ def make_plan(
         overflow = found_inf is not None and found_inf.item() != 0
 
     _check(groups, partitions)
-    plan = Plan(defaultdict(list), defaultdict(list), [], [])
-    for kind, members in _by_kind(groups, states).items():
-        group = groups[kind.group]
-        name, capturable = "reference" if compiling else group["backend"], group["capturable"]
-        backend = backends.choose(name, kind.device, kind.dtype, capturable=capturable, plain=kind.plain)
+    plan = Plan(defaultdict(list), defaultdict(list), defaultdict(list), [], [])
+    for kind, members in _by_kind(groups, states, partitions).items():
+        group, rounded = groups[kind.group], not kind.storage.is_plain
+        name, capturable = "reference" if compiling and not rounded else group["backend"], group["capturable"]
+        backend = backends.choose(
+            name, kind.device, kind.dtype, capturable=capturable, plain=kind.plain, rounded=rounded
+        )
         if capturable:
             plan.capturable[backend].append(_capturable(members, group, kind, grad_scale, found_inf))
         elif not overflow:
-            for t, columns in _to_update(members, kind, partitions, plan):
+            for t, columns, scales, names in _to_update(members, kind, partitions, plan):
                 scalars = algorithm.step_scalars(group, t, factor)
-                plan.buckets[backend].append(Bucket(*columns, scalars.for_compiler() if compiling else scalars))
+                if rounded:
+                    keys = [rounding.key((group["seed"], *name, *_shard(kind.sharding), int(t))) for name in names]
+                    plan.rounded[backend].append(RoundedBucket(*columns, scales, keys, kind.storage, scalars))
+                else:
+                    plan.buckets[backend].append(Bucket(*columns, scalars.for_compiler() if compiling else scalars))
     return plan
 
 
@@ -121,34 +143,51 @@ def _check(groups: Sequence[dict[str, Any]], partitions: Mapping[Tensor, Partiti
             )
 
 
-def _by_kind(groups: Sequence[dict[str, Any]], states: MutableMapping[Tensor, dict[str, Any]]) -> dict[Kind, Members]:
+def _by_kind(
+    groups: Sequence[dict[str, Any]],
+    states: MutableMapping[Tensor, dict[str, Any]],
+    partitions: Mapping[Tensor, Partition],
+) -> dict[Kind, Members]:
     dtypes = _StateDtypes()
-    by_key: dict[tuple[Any, ...], Members] = defaultdict(lambda: Members([], [], ([], [], [], [])))
+    by_key: dict[tuple[Any, ...], Members] = defaultdict(lambda: Members([], [], ([], [], [], []), [], []))
+    before = 0  # parameters of the groups that lie behind
     for index, group in enumerate(groups):
-        for p in group["params"]:
+        plain_storage = Storage(32, group["block_size"], False)
+        all_plain = group["state_bits"] == 32 and not group["bf16_stochastic_round"]
+        for position, p in enumerate(group["params"]):
             grad = p.grad
             if grad is None:
                 continue
             state = states[p]
+            partition = partitions.get(p) if partitions else None
+            storage = plain_storage if all_plain else storage_of(p, group, position, partition is not None)
+            bits, number = storage.bits, before + position
             if not state:
-                _init_state(p, state)
-            if state["exp_avg"].dtype != state["exp_avg_sq"].dtype or state["exp_avg"].dtype != dtypes[p.dtype]:
-                for name in ("exp_avg", "exp_avg_sq"):  # the model was cast after its first step
-                    state[name] = state[name].to(dtypes[p.dtype])
-            theta, g, m, v = p, grad, state["exp_avg"], state["exp_avg_sq"]
+                moments.add_zeros(p, state, storage, partition)
+            if "scales" in state if bits != 8 else "scales" not in state:
+                _bring_into_form(p, state, storage, partition, group, number)
+            m_name, v_name = moments.FLOATS if bits != 8 else moments.CODES[:2]
+            theta, g, m, v = p, grad, state[m_name], state[v_name]
+            if bits != 8 and (m.dtype != v.dtype or m.dtype != (dtypes[p.dtype] if bits == 32 else torch.bfloat16)):
+                _bring_into_form(p, state, storage, partition, group, number)
+                m, v = state[m_name], state[v_name]
             if type(p) in (Parameter, Tensor) and type(g) is type(m) is type(v) is Tensor and not p.is_complex():
-                key: tuple[Any, ...] = (index, p.device, p.dtype, g.dtype)
+                key: tuple[Any, ...] = (index, p.device, p.dtype, g.dtype, storage)
             else:
                 sharding = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
                 theta, g, m, v = _locally(p, g, m, v)
-                key = (index, p.device, p.dtype, g.dtype, all(map(is_plain, (theta, g, m, v))), sharding)
-            params, of_params, (thetas, gs, ms, vs) = by_key[key]
+                key = (index, p.device, p.dtype, g.dtype, storage, all(map(is_plain, (theta, g, m, v))), sharding)
+            params, of_params, (thetas, gs, ms, vs), scales, numbers = by_key[key]
             params.append(p)
             of_params.append(state)
             thetas.append(theta)
             gs.append(g)
             ms.append(m)
             vs.append(v)
+            numbers.append(number)
+            if bits == 8:
+                scales.append(_local_real(state["scales"]))
+        before += len(group["params"])
     return {Kind(*key): members for key, members in by_key.items()}
 
 
@@ -160,17 +199,20 @@ class _StateDtypes(dict[torch.dtype, torch.dtype]):
         return self[dtype]
 
 
-def _init_state(p: Tensor, state: dict[str, Any]) -> None:
-    dtype = algorithm.state_dtype(p.dtype)
-    state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-    state["exp_avg"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
-    state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+def _bring_into_form(
+    p: Tensor,
+    state: dict[str, Any],
+    storage: Storage,
+    partition: Partition | None,
+    group: Mapping[str, Any],
+    number: int,
+) -> None:
+    key = rounding.key((group["seed"], number, int(state["step"])))
+    moments.bring_into_form(p, state, storage, partition, key)
 
 
-def _to_update(
-    members: Members, kind: Kind, partitions: Mapping[Tensor, Partition], plan: Plan
-) -> Iterator[tuple[float, Columns]]:
-    """What of the members, all of one kind, this step updates, by step count; notes the counts in `plan`.
+def _to_update(members: Members, kind: Kind, partitions: Mapping[Tensor, Partition], plan: Plan) -> Iterator[Updated]:
+    """What of the members, all of one kind, this step updates; notes the counts in `plan`.
 
     A tensor at t == 0 whose gradient is all zero is left out (8).
     """
@@ -186,16 +228,44 @@ def _to_update(
             plan.counted.append(
                 (together.states, torch.full((len(indices),), t + 1, dtype=torch.float32, device="cpu"))
             )
-            yield t, together.columns
-    for param, state, *four in zip(members.params, members.states, *members.columns, strict=True) if partitions else ():
-        if param in partitions:
-            partition = partitions[param]
-            counts = partition.steps(state)
-            active = partition.active(four[1], counts)
-            plan.counted_flat.append((state, counted(active, counts)))
+            yield Updated(t, together.columns, together.scales, [(number,) for number in together.numbers])
+    if partitions:
+        yield from _of_flat(members, kind, partitions, plan)
+
+
+def _of_flat(members: Members, kind: Kind, partitions: Mapping[Tensor, Partition], plan: Plan) -> Iterator[Updated]:
+    """The same of those that are flat, by step count."""
+    for i, (param, state) in enumerate(zip(members.params, members.states, strict=True)):
+        if param not in partitions:
+            continue
+        partition, four = partitions[param], [column[i] for column in members.columns]
+        counts = partition.steps(state)
+        active = partition.active(four[1], counts)
+        plan.counted_flat.append((state, counted(active, counts)))
+        if kind.storage.is_plain:
             for t, spans in partition.spans(active, counts).items():
                 theta, g, m, v = ([span.of(flat) for span in spans] for flat in four)
-                yield t, (theta, g, m, v)
+                yield Updated(t, (theta, g, m, v), [], [])
+            continue
+        by_step: dict[float, list[moments.Piece]] = defaultdict(list)
+        for piece in moments.pieces(partition, kind.storage.block_size):
+            if active[piece.tensor]:
+                by_step[counts[piece.tensor]].append(piece)
+        for t, updated in by_step.items():
+            theta, g, m, v = ([piece.of(flat) for piece in updated] for flat in four)
+            scales = members.scales and [
+                piece.scales_of(members.scales[i], kind.storage.block_size) for piece in updated
+            ]
+            yield Updated(t, (theta, g, m, v), scales, [(partition.number, piece.tensor) for piece in updated])
+
+
+def _shard(sharding: Any) -> tuple[int, ...]:
+    """Which shard of a DTensor this process has; replicas of it are alike."""
+    if sharding is None:
+        return ()
+    mesh, placements = sharding
+    where = mesh.get_coordinate()
+    return tuple(where[dim] for dim, placement in enumerate(placements) if not placement.is_replicate())
 
 
 def _capturable(

@@ -1,17 +1,18 @@
 """Saved states of other ADOPTs and of earlier versions, in this one's terms."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from adopt_hf import algorithm
+from adopt_hf import algorithm, moments
 
 # Options of torch-adopt's and timm's groups: how the update is computed, and variants of it that ADOPT here has not.
 FOREIGN_IMPLEMENTATION = {"foreach", "fused", "capturable", "max_lr_snapshot"}
 # What the groups of Adam, NAdam, RAdam and DeepSpeed's and apex's fused Adam have.
 OF_ADAM = {"amsgrad", "momentum_decay", "decoupled_weight_decay", "bias_correction"}
+KEPT = ("backend", "capturable", "state_bits", "block_size", "float32_state")  # as they are here
 FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
 
 
@@ -29,14 +30,14 @@ def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[
         if name not in FOREIGN_VARIANT | FOREIGN_IMPLEMENTATION:
             group["decouple" if name == "decoupled" else name] = value
     kept = {name: here[name] for name in here if name not in ("params", "param_names")}
-    return kept | group | algorithm.check_group(group) | {name: here[name] for name in ("backend", "capturable")}
+    return kept | group | algorithm.check_group(group) | {name: here[name] for name in KEPT}
 
 
 def translated_state(saved: Any) -> Any:
     """The state of one parameter with `step` as a 0-d float32 CPU tensor."""
     if not isinstance(saved, dict) or not saved:
         return saved
-    missing = {"step", "exp_avg", "exp_avg_sq"} - saved.keys()
+    missing = min(({"step", *names} - saved.keys() for names in (moments.FLOATS, moments.CODES)), key=len)
     if missing:
         raise ValueError(
             f"the saved state has {', '.join(map(str, saved))} but not {', '.join(sorted(missing))}: "
@@ -46,3 +47,15 @@ def translated_state(saved: Any) -> Any:
     if not 0 <= step < math.inf:
         raise ValueError(f"the saved state has step {step}, which must be a finite number >= 0")
     return saved | {"step": torch.tensor(step, dtype=torch.float32, device="cpu")}
+
+
+def check_blocks(saved: Mapping[str, Any], groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError if `saved` has moments in 8 bits in blocks of another size than the `groups` here ask for."""
+    for there, here in zip(saved["param_groups"], groups, strict=False):
+        sizes = there.get("block_size", here["block_size"]), here["block_size"]
+        in_blocks = any("scales" in saved["state"].get(i, {}) for i in there["params"])
+        if in_blocks and here["state_bits"] == 8 and sizes[0] != sizes[1]:
+            raise ValueError(
+                f"the saved state has blocks of {sizes[0]} elements and this optimizer has block_size={sizes[1]}: "
+                f"write block_size={sizes[0]}, or load it with state_bits=32"
+            )

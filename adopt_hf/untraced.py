@@ -4,9 +4,12 @@ Imported when a step is made and not with the package: `torch.compiler.disable` 
 second and changes how a process ends. What is given is as little as can be, since Dynamo guards on all of it.
 """
 
+from collections.abc import Mapping
+
 import torch
 
-from adopt_hf import plan
+from adopt_hf import backends, plan
+from adopt_hf.backends.bucket import RoundedBucket
 from adopt_hf.optimizer import ADOPT
 
 
@@ -20,3 +23,11 @@ def plan_of(optimizer: ADOPT, compiling: bool) -> plan.Plan:
 
 
 count_steps = torch.compiler.disable(plan.count_steps)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def step_rounded(rounded: Mapping[backends.Backend, list[RoundedBucket]]) -> None:
+    """Update what is rounded stochastically: the keys of its random bits would make a new program of every step."""
+    for backend, buckets in rounded.items():
+        assert backend.step_rounded is not None  # it would not have been chosen
+        backend.step_rounded(buckets)

@@ -11,7 +11,7 @@ import torch
 
 from adopt_hf.algorithm import Hyperparameter
 from adopt_hf.backends import cpu, foreach, reference, triton
-from adopt_hf.backends.bucket import Bucket, CapturableBucket
+from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 
 
 class Backend(NamedTuple):
@@ -20,6 +20,7 @@ class Backend(NamedTuple):
     why_not: Callable[[torch.device, torch.dtype], str | None]  # it cannot update parameters of a dtype on a device
     step: Callable[[Sequence[Bucket]], None]
     step_capturable: Callable[[Sequence[CapturableBucket]], None] | None = None  # None: its numbers are on the host
+    step_rounded: Callable[[Sequence[RoundedBucket]], None] | None = None
     on_addresses: bool = False  # it takes tensors that are memory, not subclasses that handle their operations
 
 
@@ -27,9 +28,9 @@ def _anywhere(device: torch.device, dtype: torch.dtype) -> None:
     return None
 
 
-REFERENCE = Backend(_anywhere, reference.step, reference.step_capturable)
+REFERENCE = Backend(_anywhere, reference.step, reference.step_capturable, reference.step_rounded)
 FOREACH = Backend(_anywhere, foreach.step)
-CPU = Backend(cpu.why_not, cpu.step, on_addresses=True)
+CPU = Backend(cpu.why_not, cpu.step, step_rounded=cpu.step_rounded, on_addresses=True)
 TRITON = Backend(triton.why_not, triton.step, triton.step_capturable, on_addresses=True)
 
 # By name, the first that can run. "auto" has those that were measured to be the fastest, and the Triton kernel has not
@@ -53,27 +54,34 @@ def check_name(name: object) -> str:
 
 
 def choose(
-    name: str, device: torch.device, dtype: torch.dtype, *, capturable: bool = False, plain: bool = True
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    capturable: bool = False,
+    plain: bool = True,
+    rounded: bool = False,
 ) -> Backend:
     """The backend for parameters of `dtype` on `device`; "auto" is the fastest that runs there.
 
     Args:
         capturable: whether the numbers of the step are on the device.
         plain: whether the local tensors are memory, rather than subclasses that handle their operations.
+        rounded: whether moments have fewer than 32 bits, or parameters are rounded stochastically.
 
     Raises:
         RuntimeError: the one asked for by name cannot run there; the message says why.
     """
     reasons = []
     for backend in TABLE[check_name(name)]:
-        reason = _why_not(backend, device, dtype, capturable, plain)
+        reason = _why_not(backend, device, dtype, capturable, plain, rounded)
         if reason is None:
             return backend
         reasons.append(reason)
     allowed = [
         other
         for other in NAMES
-        if any(_why_not(backend, device, dtype, capturable, plain) is None for backend in TABLE[other])
+        if any(_why_not(backend, device, dtype, capturable, plain, rounded) is None for backend in TABLE[other])
     ]
     raise RuntimeError(
         f"backend={name!r} cannot run on {device.type} tensors of {dtype}: {'; '.join(reasons)}. "
@@ -81,9 +89,13 @@ def choose(
     )
 
 
-def _why_not(backend: Backend, device: torch.device, dtype: torch.dtype, capturable: bool, plain: bool) -> str | None:
+def _why_not(
+    backend: Backend, device: torch.device, dtype: torch.dtype, capturable: bool, plain: bool, rounded: bool
+) -> str | None:
     if capturable and backend.step_capturable is None:
         return "with capturable=True the numbers of a step are on the device, and it takes them from the host"
+    if rounded and backend.step_rounded is None:
+        return "it does not round stochastically, as state_bits below 32 and bf16_stochastic_round ask for"
     if backend.on_addresses and not plain:
         return "it works on memory, which tensors of a subclass hide"
     return backend.why_not(device, dtype.to_real())

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from adopt_hf.algorithm import StepScalars
+from adopt_hf.storage import Storage
 
 
 class Bucket(NamedTuple):
@@ -37,3 +38,16 @@ class CapturableBucket(NamedTuple):
     grad_scale: Tensor | None  # of a GradScaler: one-element float32 tensors on the device
     found_inf: Tensor | None
     agree: Callable[[Tensor], None] | None  # sums an int32 tensor in place over the processes that share the parameters
+
+
+class RoundedBucket(NamedTuple):
+    """A bucket whose moments have fewer than 32 bits, or whose parameters are rounded stochastically."""
+
+    params: list[Tensor]  # theta, real and strided; float32, bfloat16 or float16; updated in place
+    grads: list[Tensor]  # g, only read
+    exp_avgs: list[Tensor]  # m: float32, bfloat16 or, as uint8, the codes of `quantization`; contiguous
+    exp_avg_sqs: list[Tensor]  # v, as m
+    scales: list[Tensor]  # of the codes, (rows, blocks, 3) each, contiguous; empty where there are none
+    keys: list[int]  # of each parameter's random bits
+    storage: Storage  # alike for all of them
+    scalars: StepScalars

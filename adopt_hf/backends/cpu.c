@@ -8,54 +8,25 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "cpu_numbers.h"
+
 enum { MAX_THREADS = 256 };
 
 typedef struct {                  // StepScalars
     double scale, l2, decay, eps, clip, beta1, beta2, lr;
 } Scalars;
 
-typedef struct {                  // a Bucket
+typedef struct {                  // a Bucket, or a RoundedBucket
     int64_t tensors;
-    const int64_t *table;         // five numbers a tensor: the addresses of theta, g, m, v, and the number of elements
+    const int64_t *table;         // a row a tensor: the addresses of theta, g, m, v, the number of elements; if rounded
+                                  // also the address of the scales, the number of columns, and the key of random bits
+    int32_t row_length;
     int32_t param_type, grad_type;  // rows of TYPES in cpu.py
+    int32_t bits, block_size, round_param;  // if rounded: bits of the moments; else the bits are 0
     Scalars scalars;
 } Bucket;
 
-// -- 16-bit numbers -------------------------------------------------------------------------------------------------
-
-typedef struct { uint16_t bits; } bfloat16;
-typedef struct { uint16_t bits; } float16;
-
-static inline float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
-static inline uint32_t as_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
-
-static inline float load_bfloat16(bfloat16 x) { return as_float((uint32_t)x.bits << 16); }
-
-static inline bfloat16 store_bfloat16(float x) {  // to nearest, ties to even
-    uint32_t bits = as_bits(x);
-    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return (bfloat16){(uint16_t)(x != x ? 0x7fc0 : rounded)};
-}
-
-static inline float load_float16(float16 x) {
-    uint32_t size = (uint32_t)(x.bits & 0x7fff) << 13, sign = (uint32_t)(x.bits & 0x8000) << 16;
-    uint32_t normal = size + 0x38000000;                                   // the exponent's bias of 15 becomes 127
-    uint32_t subnormal = as_bits(as_float(size + 0x38800000) - 0x1p-14f);  // no float that a processor might flush
-    return as_float(sign | (size >= 0x0f800000 ? size | 0x7f800000 : size < 0x00800000 ? subnormal : normal));
-}
-
-static inline float16 store_float16(float x) {  // to nearest, ties to even
-    uint32_t bits = as_bits(x), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
-    uint32_t normal = (size + 0xfff + (size >> 13 & 1) - 0x38000000) >> 13;
-    uint32_t subnormal = as_bits(as_float(size) + 0.5f) - 0x3f000000;  // 0.5 has its last place at float16's smallest
-    uint32_t large = size > 0x7f800000 ? 0x7e00 : 0x7c00;              // NaN, or beyond the largest: inf
-    return (float16){(uint16_t)(sign | (size >= 0x47800000 ? large : size < 0x38800000 ? subnormal : normal))};
-}
-
-static inline float load_float(float x) { return x; }
-static inline float store_float(float x) { return x; }
-static inline double load_double(double x) { return x; }
-static inline double store_double(double x) { return x; }
+static int64_t chunks_of(int64_t elements, int64_t chunk) { return (elements + chunk - 1) / chunk; }
 
 // -- the update of a stretch of one tensor --------------------------------------------------------------------------
 
@@ -123,6 +94,76 @@ static const Update UPDATES[4][4] = {  // by the types of theta and g
     {0, 0, 0, update_double_double},
 };
 
+// -- the update of a block whose results are rounded -----------------------------------------------------------------
+
+#include "cpu_rounded.h"
+
+typedef struct {                  // where the elements of a block lie
+    char *theta;
+    const char *g;
+    char *m, *v;
+    float *scales;                // of m, of v, and the bits of v
+    int64_t n;
+    uint32_t place, key;          // of the random bits
+} Block;
+
+static void load_theta(float *restrict out, const char *p, int32_t type, int64_t n) {
+    if (type == 1)
+        for (int64_t i = 0; i < n; i++) out[i] = load_bfloat16(((const bfloat16 *)p)[i]);
+    else
+        for (int64_t i = 0; i < n; i++) out[i] = load_float16(((const float16 *)p)[i]);
+}
+
+static void store_theta(char *p, const float *restrict theta, int32_t type, int64_t n) {
+    if (type == 1)
+        for (int64_t i = 0; i < n; i++) ((bfloat16 *)p)[i] = store_bfloat16(theta[i]);
+    else
+        for (int64_t i = 0; i < n; i++) ((float16 *)p)[i] = store_float16(theta[i]);
+}
+
+static void update_rounded(const Bucket *bucket, const Block *at) {
+    float theta[LARGEST_BLOCK], m[LARGEST_BLOCK], v[LARGEST_BLOCK];
+    uint32_t first[LARGEST_BLOCK], second[LARGEST_BLOCK];
+    const int32_t type = bucket->param_type, bits = bucket->bits;
+    const int64_t n = at->n;
+    if (type != 0) load_theta(theta, at->theta, type, n);
+    if (bits == 8) {
+        decode_exp_avg(m, (const uint8_t *)at->m, at->scales[0], n);
+        decode_exp_avg_sq(v, (const uint8_t *)at->v, at->scales[1], at->scales[2], n);
+    } else if (bits == 16) {
+        decode_bfloat16(m, (const uint16_t *)at->m, n);
+        decode_bfloat16(v, (const uint16_t *)at->v, n);
+    }
+    UPDATES[0][bucket->grad_type](type == 0 ? at->theta : (char *)theta, at->g, bits == 32 ? at->m : (char *)m,
+                                  bits == 32 ? at->v : (char *)v, 0, n, &bucket->scalars);
+    random_bits(first, second, at->place, at->key, n);
+    if (bucket->round_param) encode_bfloat16((uint16_t *)at->theta, theta, second, 0, n);
+    else if (type != 0) store_theta(at->theta, theta, type, n);
+    if (bits == 8) {
+        at->scales[0] = encode_exp_avg((uint8_t *)at->m, m, second, n);
+        encode_exp_avg_sq((uint8_t *)at->v, v, first, at->scales + 1, at->scales + 2, (float)bucket->scalars.beta2, n);
+    } else if (bits == 16) {
+        encode_bfloat16((uint16_t *)at->m, m, second, 16, n);
+        encode_bfloat16((uint16_t *)at->v, v, first, 16, n);
+        keep_above_zero((uint16_t *)at->v, v, n);
+    }
+}
+
+// Blocks `start` to `start + count` of a tensor, which is cut between its rows, and each row in blocks.
+static void update_blocks(const Bucket *bucket, const int64_t *row, int64_t start, int64_t count) {
+    static const int64_t sizes[4] = {4, 2, 2, 8};
+    const int64_t columns = row[6], of_row = chunks_of(columns, bucket->block_size);
+    const int64_t p_size = sizes[bucket->param_type], g_size = sizes[bucket->grad_type], m_size = bucket->bits / 8;
+    for (int64_t b = start; b < start + count; b++) {
+        int64_t first = b % of_row * bucket->block_size, left = columns - first, place = b / of_row * columns + first;
+        Block at = {(char *)row[0] + place * p_size, (const char *)row[1] + place * g_size,
+                    (char *)row[2] + place * m_size, (char *)row[3] + place * m_size,
+                    bucket->bits == 8 ? (float *)row[5] + 3 * b : 0,
+                    left < bucket->block_size ? left : bucket->block_size, (uint32_t)place, (uint32_t)row[7]};
+        update_rounded(bucket, &at);
+    }
+}
+
 // -- threads --------------------------------------------------------------------------------------------------------
 
 typedef struct {
@@ -132,7 +173,15 @@ typedef struct {
     atomic_llong next;            // the first chunk that nobody has taken
 } Step;
 
-static int64_t chunks_of(int64_t elements, int64_t chunk) { return (elements + chunk - 1) / chunk; }
+// What a tensor is cut into chunks of: elements, or, if it is rounded, blocks.
+static int64_t units_of(const Bucket *bucket, const int64_t *row) {
+    if (bucket->bits == 0) return row[4];
+    return row[6] == 0 ? 0 : row[4] / row[6] * chunks_of(row[6], bucket->block_size);
+}
+
+static int64_t units_a_chunk(const Bucket *bucket, int64_t chunk) {
+    return bucket->bits == 0 ? chunk : chunks_of(chunk, bucket->block_size);
+}
 
 // Long ones, which memory is fastest with, but enough of them for all threads to end together.
 static int64_t chunk_for(int64_t elements, int64_t threads) {
@@ -147,13 +196,18 @@ static void *work(void *argument) {
     for (int64_t b = 0; b < step->count; b++) {
         const Bucket *bucket = step->buckets + b;
         Update update = UPDATES[bucket->param_type][bucket->grad_type];
+        int64_t long_chunk = units_a_chunk(bucket, step->chunk);
         for (int64_t i = 0; i < bucket->tensors; i++) {
-            const int64_t *row = bucket->table + 5 * i;
-            int64_t elements = row[4], chunks = chunks_of(elements, step->chunk);
+            const int64_t *row = bucket->table + bucket->row_length * i;
+            int64_t units = units_of(bucket, row), chunks = chunks_of(units, long_chunk);
             while (chunk < before + chunks) {
-                int64_t start = (chunk - before) * step->chunk, left = elements - start;
-                update((char *)row[0], (const char *)row[1], (char *)row[2], (char *)row[3], start,
-                       left < step->chunk ? left : step->chunk, &bucket->scalars);
+                int64_t start = (chunk - before) * long_chunk, left = units - start;
+                int64_t count = left < long_chunk ? left : long_chunk;
+                if (bucket->bits != 0)
+                    update_blocks(bucket, row, start, count);
+                else
+                    update((char *)row[0], (const char *)row[1], (char *)row[2], (char *)row[3], start, count,
+                           &bucket->scalars);
                 chunk = atomic_fetch_add(&step->next, 1);
             }
             before += chunks;
@@ -169,10 +223,12 @@ void adopt_step(const Bucket *buckets, int64_t count, int64_t threads) {
     int64_t elements = 0, chunks = 0;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     for (int64_t b = 0; b < count; b++)
-        for (int64_t i = 0; i < buckets[b].tensors; i++) elements += buckets[b].table[5 * i + 4];
+        for (int64_t i = 0; i < buckets[b].tensors; i++) elements += buckets[b].table[buckets[b].row_length * i + 4];
     Step step = {buckets, count, chunk_for(elements, threads), 0};
     for (int64_t b = 0; b < count; b++)
-        for (int64_t i = 0; i < buckets[b].tensors; i++) chunks += chunks_of(buckets[b].table[5 * i + 4], step.chunk);
+        for (int64_t i = 0; i < buckets[b].tensors; i++)
+            chunks += chunks_of(units_of(buckets + b, buckets[b].table + buckets[b].row_length * i),
+                                units_a_chunk(buckets + b, step.chunk));
     if (threads > chunks) threads = chunks;
     pthread_t started[MAX_THREADS];
     int64_t running = 0;

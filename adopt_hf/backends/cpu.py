@@ -9,11 +9,13 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from adopt_hf.algorithm import StepScalars
+from adopt_hf.algorithm import StepScalars, state_dtype
 from adopt_hf.backends import native
-from adopt_hf.backends.bucket import Bucket
-from adopt_hf.backends.dense import dense
+from adopt_hf.backends.bucket import Bucket, RoundedBucket
+from adopt_hf.backends.dense import Columns, dense
+from adopt_hf.quantization import layout
 
 logger = logging.getLogger("adopt_hf")
 
@@ -29,8 +31,8 @@ class _Bucket(ctypes.Structure):
     _fields_ = (
         ("tensors", ctypes.c_int64),
         ("table", ctypes.c_void_p),
-        ("param_type", ctypes.c_int32),
-        ("grad_type", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("row_length", "param_type", "grad_type")),
+        *((name, ctypes.c_int32) for name in ("bits", "block_size", "round_param")),
         ("scalars", _Scalars),
     )
 
@@ -63,25 +65,70 @@ def step(buckets: Sequence[Bucket]) -> None:
 
     One parallel region for all buckets, of `torch.get_num_threads()` threads.
     """
+    with ExitStack() as until_then:
+        rows, kept = [], []
+        for bucket in buckets:
+            columns = until_then.enter_context(dense(*bucket[:4]))
+            table, grad_type, converted = _table(columns, 5)
+            kept.append((table, converted))
+            rows.append(_row(bucket.params, table, 5, grad_type, bucket.scalars))
+        _run(rows)
+    for bucket in buckets:
+        _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs)
+
+
+def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
+    """The same with results that are rounded as the bucket's storage says."""
+    with ExitStack() as until_then:
+        rows, kept = [], []
+        for bucket in buckets:
+            columns = until_then.enter_context(dense(*bucket[:4], logically=True))
+            table, grad_type, converted = _table(columns, 8)
+            bits, block_size, round_param = bucket.storage
+            if bucket.scales:
+                table[5::8] = array("q", [t.data_ptr() for t in bucket.scales])
+            table[6::8] = array("q", [layout(t.shape, block_size).columns for t in bucket.params])
+            table[7::8] = array("q", bucket.keys)
+            kept.append((table, converted))
+            rows.append(_row(bucket.params, table, 8, grad_type, bucket.scalars, bits, block_size, round_param))
+        _run(rows)
+    for bucket in buckets:
+        _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs, bucket.scales)
+
+
+def _table(columns: Columns, row_length: int) -> tuple["array[int]", int, list[Tensor]]:
+    """The rows of the kernel's table, with the first five numbers; the type of the gradients, and those."""
+    p, g, m, v = columns
+    if g[0].dtype not in TYPES or (torch.float64 in (p[0].dtype, g[0].dtype) and p[0].dtype != g[0].dtype):
+        g = [t.to(state_dtype(p[0].dtype)) for t in g]
+    table = array("q", [0]) * (row_length * len(p))
+    for column, tensors in enumerate((p, g, m, v)):
+        table[column::row_length] = array("q", [t.data_ptr() for t in tensors])
+    table[4::row_length] = array("q", [t.numel() for t in p])
+    return table, TYPES.index(g[0].dtype), g
+
+
+def _row(
+    params: list[Tensor],
+    table: "array[int]",
+    row_length: int,
+    grad_type: int,
+    scalars: StepScalars,
+    *storage: int,
+) -> _Bucket:
+    param_type, address = TYPES.index(params[0].dtype), table.buffer_info()[0]
+    numbers = (row_length, param_type, grad_type, *(storage or (0, 0, 0)))
+    return _Bucket(len(params), address, *numbers, _Scalars(*scalars))
+
+
+def _run(rows: list[_Bucket]) -> None:
     library = _library()
     if isinstance(library, RuntimeError):
         raise library
-    rows = (_Bucket * len(buckets))()
-    tables = []  # kept until the kernel has ended
-    with ExitStack() as until_then:
-        for row, bucket in zip(rows, buckets, strict=True):
-            p, g, m, v = until_then.enter_context(dense(*bucket[:4]))
-            if g[0].dtype not in TYPES or (torch.float64 in (p[0].dtype, g[0].dtype) and p[0].dtype != g[0].dtype):
-                g = [t.to(m[0].dtype) for t in g]
-            table = array("q", [0]) * (5 * len(p))
-            for column, tensors in enumerate((p, g, m, v)):
-                table[column::5] = array("q", [t.data_ptr() for t in tensors])
-            table[4::5] = array("q", [t.numel() for t in p])
-            tables.append((table, g))
-            row.tensors, row.table = len(p), table.buffer_info()[0]
-            row.param_type, row.grad_type = TYPES.index(p[0].dtype), TYPES.index(g[0].dtype)
-            row.scalars = _Scalars(*bucket.scalars)
-        library.adopt_step(rows, len(buckets), torch.get_num_threads())
-    for bucket in buckets:  # autograd has not seen the kernel write
-        for tensors in (bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs):
-            torch.autograd.graph.increment_version(tensors)
+    library.adopt_step((_Bucket * len(rows))(*rows), len(rows), torch.get_num_threads())
+
+
+def _written(*columns: list[Tensor]) -> None:
+    """Tell autograd, which has not seen the kernel write."""
+    for tensors in columns:
+        torch.autograd.graph.increment_version(tensors)

@@ -15,13 +15,20 @@ def is_plain(t: Tensor) -> bool:
 
 @contextmanager
 def dense(
-    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor]
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    logically: bool = False,
 ) -> Iterator[Columns]:
     """The same lists, where need be with copies in the place of tensors; what became of the copies is copied back.
 
     Element i of memory, counted from `data_ptr()`, is then the same element of all four. Nothing is copied where they
     have the same strides without gaps, as they have but for views and unusual gradients. The copies are made and copied
     back on the current stream.
+
+    Args:
+        logically: the elements are in the order of their indices, too.
     """
     columns = (params, grads, exp_avgs, exp_avg_sqs)
     _check(columns)
@@ -36,7 +43,7 @@ def dense(
     columns = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs))
     replaced = []
     for i, four in enumerate(zip(*columns, strict=True)):
-        if not _alike(four):
+        if not _alike(four, logically):
             copies = [t.resolve_neg().contiguous() for t in four]
             for column, t, copy in zip(columns, four, copies, strict=True):
                 if copy is not t:
@@ -70,10 +77,12 @@ def _with_memory(t: Tensor) -> Tensor:
     return t.clone()
 
 
-def _alike(four: tuple[Tensor, ...]) -> bool:
+def _alike(four: tuple[Tensor, ...], logically: bool) -> bool:
     if any(t.is_neg() for t in four):
         return False
-    return all(t.is_contiguous() for t in four) or (len({t.stride() for t in four}) == 1 and _is_gapless(four[0]))
+    if all(t.is_contiguous() for t in four):
+        return True
+    return not logically and len({t.stride() for t in four}) == 1 and _is_gapless(four[0])
 
 
 def _is_gapless(t: Tensor) -> bool:

@@ -90,11 +90,12 @@ def _compiler() -> list[str]:
 
 
 def _key(source: Path, compiler: list[str]) -> str:
-    """What the library depends on: its source, the compiler and its flags, and the processor it is made for."""
+    """What the library depends on: its source with its headers, the compiler and its flags, and the processor."""
     program = Path(compiler[0]).resolve()
     stat = program.stat()
     parts = (" ".join((*compiler, *FLAGS)), f"{program} {stat.st_size} {stat.st_mtime_ns}", _processor())
-    return hashlib.sha256("\0".join(parts).encode() + source.read_bytes()).hexdigest()[:16]
+    read = [source, *sorted(source.parent.glob(f"{source.stem}_*.h"))]
+    return hashlib.sha256("\0".join(parts).encode() + b"".join(file.read_bytes() for file in read)).hexdigest()[:16]
 
 
 def _processor() -> str:

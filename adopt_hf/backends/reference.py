@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
+from adopt_hf import quantization
 from adopt_hf.algorithm import capturable_scalars, update
-from adopt_hf.backends.bucket import Bucket, CapturableBucket
+from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
+from adopt_hf.quantization import Quantized
+from adopt_hf.rounding import random_bits, to_bfloat16
 
 
 def step(buckets: Sequence[Bucket]) -> None:
@@ -32,3 +35,29 @@ def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
             for old, new in zip((params[i], exp_avgs[i], exp_avg_sqs[i]), updated, strict=True):
                 old.copy_(torch.where(go, new, old))
             t += go
+
+
+def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
+    """The same with results that are rounded as the bucket's storage says."""
+    for params, grads, exp_avgs, exp_avg_sqs, scales, keys, storage, scalars in buckets:
+        for i, (param, grad, exp_avg, exp_avg_sq) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
+            if param.numel() == 0:
+                continue
+            random = random_bits(keys[i], param.numel(), param.device)
+            first, second = (bits.view(param.shape) for bits in random)
+            if storage.bits == 8:
+                old = quantization.dequantize(Quantized(exp_avg, exp_avg_sq, scales[i]), storage.block_size)
+            else:
+                old = (exp_avg.float(), exp_avg_sq.float())
+            theta, m, v = update(param, grad, *old, scalars)
+            param.copy_(to_bfloat16(theta, second) if storage.round_param else theta)
+            if storage.bits == 8:
+                codes = quantization.encode(m, v, scales[i], scalars.beta2, storage.block_size, random)
+                for there, new in zip((exp_avg, exp_avg_sq, scales[i]), codes, strict=True):
+                    there.copy_(new)
+            elif storage.bits == 16:
+                exp_avg.copy_(to_bfloat16(m, second >> 16))
+                exp_avg_sq.copy_(to_bfloat16(v, first >> 16, above_zero=True))
+            else:
+                exp_avg.copy_(m)
+                exp_avg_sq.copy_(v)

@@ -1,0 +1,187 @@
+"""Both moments in 8 bits an element: the format, defined once.
+
+At beta2 = 0.9999 v moves by one part in 10,000 a step, which rounding to nearest would lose. Here v is rounded
+stochastically, on a grid that its decay does not touch:
+
+    blocks     a tensor is cut between its rows (dimension 0), and each row in blocks of `block_size` elements, the last
+               of a row shorter; a tensor of one dimension, or of short rows, is one row. So a shard of whole rows has
+               the blocks of the whole tensor.
+    v          scale * 2**k * (1 + i / 2**bits), the numbers with `bits` bits of mantissa, in codes 1, 2, 3, ... from
+               `scale` upwards. Code 0 is v = 0, never observed; 254 is inf, 255 NaN.
+    scale      of v is multiplied by beta2 each step: the decay of v is exact and has no noise. What is added to v is
+               rounded. When the largest v of the block leaves the highest octave, scale moves by a power of two, which
+               changes codes and no value.
+    bits       2 to 5, as many as the block's range of v allows (63, 31, 15 or 7 octaves). A v below that range is
+               raised to its lower end: it never becomes 0.
+    m          sign * scale * (x - 1), x one of the numbers from 1 to 240 with 4 bits of mantissa: the grid is even near
+               zero and relative beyond. 7 bits of code, of which 127 is "not finite", and a sign. The scale follows
+               the largest |m| of the block. m is rounded stochastically, too.
+
+The three numbers of a block (scale of m, scale of v, bits of v) are float32, in `scales` of shape (rows, blocks of a
+row, 3): 2 + 12/256 bytes an element for both moments.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from adopt_hf.rounding import float_of, random_bits, word_of
+
+BLOCK_SIZE = 256
+SMALLEST_TENSOR = 4096  # elements; smaller ones keep float32 moments
+
+ONE = 0x3F800000  # the bits of 1.0
+LAST = 253  # the largest code of a finite v
+INF, NAN = 254, 255
+FEWEST_BITS, MOST_BITS = 2, 5
+NOT_FINITE = 0x7F800000  # the bits of inf; those of NaN are larger
+TINIEST = 2.0**-100  # the scale of v is not smaller, and an |m| below it is 0
+TINY = 0x0D800000  # its bits
+
+M_BITS = 4
+M_TOP = 223.0  # (1 + M_TOP) = 224 has code 124, and may be rounded up to 125
+M_LAST, M_NOT_FINITE = 126, 127
+
+
+class Layout(NamedTuple):
+    """How a tensor is cut into blocks."""
+
+    rows: int
+    columns: int
+    block_size: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a row."""
+        return -(-self.columns // self.block_size)
+
+    def blocked(self, t: Tensor) -> Tensor:
+        """The elements as (rows, blocks, block_size); zeros where a row's last block is shorter."""
+        t = t.reshape(self.rows, self.columns)
+        t = F.pad(t, (0, self.blocks * self.block_size - self.columns))
+        return t.view(self.rows, self.blocks, self.block_size)
+
+    def whole(self, t: Tensor, shape: torch.Size) -> Tensor:
+        """Back from (rows, blocks, block_size) to a tensor's shape."""
+        return t.reshape(self.rows, -1)[:, : self.columns].reshape(shape)
+
+
+def layout(shape: torch.Size, block_size: int) -> Layout:
+    """How a tensor of this shape is cut."""
+    if has_rows(shape, block_size):
+        return Layout(shape[0], shape[1:].numel(), block_size)
+    return Layout(1, shape.numel(), block_size)
+
+
+def has_rows(shape: torch.Size, block_size: int) -> bool:
+    """Whether blocks stay within rows, so that shards of whole rows have the blocks of the whole tensor."""
+    return len(shape) > 1 and shape[1:].numel() >= block_size // 2
+
+
+class Quantized(NamedTuple):
+    """Both moments of one tensor."""
+
+    exp_avg: Tensor  # uint8, of the parameter's shape: codes
+    exp_avg_sq: Tensor  # uint8, of the parameter's shape: codes
+    scales: Tensor  # float32, (rows, blocks, 3)
+
+
+def zeros(shape: torch.Size, block_size: int, device: torch.device) -> Quantized:
+    """Moments that are zero: nothing observed."""
+    where = layout(shape, block_size)
+    m, v = (torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2))
+    scales = torch.zeros(where.rows, where.blocks, 3, device=device)
+    scales[..., 1], scales[..., 2] = TINIEST, FEWEST_BITS
+    return Quantized(m, v, scales)
+
+
+def dequantize(q: Quantized, block_size: int) -> tuple[Tensor, Tensor]:
+    """(m, v) in float32."""
+    where = layout(q.exp_avg.shape, block_size)
+    m, v = _decode_m(where.blocked(q.exp_avg), q.scales), _decode_v(where.blocked(q.exp_avg_sq), q.scales)
+    return where.whole(m, q.exp_avg.shape), where.whole(v, q.exp_avg.shape)
+
+
+def quantize(exp_avg: Tensor, exp_avg_sq: Tensor, block_size: int, key: int) -> Quantized:
+    """(m, v) in float32 to codes on a new grid, with the random bits of `key`."""
+    _, _, scales = zeros(exp_avg.shape, block_size, exp_avg.device)
+    return encode(exp_avg, exp_avg_sq, scales, 1.0, block_size, random_bits(key, exp_avg.numel(), exp_avg.device))
+
+
+def encode(
+    exp_avg: Tensor,  # m, float32
+    exp_avg_sq: Tensor,  # v, of the same shape, float32
+    scales: Tensor,  # of the moments that these come from
+    beta2: float,  # by which v has decayed since then
+    block_size: int,
+    random: tuple[Tensor, Tensor],  # two numbers for each element, in [0, 2**32): of the first all bits are used, of
+    # the second the upper 16
+) -> Quantized:
+    """The codes and scales of the moments after a step."""
+    where = layout(exp_avg.shape, block_size)
+    for_v, for_m = (where.blocked(bits) for bits in random)
+    v = where.blocked(exp_avg_sq)
+    scale, bits = _grid(v, scales[..., 1] * beta2, scales[..., 2])
+    v_codes = _encode_v(v, scale, bits, for_v)
+    m_codes, m_scale = _encode_m(where.blocked(exp_avg), for_m)
+    return Quantized(
+        where.whole(m_codes, exp_avg.shape),
+        where.whole(v_codes, exp_avg.shape),
+        torch.stack((m_scale, scale, bits), dim=-1),
+    )
+
+
+def _decode_v(codes: Tensor, scales: Tensor) -> Tensor:
+    q, shift = codes.long(), 23 - scales[..., 2:].long()
+    v = float_of(ONE + (q - 1).clamp(min=0) * (1 << shift)) * scales[..., 1:2]
+    v = torch.where(q == 0, 0.0, v)
+    return torch.where(q >= INF, torch.where(q == INF, torch.inf, torch.nan), v)
+
+
+def _grid(v: Tensor, scale: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale, moved by a power of two, and the bits of mantissa that the new v of each block ask for."""
+    word = word_of(v)
+    word = torch.where(word >= NOT_FINITE, 0, word)  # they have codes of their own
+    high = word.amax(-1) >> 23
+    low = torch.where(word == 0, NOT_FINITE, word).amin(-1) >> 23
+    octaves = high - low + 2  # and one for where in its octave `scale` lies
+    chosen = torch.full_like(high, FEWEST_BITS)
+    for more in range(FEWEST_BITS + 1, MOST_BITS + 1):
+        spare = (more > bits).long()  # so that a range that wavers does not change the grid to and fro
+        chosen = torch.where(octaves + spare <= (LAST - 1) >> more, more, chosen)
+    old = word_of(scale)
+    moved = old + (high + 1 - (LAST - 1 >> chosen) - (old >> 23) << 23)
+    return float_of(torch.where(high > 0, moved, old).clamp(min=TINY)), chosen.float()
+
+
+def _encode_v(v: Tensor, scale: Tensor, bits: Tensor, random: Tensor) -> Tensor:
+    shift = 23 - bits[..., None].long()
+    over_scale = (v * (1 / scale)[..., None]).clamp(min=1.0)
+    q = (word_of(over_scale) - ONE + (random >> (32 - shift)) >> shift) + 1
+    q = torch.where(v == 0, 0, q.clamp(1, LAST))
+    q = torch.where(v == torch.inf, INF, q)
+    return torch.where(v.isnan(), NAN, q).to(torch.uint8)
+
+
+def _decode_m(codes: Tensor, scales: Tensor) -> Tensor:
+    q = codes.long() & 0x7F
+    size = (float_of(ONE + (q << (23 - M_BITS))) - 1.0) * scales[..., :1]
+    size = torch.where(q == M_NOT_FINITE, torch.nan, size)
+    return torch.where(codes > 0x7F, -size, size)
+
+
+def _encode_m(m: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes, and the scale of each block."""
+    size = m.abs()
+    finite = size < torch.inf  # False for NaN
+    largest = torch.where(finite, size, 0.0).amax(-1)
+    some = largest >= TINIEST
+    inverse = torch.where(some, M_TOP / largest, 0.0)
+    shift = 23 - M_BITS
+    word = word_of(1.0 + torch.where(finite, size, 0.0) * inverse[..., None])
+    q = (word - ONE + (random >> 16 << (shift - 16)) >> shift).clamp(max=M_LAST)
+    q = torch.where(finite, q, M_NOT_FINITE)
+    codes = q + 0x80 * (m < 0)
+    return codes.to(torch.uint8), torch.where(some, largest * (1 / M_TOP), 0.0)

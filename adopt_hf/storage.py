@@ -1,0 +1,96 @@
+"""How results are kept: both moments in 32, 16 or 8 bits, parameters rounded to nearest or stochastically.
+
+32    float32 (float64 for float64 parameters): `exp_avg`, `exp_avg_sq`
+16    bfloat16, rounded stochastically
+8     the blocks of `quantization`: `exp_avg_codes`, `exp_avg_sq_codes`, `scales`. Kept at 32 are tensors of fewer
+      than 4096 elements, those that are marked (`keep_float32`), and DTensors whose shards are not whole rows
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from adopt_hf import quantization
+from adopt_hf.algorithm import Hyperparameter
+
+BLOCK_SIZES = tuple(2**i for i in range(6, 12))
+OPTIONS = {  # of a param group
+    "state_bits": Hyperparameter(int, 32, values=(8, 16, 32)),
+    "block_size": Hyperparameter(int, quantization.BLOCK_SIZE, values=BLOCK_SIZES),
+    "bf16_stochastic_round": Hyperparameter(bool, False),
+    "seed": Hyperparameter(int, 0, high=2.0**63),
+}
+HERE = ("state_bits", "block_size")  # a load keeps these as they are, and brings the state into that form
+MARK = "adopt_float32_state"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Storage(NamedTuple):
+    """How one parameter and its moments are stored."""
+
+    bits: int
+    block_size: int
+    round_param: bool
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is rounded but a 16-bit parameter, to nearest."""
+        return self.bits == 32 and not self.round_param
+
+
+def keep_float32(params: Iterable[Tensor]) -> None:
+    """Mark parameters whose moments stay float32 where others have 8 bits. Before an optimizer is made of them."""
+    for p in params:
+        setattr(p, MARK, True)
+
+
+def marked(params: Iterable[Tensor]) -> list[int]:
+    """The positions of those that are marked."""
+    return [i for i, p in enumerate(params) if getattr(p, MARK, False)]
+
+
+def check(group: Mapping[str, Any]) -> None:
+    """Check a param group whose options have been checked one by one.
+
+    Raises:
+        ValueError: a parameter that cannot be kept as is asked for, or options that exclude each other.
+    """
+    bits, rounds = group["state_bits"], group["bf16_stochastic_round"]
+    if group["capturable"] and (bits < 32 or rounds):
+        what = "bf16_stochastic_round=True" if bits == 32 else f"state_bits={bits}"
+        raise ValueError(f"{what} cannot be combined with capturable=True: its random bits are made on the host")
+    for p in group["params"]:
+        if bits < 32 and p.dtype not in DTYPES:
+            allowed = ", ".join(map(str, DTYPES))
+            raise ValueError(
+                f"state_bits={bits} takes parameters of {allowed}, got {p.dtype} of shape {tuple(p.shape)}"
+            )
+
+
+def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool) -> Storage:
+    """How the parameter at `position` of a group is to be stored.
+
+    Args:
+        is_flat: it holds the tensors of the group, and no position means anything.
+    """
+    round_param = group["bf16_stochastic_round"] and p.dtype == torch.bfloat16
+    bits = group["state_bits"]
+    if (
+        bits == 8
+        and not is_flat
+        and (position in group["float32_state"] or not _can_be_blocked(p, group["block_size"]))
+    ):
+        bits = 32
+    return Storage(bits, group["block_size"], round_param)
+
+
+def _can_be_blocked(p: Tensor, block_size: int) -> bool:
+    if p.numel() < quantization.SMALLEST_TENSOR:
+        return False
+    if not isinstance(p, DTensor):
+        return True
+    by_rows = all(placement.is_replicate() or placement.is_shard(0) for placement in p.placements)
+    return by_rows and quantization.has_rows(p.shape, block_size)
