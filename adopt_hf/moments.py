@@ -97,8 +97,8 @@ def bring_into_form(
         state.update(zip(CODES, (_sharded_like(p, t) for t in new), strict=True))
         return
     if storage.bits == 16:
-        first, second = (bits.view(m.shape) for bits in random_bits(key, m.numel(), m.device))
-        m, v = to_bfloat16(m, second >> 16), to_bfloat16(v, first >> 16, above_zero=True)
+        random = random_bits(key, m.numel(), m.device)[0].view(m.shape)
+        m, v = to_bfloat16(m, random), to_bfloat16(v, random >> 16, above_zero=True)
     else:
         m, v = m.to(dtype), v.to(dtype)
     state.update(zip(FLOATS, (_sharded_like(p, t) for t in (m, v)), strict=True))

@@ -11,7 +11,7 @@ stochastically, on a grid that its decay does not touch:
     scale      of v is multiplied by beta2 each step: the decay of v is exact and has no noise. What is added to v is
                rounded. When the largest v of the block leaves the highest octave, scale moves by a power of two, which
                changes codes and no value.
-    bits       2 to 5, as many as the block's range of v allows (63, 31, 15 or 7 octaves). A v below that range is
+    bits       2 to 5, as many as the block's range of v allows (62, 31, 15 or 7 octaves). A v below that range is
                raised to its lower end: it never becomes 0.
     m          sign * scale * (x - 1), x one of the numbers from 1 to 240 with 4 bits of mantissa: the grid is even near
                zero and relative beyond. 7 bits of code, of which 127 is "not finite", and a sign. The scale follows
@@ -42,7 +42,7 @@ TINY = 0x0D800000  # its bits
 
 M_BITS = 4
 M_TOP = 223.0  # (1 + M_TOP) = 224 has code 124, and may be rounded up to 125
-M_LAST, M_NOT_FINITE = 126, 127
+M_NOT_FINITE = 127
 
 
 class Layout(NamedTuple):
@@ -107,7 +107,7 @@ def dequantize(q: Quantized, block_size: int) -> tuple[Tensor, Tensor]:
 def quantize(exp_avg: Tensor, exp_avg_sq: Tensor, block_size: int, key: int) -> Quantized:
     """(m, v) in float32 to codes on a new grid, with the random bits of `key`."""
     _, _, scales = zeros(exp_avg.shape, block_size, exp_avg.device)
-    return encode(exp_avg, exp_avg_sq, scales, 1.0, block_size, random_bits(key, exp_avg.numel(), exp_avg.device))
+    return encode(exp_avg, exp_avg_sq, scales, 1.0, block_size, random_bits(key, exp_avg.numel(), exp_avg.device)[0])
 
 
 def encode(
@@ -116,16 +116,14 @@ def encode(
     scales: Tensor,  # of the moments that these come from
     beta2: float,  # by which v has decayed since then
     block_size: int,
-    random: tuple[Tensor, Tensor],  # two numbers for each element, in [0, 2**32): of the first all bits are used, of
-    # the second the upper 16
+    random: Tensor,  # int64 in [0, 2**32), of m's number of elements: upper bits are for v, the lower 11 for m
 ) -> Quantized:
     """The codes and scales of the moments after a step."""
     where = layout(exp_avg.shape, block_size)
-    for_v, for_m = (where.blocked(bits) for bits in random)
-    v = where.blocked(exp_avg_sq)
+    random, v = where.blocked(random), where.blocked(exp_avg_sq)
     scale, bits = _grid(v, scales[..., 1] * beta2, scales[..., 2])
-    v_codes = _encode_v(v, scale, bits, for_v)
-    m_codes, m_scale = _encode_m(where.blocked(exp_avg), for_m)
+    v_codes = _encode_v(v, scale, bits, random)
+    m_codes, m_scale = _encode_m(where.blocked(exp_avg), random)
     return Quantized(
         where.whole(m_codes, exp_avg.shape),
         where.whole(v_codes, exp_avg.shape),
@@ -150,9 +148,9 @@ def _grid(v: Tensor, scale: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
     chosen = torch.full_like(high, FEWEST_BITS)
     for more in range(FEWEST_BITS + 1, MOST_BITS + 1):
         spare = (more > bits).long()  # so that a range that wavers does not change the grid to and fro
-        chosen = torch.where(octaves + spare <= (LAST - 1) >> more, more, chosen)
+        chosen = torch.where(octaves + spare <= (LAST - 2) >> more, more, chosen)
     old = word_of(scale)
-    moved = old + (high + 1 - (LAST - 1 >> chosen) - (old >> 23) << 23)
+    moved = old + (high + 1 - (LAST - 2 >> chosen) - (old >> 23) << 23)
     return float_of(torch.where(high > 0, moved, old).clamp(min=TINY)), chosen.float()
 
 
@@ -160,7 +158,7 @@ def _encode_v(v: Tensor, scale: Tensor, bits: Tensor, random: Tensor) -> Tensor:
     shift = 23 - bits[..., None].long()
     over_scale = (v * (1 / scale)[..., None]).clamp(min=1.0)
     q = (word_of(over_scale) - ONE + (random >> (32 - shift)) >> shift) + 1
-    q = torch.where(v == 0, 0, q.clamp(1, LAST))
+    q = torch.where(v == 0, 0, q)
     q = torch.where(v == torch.inf, INF, q)
     return torch.where(v.isnan(), NAN, q).to(torch.uint8)
 
@@ -181,7 +179,7 @@ def _encode_m(m: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     inverse = torch.where(some, M_TOP / largest, 0.0)
     shift = 23 - M_BITS
     word = word_of(1.0 + torch.where(finite, size, 0.0) * inverse[..., None])
-    q = (word - ONE + (random >> 16 << (shift - 16)) >> shift).clamp(max=M_LAST)
+    q = word - ONE + ((random & 0x7FF) << (shift - 11)) >> shift
     q = torch.where(finite, q, M_NOT_FINITE)
-    codes = q + 0x80 * (m < 0)
+    codes = q + 0x80 * m.signbit()
     return codes.to(torch.uint8), torch.where(some, largest * (1 / M_TOP), 0.0)

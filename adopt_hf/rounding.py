@@ -19,7 +19,7 @@ def key(numbers: Iterable[int]) -> int:
     mixed = 0
     for number in numbers:
         while True:
-            mixed = _mixed_int((mixed + GOLDEN) ^ (number & WORD))
+            mixed = _well_mixed((mixed + GOLDEN) ^ (number & WORD))
             number >>= 32
             if number in (0, -1):
                 break
@@ -27,7 +27,11 @@ def key(numbers: Iterable[int]) -> int:
 
 
 def random_bits(key: int, numel: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Two independent numbers for each element of a tensor with `numel`, int64 in [0, 2**32)."""
+    """Two numbers for each element of a tensor with `numel`, int64 in [0, 2**32).
+
+    Those of an element are independent from step to step, with the keys. Those of a step are spread evenly over
+    neighbours.
+    """
     place = torch.arange(numel, dtype=torch.int64, device=device)
     first = _mixed(place & WORD ^ key)
     return first, _mixed(first + GOLDEN & WORD)
@@ -48,16 +52,13 @@ def to_bfloat16(x: Tensor, bits: Tensor, above_zero: bool = False) -> Tensor:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """A hash of 32-bit words: every bit of `x` changes about half of the bits of the result."""
-    x = x ^ x >> 16
+    """A hash of 32-bit words, one to one. It is that simple since keys are not: see `key`."""
     x = x * 0x7FEB352D & WORD
-    x = x ^ x >> 15
-    x = x * 0x846CA68B & WORD
-    return x ^ x >> 16
+    return x ^ x >> 15
 
 
-def _mixed_int(x: int) -> int:
-    """The same for one number, which takes a hundredth of the time."""
+def _well_mixed(x: int) -> int:
+    """A hash of a 32-bit word, one to one, that changes half of the bits when one is changed."""
     x &= WORD
     x ^= x >> 16
     x = x * 0x7FEB352D & WORD

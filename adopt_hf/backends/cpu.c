@@ -40,32 +40,40 @@ static inline double keep_double(int keep, double x) {
     return x;
 }
 
-// Comparisons instead of fmin and fmax, which would lose NaN. `l2` is compared outside the loop: 0*inf is NaN. A root is
-// 0 where v is, and asking it instead saves reading v again.
+#define NUMBERS(REAL)                                                                                         \
+    const REAL scale = (REAL)s->scale, l2 = (REAL)s->l2, decay = (REAL)s->decay, eps = (REAL)s->eps,          \
+               clip = (REAL)s->clip, rest1 = (REAL)(1 - s->beta1), beta2 = (REAL)s->beta2,                    \
+               rest2 = (REAL)(1 - s->beta2), lr = (REAL)s->lr;                                                \
+    const int coupled = l2 != 0;
+
+// The new theta, m and v from theta, g, m and v. Comparisons instead of fmin and fmax, which would lose NaN. `l2` is
+// compared outside the loop: 0*inf is NaN. A root is 0 where v is, and asking it instead saves reading v again.
+// SEEN is that, or 1 where all of v is known to be above zero.
+#define EQUATIONS(REAL, SQRT, SEEN)                                                                           \
+    g = g * scale;                                                               /* (1) */                    \
+    if (coupled) g = g + l2 * theta;                                                                          \
+    REAL root = SQRT(v);                                                                                      \
+    int seen = SEEN;                                                             /* (2) */                    \
+    theta = theta * decay;                                                       /* (3) */                    \
+    REAL u = g / (root < eps ? eps : root);                                      /* (4) */                    \
+    u = u < -clip ? -clip : u;                                                                                \
+    u = u > clip ? clip : u;                                                                                  \
+    u = keep_##REAL(seen, u);                                                                                 \
+    m = m + rest1 * (u - m);                                                     /* (5) */                    \
+    theta = theta - lr * m;                                                      /* (6) */                    \
+    REAL next = beta2 * v + rest2 * g * g, first = g * g;                        /* (7) */                    \
+    v = seen ? next : first;
+
 #define UPDATE(NAME, P, G, REAL, SQRT)                                                                        \
     static void NAME##_stretch(P *restrict p, const G *restrict gs, REAL *restrict ms, REAL *restrict vs,     \
                                int64_t n, const Scalars *s) {                                                 \
-        const REAL scale = (REAL)s->scale, l2 = (REAL)s->l2, decay = (REAL)s->decay, eps = (REAL)s->eps,      \
-                   clip = (REAL)s->clip, rest1 = (REAL)(1 - s->beta1), beta2 = (REAL)s->beta2,                \
-                   rest2 = (REAL)(1 - s->beta2), lr = (REAL)s->lr;                                            \
-        const int coupled = l2 != 0;                                                                          \
+        NUMBERS(REAL)                                                                                         \
         _Pragma("GCC unroll 4") for (int64_t i = 0; i < n; i++) {                                             \
             REAL theta = load_##P(p[i]), g = load_##G(gs[i]), m = ms[i], v = vs[i];                           \
-            g = g * scale;                                                       /* (1) */                    \
-            if (coupled) g = g + l2 * theta;                                                                  \
-            REAL root = SQRT(v);                                                                              \
-            int seen = root != 0;                                                /* (2) */                    \
-            theta = theta * decay;                                               /* (3) */                    \
-            REAL u = g / (root < eps ? eps : root);                              /* (4) */                    \
-            u = u < -clip ? -clip : u;                                                                        \
-            u = u > clip ? clip : u;                                                                          \
-            u = keep_##REAL(seen, u);                                                                         \
-            m = m + rest1 * (u - m);                                             /* (5) */                    \
-            theta = theta - lr * m;                                              /* (6) */                    \
-            REAL next = beta2 * v + rest2 * g * g, first = g * g;                /* (7) */                    \
+            EQUATIONS(REAL, SQRT, root != 0)                                                                     \
             p[i] = store_##P(theta);                                                                          \
             ms[i] = m;                                                                                        \
-            vs[i] = seen ? next : first;                                                                      \
+            vs[i] = v;                                                                                        \
         }                                                                                                     \
     }                                                                                                         \
     static void NAME(char *param, const char *grad, char *exp_avg, char *exp_avg_sq, int64_t start,           \
@@ -98,15 +106,6 @@ static const Update UPDATES[4][4] = {  // by the types of theta and g
 
 #include "cpu_rounded.h"
 
-typedef struct {                  // where the elements of a block lie
-    char *theta;
-    const char *g;
-    char *m, *v;
-    float *scales;                // of m, of v, and the bits of v
-    int64_t n;
-    uint32_t place, key;          // of the random bits
-} Block;
-
 static void load_theta(float *restrict out, const char *p, int32_t type, int64_t n) {
     if (type == 1)
         for (int64_t i = 0; i < n; i++) out[i] = load_bfloat16(((const bfloat16 *)p)[i]);
@@ -121,32 +120,78 @@ static void store_theta(char *p, const float *restrict theta, int32_t type, int6
         for (int64_t i = 0; i < n; i++) ((float16 *)p)[i] = store_float16(theta[i]);
 }
 
+// Reads codes, writes floats: the new m and v, whose largest and smallest the grids of the codes depend on.
+// Where no code is special (v never observed, or something not finite), PLAIN, nothing is asked of single elements.
+#define UPDATE_CODES(NAME, G, PLAIN)                                                                          \
+    static Range NAME(float *restrict p, const G *restrict gs, const uint32_t *restrict m_codes,              \
+                      const uint32_t *restrict v_codes, const float *restrict scales, float *restrict ms,     \
+                      float *restrict vs, int64_t n, const Scalars *s) {                                      \
+        NUMBERS(float)                                                                                        \
+        const float m_scale = scales[0], v_scale = scales[1];                                                 \
+        const int shift = 23 - (int)scales[2];                                                                \
+        uint32_t most_m = 0, most_v = 0, least_v = UINT32_MAX;                                                \
+        for (int64_t i = 0; i < n; i++) {                                                                     \
+            float theta = p[i], g = load_##G(gs[i]), m = decode_exp_avg(m_codes[i], m_scale, PLAIN),          \
+                  v = decode_exp_avg_sq(v_codes[i], v_scale, shift, PLAIN);                                   \
+            EQUATIONS(float, sqrtf, PLAIN ? 1 : root != 0)                                                    \
+            p[i] = theta;                                                                                     \
+            ms[i] = m;                                                                                        \
+            vs[i] = v;                                                                                        \
+            uint32_t of_m = as_bits(m) & 0x7fffffff, of_v = as_bits(v);                                       \
+            most_m = of_m > most_m ? of_m : most_m;                                                           \
+            most_v = of_v > most_v ? of_v : most_v;                                                           \
+            least_v = of_v < least_v ? of_v : least_v;                                                        \
+        }                                                                                                     \
+        return (Range){most_m, most_v, least_v};                                                              \
+    }
+
+UPDATE_CODES(update_codes_float, float, 0)
+UPDATE_CODES(update_codes_bfloat16, bfloat16, 0)
+UPDATE_CODES(update_codes_float16, float16, 0)
+UPDATE_CODES(update_plain_codes_float, float, 1)
+UPDATE_CODES(update_plain_codes_bfloat16, bfloat16, 1)
+UPDATE_CODES(update_plain_codes_float16, float16, 1)
+
+#define CALL(NAME, G) NAME(theta, (const G *)at->g, wide_m, wide_v, at->scales, m, v, at->n, s)
+
+static Range update_codes(int32_t grad_type, float *theta, const Block *at, float *m, float *v, const Scalars *s) {
+    const uint8_t *ms = (const uint8_t *)at->m, *vs = (const uint8_t *)at->v;
+    _Alignas(64) uint32_t wide_m[LARGEST_BLOCK], wide_v[LARGEST_BLOCK];
+    widen(wide_m, ms, at->n);
+    widen(wide_v, vs, at->n);
+    if (no_code_is_special(ms, vs, at->n))
+        switch (grad_type) {
+        case 0: return CALL(update_plain_codes_float, float);
+        case 1: return CALL(update_plain_codes_bfloat16, bfloat16);
+        default: return CALL(update_plain_codes_float16, float16);
+        }
+    switch (grad_type) {
+    case 0: return CALL(update_codes_float, float);
+    case 1: return CALL(update_codes_bfloat16, bfloat16);
+    default: return CALL(update_codes_float16, float16);
+    }
+}
+
 static void update_rounded(const Bucket *bucket, const Block *at) {
-    float theta[LARGEST_BLOCK], m[LARGEST_BLOCK], v[LARGEST_BLOCK];
-    uint32_t first[LARGEST_BLOCK], second[LARGEST_BLOCK];
+    _Alignas(64) float copy[LARGEST_BLOCK], m[LARGEST_BLOCK], v[LARGEST_BLOCK];
     const int32_t type = bucket->param_type, bits = bucket->bits;
     const int64_t n = at->n;
+    float *theta = type == 0 ? (float *)at->theta : copy;
     if (type != 0) load_theta(theta, at->theta, type, n);
     if (bits == 8) {
-        decode_exp_avg(m, (const uint8_t *)at->m, at->scales[0], n);
-        decode_exp_avg_sq(v, (const uint8_t *)at->v, at->scales[1], at->scales[2], n);
-    } else if (bits == 16) {
-        decode_bfloat16(m, (const uint16_t *)at->m, n);
-        decode_bfloat16(v, (const uint16_t *)at->v, n);
+        Range range = update_codes(bucket->grad_type, theta, at, m, v, &bucket->scalars);
+        encode(at, m, v, range, (float)bucket->scalars.beta2);
+    } else {
+        char *ms = bits == 32 ? at->m : (char *)m, *vs = bits == 32 ? at->v : (char *)v;
+        if (bits == 16) {
+            decode_bfloat16(m, (const uint16_t *)at->m, n);
+            decode_bfloat16(v, (const uint16_t *)at->v, n);
+        }
+        UPDATES[0][bucket->grad_type]((char *)theta, at->g, ms, vs, 0, n, &bucket->scalars);
+        if (bits == 16) encode_bfloat16_moments(at, m, v);
     }
-    UPDATES[0][bucket->grad_type](type == 0 ? at->theta : (char *)theta, at->g, bits == 32 ? at->m : (char *)m,
-                                  bits == 32 ? at->v : (char *)v, 0, n, &bucket->scalars);
-    random_bits(first, second, at->place, at->key, n);
-    if (bucket->round_param) encode_bfloat16((uint16_t *)at->theta, theta, second, 0, n);
+    if (bucket->round_param) store_stochastically(at, theta);
     else if (type != 0) store_theta(at->theta, theta, type, n);
-    if (bits == 8) {
-        at->scales[0] = encode_exp_avg((uint8_t *)at->m, m, second, n);
-        encode_exp_avg_sq((uint8_t *)at->v, v, first, at->scales + 1, at->scales + 2, (float)bucket->scalars.beta2, n);
-    } else if (bits == 16) {
-        encode_bfloat16((uint16_t *)at->m, m, second, 16, n);
-        encode_bfloat16((uint16_t *)at->v, v, first, 16, n);
-        keep_above_zero((uint16_t *)at->v, v, n);
-    }
 }
 
 // Blocks `start` to `start + count` of a tensor, which is cut between its rows, and each row in blocks.

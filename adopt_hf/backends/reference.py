@@ -43,21 +43,20 @@ def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
         for i, (param, grad, exp_avg, exp_avg_sq) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
             if param.numel() == 0:
                 continue
-            random = random_bits(keys[i], param.numel(), param.device)
-            first, second = (bits.view(param.shape) for bits in random)
+            random, more = (bits.view(param.shape) for bits in random_bits(keys[i], param.numel(), param.device))
             if storage.bits == 8:
                 old = quantization.dequantize(Quantized(exp_avg, exp_avg_sq, scales[i]), storage.block_size)
             else:
                 old = (exp_avg.float(), exp_avg_sq.float())
             theta, m, v = update(param, grad, *old, scalars)
-            param.copy_(to_bfloat16(theta, second) if storage.round_param else theta)
+            param.copy_(to_bfloat16(theta, more) if storage.round_param else theta)
             if storage.bits == 8:
                 codes = quantization.encode(m, v, scales[i], scalars.beta2, storage.block_size, random)
                 for there, new in zip((exp_avg, exp_avg_sq, scales[i]), codes, strict=True):
                     there.copy_(new)
             elif storage.bits == 16:
-                exp_avg.copy_(to_bfloat16(m, second >> 16))
-                exp_avg_sq.copy_(to_bfloat16(v, first >> 16, above_zero=True))
+                exp_avg.copy_(to_bfloat16(m, random))
+                exp_avg_sq.copy_(to_bfloat16(v, random >> 16, above_zero=True))
             else:
                 exp_avg.copy_(m)
                 exp_avg_sq.copy_(v)
