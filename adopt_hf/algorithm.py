@@ -23,6 +23,7 @@ NaN and inf propagate.
 """
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -70,20 +71,13 @@ class Hyperparameter:
         if self.type is bool:
             if isinstance(value, bool):
                 return value
-        elif isinstance(value, Real) and not isinstance(value, bool) and self.low <= _float(value) < self.high:
+        elif isinstance(value, Real) and not isinstance(value, bool) and self.low <= value < self.high:
             if self.type is float:
                 return float(value)
-            whole = int(_float(value))
+            whole: int = operator.index(math.trunc(value))
             if value == whole and (not self.values or whole in self.values):
                 return whole
         raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
-
-
-def _float(value: Real) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an int beyond all floats
-        return math.inf
 
 
 HYPERPARAMETERS = {

@@ -135,7 +135,7 @@ class ADOPT(Optimizer):
             raise TypeError(f"ADOPT has no param group option {name!r}: {INSTEAD[name]}")
         super().add_param_group(param_group | _check_group(param_group))
         group = self.param_groups[-1]
-        group.setdefault("float32_state", storage.marked(group["params"]))
+        storage.note_marked(group)
         try:
             storage.check(group)
             for i, p in enumerate(group["params"]):
@@ -218,7 +218,6 @@ class ADOPT(Optimizer):
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
-            group.setdefault("float32_state", [])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` returned: this optimizer's, an earlier version's, torch-adopt's or timm Adopt's.

@@ -3,9 +3,10 @@
 import re
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from adopt_hf.algorithm import HYPERPARAMETERS
+from adopt_hf.storage import keep_float32
 
 # transformers.Trainer.get_decay_parameter_names; a test compares the two.
 NO_DECAY_NAMES = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
@@ -18,8 +19,16 @@ def is_decayed(model: nn.Module, name: str) -> bool:
     return not NO_DECAY_NAMES.search(name.lower()) and not any(isinstance(module, nn.LayerNorm) for module in inside)
 
 
+def embeddings(model: nn.Module) -> list[Tensor]:
+    """The weights of the embedding layers of `model`."""
+    layers = (module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
+    return [layer.weight for layer in layers]
+
+
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split the trainable parameters of `model` into a decayed and an undecayed group, as the Trainer does.
+
+    Embeddings are marked: with `state_bits=8` their moments stay float32.
 
     Args:
         model: any module; parameters with `requires_grad=False` are left out, tied ones appear once.
@@ -35,6 +44,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(f"{type(model).__name__} has no parameter with requires_grad=True")
+    keep_float32(embeddings(model))
     return [
         {"params": [p for name, p in trainable if is_decayed(model, name)], "weight_decay": weight_decay},
         {"params": [p for name, p in trainable if not is_decayed(model, name)], "weight_decay": 0.0},

@@ -12,7 +12,7 @@ from adopt_hf import algorithm, moments
 FOREIGN_IMPLEMENTATION = {"foreach", "fused", "capturable", "max_lr_snapshot"}
 # What the groups of Adam, NAdam, RAdam and DeepSpeed's and apex's fused Adam have.
 OF_ADAM = {"amsgrad", "momentum_decay", "decoupled_weight_decay", "bias_correction"}
-KEPT = ("backend", "capturable", "state_bits", "block_size", "float32_state")  # as they are here
+KEPT = ("backend", "capturable", "state_bits", "block_size", "float32_state")  # as they are here, or are not
 FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
 
 
@@ -30,7 +30,9 @@ def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[
         if name not in FOREIGN_VARIANT | FOREIGN_IMPLEMENTATION:
             group["decouple" if name == "decoupled" else name] = value
     kept = {name: here[name] for name in here if name not in ("params", "param_names")}
-    return kept | group | algorithm.check_group(group) | {name: here[name] for name in KEPT}
+    for name in KEPT:
+        group.pop(name, None)
+    return kept | group | algorithm.check_group(group)
 
 
 def translated_state(saved: Any) -> Any:

@@ -47,9 +47,11 @@ def keep_float32(params: Iterable[Tensor]) -> None:
         setattr(p, MARK, True)
 
 
-def marked(params: Iterable[Tensor]) -> list[int]:
-    """The positions of those that are marked."""
-    return [i for i, p in enumerate(params) if getattr(p, MARK, False)]
+def note_marked(group: dict[str, Any]) -> None:
+    """Write the positions of marked parameters into a group with 8-bit moments, unless it names some itself."""
+    marked = [i for i, p in enumerate(group["params"]) if getattr(p, MARK, False)]
+    if group["state_bits"] == 8 and marked:
+        group.setdefault("float32_state", marked)
 
 
 def check(group: Mapping[str, Any]) -> None:
@@ -81,7 +83,7 @@ def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool
     if (
         bits == 8
         and not is_flat
-        and (position in group["float32_state"] or not _can_be_blocked(p, group["block_size"]))
+        and (position in group.get("float32_state", ()) or not _can_be_blocked(p, group["block_size"]))
     ):
         bits = 32
     return Storage(bits, group["block_size"], round_param)

@@ -15,14 +15,19 @@ PACKAGE = Path(__file__).parents[1] / "adopt_hf"
 ROOMS = ("algorithm", "backends", "optimizer", "integrations", "__main__")  # each may import those before it
 BESIDE = {
     "partition": 0,
+    "rounding": 0,
+    "quantization": 0,
+    "storage": 0,
+    "moments": 0,
     "states": 1,
     "plan": 1,
     "param_groups": 1,
     "untraced": 2,
+    "layerwise": 2,
     "__init__": 4,
 }  # stands beside the room of that index
 MAY = {"backends.triton": ["triton"], "backends.triton_kernels": ["triton"]}
-CORE = ("algorithm", "backends", "optimizer", "param_groups", "partition", "plan", "states", "untraced")
+CORE = ("algorithm", "backends", "optimizer", *(name for name in BESIDE if name != "__init__"))
 
 
 def modules() -> list[Path]:

@@ -185,6 +185,7 @@ def test_param_groups_hold_plain_values() -> None:
     assert group == {
         "lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-6, "weight_decay": 0.0, "decouple": False, "clip_exp": 0.25,
         "beta2_warmup": False, "maximize": False, "backend": "auto", "capturable": False,
+        "state_bits": 32, "block_size": 256, "bf16_stochastic_round": False, "seed": 0,
     }  # fmt: skip
     buffer = io.BytesIO()
     torch.save(optimizer.state_dict(), buffer)

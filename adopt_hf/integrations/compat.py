@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -204,12 +204,12 @@ def explain_optimizer_name(value: str, reason: str) -> None:
 OptimizerFactory = Callable[[Any, Any], tuple[type, dict[str, Any]]]
 
 
-def wrap_trainer_optimizers(value: str, factory: OptimizerFactory) -> None:
-    """Let the Trainer take `factory(args, model)` where `args.optim == value`."""
+def wrap_trainer_optimizers(values: Collection[str], factory: OptimizerFactory) -> None:
+    """Let the Trainer take `factory(args, model)` where `args.optim` is one of `values`."""
     from transformers import Trainer
 
     def get_optimizer_cls_and_kwargs(original: Any, args: Any, model: Any = None) -> Any:
-        return factory(args, model) if args.optim == value else original(args, model)
+        return factory(args, model) if args.optim in values else original(args, model)
 
     wrap(Trainer, "get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, zero
 from adopt_hf.optimizer import ADOPT
@@ -24,6 +25,7 @@ KEYS = (
     *("lr", "betas"),
     *(name for name in HYPERPARAMETERS if name not in ("lr", "beta1", "beta2")),
     *("backend", "capturable"),
+    *storage.OPTIONS,
 )
 OFFLOAD = (None, "optimizer", "parameters")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")

@@ -9,12 +9,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from adopt_hf import backends
+from adopt_hf import backends, storage
 from adopt_hf.algorithm import HYPERPARAMETERS, Hyperparameter
 from adopt_hf.integrations import peft
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-OPTIMIZERS = HYPERPARAMETERS | {"capturable": backends.CAPTURABLE}
+OPTIMIZERS = HYPERPARAMETERS | {"capturable": backends.CAPTURABLE} | storage.OPTIONS
 TYPED = OPTIMIZERS | peft.HYPERPARAMETERS
 KEYS = (*OPTIMIZERS, "betas", "backend", *peft.HYPERPARAMETERS)
 
@@ -26,7 +26,7 @@ def parse(text: str | None) -> dict[str, Value]:
 
     Returns:
         Checked values by key. The keys are those of `algorithm.HYPERPARAMETERS` ("beta1" and "beta2" one by one, also
-        when `betas=(...)` was written), "backend", "capturable", and those of LoRA+.
+        when `betas=(...)` was written) and `storage.OPTIONS`, "backend", "capturable", and those of LoRA+.
 
     Raises:
         ValueError: an unknown key, a key given twice, a malformed value or one out of range; says what is allowed.
@@ -80,10 +80,12 @@ def _from_text(hyperparameter: Hyperparameter, raw: str) -> Value:
         return None
     if hyperparameter.type is bool:
         return True if raw.lower() in TRUE else False if raw.lower() in FALSE else raw
-    try:
-        return float(raw)
-    except ValueError:
-        return raw
+    for number in (int, float) if hyperparameter.type is int else (float,):
+        try:
+            return number(raw)
+        except ValueError:
+            continue
+    return raw
 
 
 def _in_optim_args(check: Callable[[Any], Value], value: Value) -> Value:

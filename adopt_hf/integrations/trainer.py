@@ -4,16 +4,20 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, deepspeed, optim_args, peft
+from adopt_hf.layerwise import LayerwiseADOPT
 from adopt_hf.optimizer import ADOPT
-from adopt_hf.param_groups import param_groups
+from adopt_hf.param_groups import embeddings, param_groups
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainingArguments
 
 NAME = "adopt"
+EIGHT_BITS, LAYERWISE = "adopt_8bit", "adopt_layerwise"
+NAMES = (NAME, EIGHT_BITS, LAYERWISE)
 
 logger = logging.getLogger("adopt_hf")
 
@@ -29,8 +33,9 @@ def register() -> None:
     reason = compat.transformers_mismatch()
     if reason:
         raise ImportError(reason)
-    compat.add_optimizer_name(NAME, _reduce_optimizer_name)
-    compat.wrap_trainer_optimizers(NAME, trainer_kwargs)
+    for name in NAMES:
+        compat.add_optimizer_name(name, _reduce_optimizer_name)
+    compat.wrap_trainer_optimizers(NAMES, trainer_kwargs)
     compat.wrap_trainer_load(_load_from_checkpoint)
     compat.wrap_trainer_deepspeed(_process_deepspeed_config, _deepspeed_init, _deepspeed_optimizer)
 
@@ -40,14 +45,16 @@ def unregister() -> None:
     compat.unwrap_trainer_optimizers()
     compat.unwrap_trainer_load()
     compat.unwrap_trainer_deepspeed()
-    compat.remove_optimizer_name(NAME)
+    for name in NAMES:
+        compat.remove_optimizer_name(name)
 
 
 def register_on_import() -> None:
     """`register()`, but where transformers does not fit, the error comes when the name is used."""
     reason = compat.transformers_mismatch()
     if reason:
-        compat.explain_optimizer_name(NAME, reason)
+        for name in NAMES:
+            compat.explain_optimizer_name(name, reason)
     else:
         register()
 
@@ -72,6 +79,14 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
         ImportError: LoRA+ is asked for, and peft is not installed.
     """
     kwargs, given, loraplus = _resolve(args)
+    cls = _layerwise(args) if args.optim == LAYERWISE else ADOPT
+    if model is not None:
+        storage.keep_float32(embeddings(model))
+    elif kwargs["state_bits"] == 8:
+        raise ValueError(
+            "state_bits=8 needs the model, whose embeddings keep float32 moments: write trainer_kwargs(args, model), "
+            f'or optim="{EIGHT_BITS}", for which the Trainer gives it'
+        )
     groups = None
     if loraplus is not None:
         groups = peft.loraplus_groups(model, loraplus, kwargs["lr"], kwargs["weight_decay"])
@@ -80,7 +95,40 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
         args.weight_decay = given["weight_decay"]
         if groups is None and model is not None:
             groups = param_groups(model, args.weight_decay)
-    return ADOPT, kwargs if groups is None else {**kwargs, "params": groups}
+    return cls, kwargs if groups is None else {**kwargs, "params": groups}
+
+
+def _layerwise(args: "TrainingArguments") -> type[ADOPT]:
+    """LayerwiseADOPT, if it can do what is asked for.
+
+    Raises:
+        ValueError: it cannot; says what would have to be set.
+    """
+    default = {f.name: f.default for f in dataclasses.fields(args)}["max_grad_norm"]
+    refused = {
+        f"gradient_accumulation_steps={args.gradient_accumulation_steps}: set it to 1": (
+            args.gradient_accumulation_steps != 1
+        ),
+        f"max_grad_norm={args.max_grad_norm}: set it to 0": args.max_grad_norm not in (0, None, default),
+        f"{args.world_size} processes: start one": args.world_size > 1,
+        "several GPUs in one process: set CUDA_VISIBLE_DEVICES to one of them": args.n_gpu > 1,
+        "fp16, whose gradients are scaled: use bf16": args.fp16,
+        "DeepSpeed: leave it out": bool(args.deepspeed),
+        "FSDP: leave it out": bool(args.fsdp),
+    }
+    for what, is_asked in refused.items():
+        if is_asked:
+            raise ValueError(
+                f'optim="{LAYERWISE}" updates each parameter as its gradient becomes ready, and all gradients never '
+                f'exist at once. That cannot be combined with {what}, or write optim="{NAME}"'
+            )
+    if args.max_grad_norm:
+        logger.warning(
+            "optim=%r does not clip gradients by their norm: max_grad_norm, left at its default of %s, is not used",
+            LAYERWISE,
+            default,
+        )
+    return LayerwiseADOPT
 
 
 def _say(numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> None:
@@ -113,7 +161,11 @@ def _resolve(args: "TrainingArguments") -> _Resolved:
         "decouple": True,
         "backend": "auto",
         "capturable": False,
+        **{name: option.default for name, option in storage.OPTIONS.items()},
+        "seed": args.seed,
     }
+    if args.optim == EIGHT_BITS:
+        values["state_bits"] = 8
     set_by_user = {
         "lr": args.learning_rate,
         "weight_decay": args.weight_decay,
@@ -129,7 +181,7 @@ def _resolve(args: "TrainingArguments") -> _Resolved:
 def _load_from_checkpoint(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
     """`Trainer._load_from_checkpoint` that leaves an adapter's precision alone where ADOPT trains it."""
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    if trainer.args.optim == NAME or isinstance(optimizer, ADOPT) or _was_given_the_class(trainer):
+    if trainer.args.optim in NAMES or isinstance(optimizer, ADOPT) or _was_given_the_class(trainer):
         return peft.keep_precision(original, trainer, *args, **kwargs)
     return original(trainer, *args, **kwargs)
 
@@ -160,8 +212,10 @@ def _process_deepspeed_config(
             config["optimizer"] = block
         hf_config.mismatches += _fill_block(config, args)
         return result
-    if args.optim == NAME and "optimizer" in config:
-        raise ValueError(f'optim="{NAME}" asks for ADOPT, and {_another_block(config)}')
+    if args.optim in NAMES and "optimizer" in config:
+        raise ValueError(
+            f'optim="{getattr(args.optim, "value", args.optim)}" asks for ADOPT, and {_another_block(config)}'
+        )
     return original(hf_config, args, *rest, **kwargs)
 
 
@@ -185,7 +239,7 @@ def _deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> A
     if (by_class or isinstance(trainer.optimizer, ADOPT)) and not deepspeed.is_adopt_block(config):
         if "optimizer" in config:
             raise ValueError(f"the Trainer was given ADOPT, and {_another_block(config)}")
-        if not by_class and trainer.args.optim != NAME:
+        if not by_class and trainer.args.optim not in NAMES:
             raise ValueError(
                 f"the Trainer was given an ADOPT in `optimizers`, which it drops under DeepSpeed to build "
                 f'optim="{trainer.args.optim.value}": write optim="{NAME}", or give optimizer_cls_and_kwargs'
@@ -215,7 +269,7 @@ def _deepspeed_optimizer(original: Any, trainer: Any, hf_config: Any, *rest: Any
         ValueError: LoRA+ is asked for, and the DeepSpeed config has a scheduler.
     """
     by_deepspeed = deepspeed.is_adopt_block(hf_config.config)
-    if by_deepspeed or trainer.args.optim == NAME or _was_given_the_class(trainer):
+    if by_deepspeed or trainer.args.optim in NAMES or _was_given_the_class(trainer):
         _refuse_scheduler(hf_config.config, trainer.args.optim_args)
     optimizer, scheduler = original(trainer, hf_config, *rest, **kwargs)
     if by_deepspeed:
@@ -250,7 +304,7 @@ def _groups(trainer: Any, numbers: dict[str, Any], loraplus: peft.LoraPlus | Non
 
 def _reduce_optimizer_name(member: Any) -> tuple[Any, tuple[str]]:
     """How an OptimizerNames is pickled: ours brings along the import that makes it known again."""
-    return (_optimizer_name if member.value == NAME else type(member)), (member.value,)
+    return (_optimizer_name if member.value in NAMES else type(member)), (member.value,)
 
 
 def _optimizer_name(value: str) -> Any:

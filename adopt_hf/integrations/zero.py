@@ -106,13 +106,14 @@ def follow(engine: Any) -> None:
     optimizer = engine.basic_optimizer
     compat.universal_checkpoint_info(engine.module)  # is there from now on
     arrivals = Arrivals(engine)
-    for group in compat.zero_flat_groups(engine.optimizer):
+    for number, group in enumerate(compat.zero_flat_groups(engine.optimizer)):
         arrivals.watch(group.tensors)
         partition = Partition(
             tensors=len(group.tensors),
             stretches=[Stretch(*stretch) for stretch in group.stretches],
             arrived=functools.partial(arrivals.take, group.tensors, group.process_group),
             total=functools.partial(_total, group.process_group),
+            number=number * torch.distributed.get_world_size() + torch.distributed.get_rank(group.process_group),
         )
         optimizer.set_partition(group.flat, partition)
 

@@ -38,6 +38,10 @@ DEFAULTS = {
     "maximize": False,
     "backend": "auto",
     "capturable": False,
+    "state_bits": 32,
+    "block_size": 256,
+    "bf16_stochastic_round": False,
+    "seed": 42,
 }
 
 HYPERPARAMETERS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # fields of TrainingArguments -> what differs
