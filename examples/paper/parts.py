@@ -3,7 +3,9 @@
 runs/paper/<experiment>/<name>.json holds the settings of a part, what came out, and under what conditions.
 """
 
+import functools
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -19,6 +21,12 @@ from tqdm.auto import tqdm
 
 FOLDER = Path("runs/paper")
 PACKAGES = ("torch", "transformers", "numpy")
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # of a worker; read when it imports torch
+One = Callable[..., dict[str, Any]]
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The text is one line, names it and says what is allowed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,26 +41,35 @@ class Part:
         return folder / self.experiment / f"{self.name}.json"
 
 
-def run(parts: Iterable[Part], one: Callable[..., dict[str, Any]], folder: Path = FOLDER) -> list[dict[str, Any]]:
+def run(parts: Iterable[Part], one: One, folder: Path = FOLDER, workers: int = 1) -> list[dict[str, Any]]:
     """Do the parts that are not in `folder`, `one(**settings)` each; returns the rows of all of them, in order.
 
     A row is {"name", "settings", "result", "conditions"}.
 
+    Args:
+        one: a function of a module, if there are several workers.
+        workers: how many parts run at once, in processes of one thread each; 1: in this process.
+
     Raises:
-        ValueError: a file is there with the name of a part and with other settings; says which.
+        InputError: a file is there with the name of a part and with other settings; says which. Or workers < 1.
     """
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
     parts = list(parts)
     rows = {part: _read(part, folder) for part in parts}
-    for part in tqdm([p for p in parts if rows[p] is None], desc=parts[0].experiment if parts else "", unit="run"):
-        start = time.perf_counter()
-        result = one(**part.settings)
-        rows[part] = {
-            "name": part.name,
-            "settings": dict(part.settings),
-            "result": result,
-            "conditions": conditions() | {"seconds": round(time.perf_counter() - start, 1)},
-        }
-        _write(part.file(folder), rows[part])
+    todo = [part for part in parts if rows[part] is None]
+    do = functools.partial(_do, one=one, folder=folder)
+    with tqdm(total=len(todo), desc=parts[0].experiment if parts else "", unit="run") as bar:
+        if workers == 1 or len(todo) < 2:
+            for part in todo:
+                rows[part] = do(part)
+                bar.update()
+        else:
+            os.environ.update(THREADS)
+            with multiprocessing.get_context("spawn").Pool(min(workers, len(todo))) as pool:
+                for _ in pool.imap_unordered(do, todo):
+                    bar.update()
+            rows |= {part: _read(part, folder) for part in todo}
     return [rows[part] for part in parts]
 
 
@@ -82,18 +99,33 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def _do(part: Part, one: One, folder: Path) -> dict[str, Any]:
+    """Do a part, in a worker or not, and keep its row: what has been done stays when the other process is killed."""
+    start = time.perf_counter()
+    before = conditions()  # the commit may be another one when it is over
+    result = one(**part.settings)
+    row = {
+        "name": part.name,
+        "settings": dict(part.settings),
+        "result": result,
+        "conditions": before | {"seconds": round(time.perf_counter() - start, 1)},
+    }
+    _write(part.file(folder), row)
+    return row
+
+
 def _read(part: Part, folder: Path) -> dict[str, Any] | None:
     file = part.file(folder)
     if not file.exists():
         return None
     row = json.loads(file.read_text())
     if row["settings"] != json.loads(json.dumps(dict(part.settings))):
-        raise ValueError(f"{file} is of other settings: {row['settings']}, not {dict(part.settings)}; remove it")
+        raise InputError(f"{file} is of other settings: {row['settings']}, not {dict(part.settings)}; remove it")
     return row
 
 
 def _write(file: Path, row: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(row, indent=1))
+    unfinished = file.with_name(file.name + f".{os.getpid()}.unfinished")
+    unfinished.write_text(json.dumps(row, indent=1), encoding="utf-8")
     os.replace(unfinished, file)
