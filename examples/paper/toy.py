@@ -37,7 +37,7 @@ CLIPPED = "ADOPT, clipped"
 COLOURS = {"Adam": "#9aa7b5", "AMSGrad": "#c08a2b", "ADOPT": "#2c5f8a", CLIPPED: "#c0392b"}
 STEPS = {  # quick, full
     "k=10": (40_000, 400_000),
-    "k=50": (150_000, 2_000_000),
+    "k=50": (120_000, 2_000_000),
     "drawn": (30_000, 300_000),
     "shuffled": (30_000, 300_000),
 }
@@ -66,7 +66,7 @@ def parts(quick: bool) -> list[Part]:
     found = []
     for problem, steps in STEPS.items():
         for optimizer in COLOURS:
-            if optimizer == "AMSGrad" and not problem.startswith("k"):
+            if optimizer in ("AMSGrad", CLIPPED) and not problem.startswith("k"):
                 continue
             for beta2 in BETA2:
                 if optimizer == CLIPPED and problem == "k=50" and beta2 not in (0.1, 0.9, 0.9999):
