@@ -19,7 +19,7 @@ class VAE(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, pixels))
 
     def forward(self, x: Tensor, samples: int) -> Tensor:
-        """log p(x, z) - log q(z|x), nats, for `samples` draws of z from q: (samples, batch). x: (batch, pixels), 0 or 1."""
+        """log p(x, z) - log q(z|x), nats, of `samples` draws of z: (samples, batch). x: (batch, pixels), 0 or 1."""
         mean, log_std = self.encoder(x).chunk(2, dim=-1)
         noise = torch.randn(samples, *mean.shape, device=x.device)
         z = mean + log_std.exp() * noise

@@ -1,0 +1,36 @@
+"""The paper, rerun: every experiment's offline default, then docs/evidence.md.
+
+python -m examples.paper.all --quick    # under half an hour on two cores
+python -m examples.paper.all --full     # days, GPUs, and data from the Hub
+
+Finished runs are kept in the folder and not run again: an interrupted call goes on.
+"""
+
+from pathlib import Path
+
+from examples.paper import command, evidence, experiments, parts
+from examples.paper.parts import InputError
+
+
+def main() -> None:
+    parser = command.parser(__doc__)
+    parser.add_argument(
+        "--experiments", nargs="+", default=experiments.EXPERIMENTS, help="of " + ", ".join(experiments.EXPERIMENTS)
+    )
+    parser.add_argument("--results", type=Path, default=evidence.RESULTS, help="see evidence")
+    parser.add_argument("--page", type=Path, default=evidence.PAGE, help="see evidence")
+    args = parser.parse_args()
+    folder = command.folder(args)
+    try:
+        chosen = experiments.load(args.experiments)
+        wanted = command.with_settings([part for module in chosen for part in module.parts(not args.full)], args.set)
+        for module in chosen:
+            mine = [part for part in wanted if part.experiment == module.NAME]
+            parts.run(mine, module.one, folder, args.workers)
+        evidence.write(experiments.load(), folder, args.results, args.page)
+    except InputError as error:
+        command.fail(error)
+
+
+if __name__ == "__main__":
+    main()
