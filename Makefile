@@ -9,13 +9,16 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct test test-slow test-distributed test-distributed-docs check bench bench-train bench-report
+.PHONY: demo demo-instruct paper test test-slow test-distributed test-distributed-docs check bench bench-train bench-report
 
 demo: $(STAMP)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
 
 demo-instruct: $(STAMP)
 	$(RUN) examples/llama_instruct/train.py --output_dir $(DEMO)-instruct
+
+paper: $(STAMP)
+	$(RUN) -m examples.paper.all --quick
 
 test: $(STAMP)
 	$(PYTEST)

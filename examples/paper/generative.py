@@ -115,7 +115,7 @@ def claims(rows: Iterable[Row]) -> list[Claim]:
     return [
         Claim(
             "A VAE's negative log likelihood is lower with ADOPT than with Adamax",
-            "NVAE on MNIST, table without a number here",
+            "table for NVAE on MNIST, no number here",
             ours,
             f"a VAE, not NVAE, on {settings['dataset']}, {settings['epochs']} epochs, {len(test['ADOPT'])} seeds",
             against(test["ADOPT"], test["Adamax"]),
