@@ -36,7 +36,7 @@ NOTE = (
 )
 OPTIMIZERS = {"Adamax": torch.optim.Adamax, "ADOPT": ADOPT}
 COLOURS = {"Adamax": "#9aa7b5", "ADOPT": "#2c5f8a"}
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 SEEDS = (0, 1, 2)
 QUICK = {"dataset": pictures.DIGITS, "epochs": 150, "batch": 64, "hidden": 128, "latent": 8, "samples": 200}
 FULL = {"dataset": "ylecun/mnist", "epochs": 400, "batch": 200, "hidden": 512, "latent": 32, "samples": 1000}
