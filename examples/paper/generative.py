@@ -1,6 +1,6 @@
 """Generative modelling: the negative log likelihood of a small VAE with Adamax and with ADOPT.
 
-python -m examples.paper.generative                              # scikit-learn's digits: two minutes on two cores
+python -m examples.paper.generative                              # scikit-learn's digits: a minute on two cores
 python -m examples.paper.generative --full                       # MNIST from the Hub, a larger net
 python -m examples.paper.generative --full --set dataset=FOLDER  # MNIST, or other pictures, from a folder
 
