@@ -71,7 +71,7 @@ class Hyperparameter:
         if self.type is bool:
             if isinstance(value, bool):
                 return value
-        elif isinstance(value, Real) and not isinstance(value, bool) and self.low <= value < self.high:
+        elif isinstance(value, Real) and not isinstance(value, bool) and self.low <= cast(float, value) < self.high:
             if self.type is float:
                 return float(value)
             whole: int = operator.index(math.trunc(value))
