@@ -1,0 +1,123 @@
+"""examples/paper/sensitivity.py: what it says of made-up grids, and the command at toy size."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.paper import sensitivity
+from tests.examples.paper_command import call
+
+PARTS = sensitivity.parts(quick=True)
+
+
+def made_up(**weights: float) -> list[dict[str, Any]]:
+    """Rows of all parts. The loss is 3, plus each weight times the distance from a best value, in decades or so.
+
+    ADOPT is best at learning rate 0.01, beta2 0.99, eps 1e-2 and clip exponent 1/4; AdamW at the same.
+    """
+    rows = []
+    for part in PARTS:
+        s = part.settings
+        clips = {"none": 1.0, 0.25: 0.0, 1 / 3: 0.1}
+        distances = {
+            "lr": abs(math.log10(s["lr"] / 1e-2)),
+            "beta2": abs(math.log10((1 - s["beta2"]) / 0.01)),
+            "adam_beta2": abs(math.log10((1 - s["beta2"]) / 0.01)) if s["optimizer"] == "AdamW" else 0.0,
+            "eps": abs(math.log10(s["eps"] / 1e-2)) if s["optimizer"] == "ADOPT" else 0.0,
+            "clip_exp": clips[s["clip_exp"]] if s["optimizer"] == "ADOPT" else 0.0,
+            "seed": s["seed"] / 2,
+        }
+        loss = 3 + sum(weight * distances[name] for name, weight in weights.items())
+        result = {"eval_loss": loss, "steps": [10, s["max_steps"]], "sequences": 8, "parameters": 1000}
+        rows.append({"name": part.name, "settings": dict(s), "result": result})
+    return rows
+
+
+def test_parts_are_the_grids_the_lines_and_the_seeds() -> None:
+    names = [part.name for part in PARTS]
+    assert len(set(names)) == len(names)
+    rows = made_up(lr=1)
+    for name in sensitivity.OPTIMIZERS:
+        assert len(sensitivity.grid(rows, name)) == len(sensitivity.RATES) * len(sensitivity.BETA2S)
+        for base in sensitivity.bases(rows, name):
+            assert len(sensitivity.line(rows, base, "seed")) == 3
+    for base in sensitivity.bases(rows, "ADOPT"):
+        assert set(sensitivity.line(rows, base, "eps")) == set(sensitivity.EPS["ADOPT"])
+        assert set(sensitivity.line(rows, base, "clip_exp")) == set(sensitivity.CLIPS)
+
+
+@pytest.mark.parametrize(
+    ("weights", "first"),
+    [
+        ({"lr": 1, "beta2": 0.1, "seed": 0.01}, "learning rate"),
+        ({"lr": 0.1, "beta2": 1, "seed": 0.01}, "beta2"),
+        ({"lr": 0.1, "eps": 1, "seed": 0.01}, "eps"),
+        ({"lr": 0.1, "clip_exp": -1, "seed": 0.01}, "clip exponent"),
+    ],
+)
+def test_what_to_tune_first_is_the_axis_of_the_largest_gain(weights: dict[str, float], first: str) -> None:
+    assert sensitivity.advice(made_up(**weights)).startswith(f"Tune first: {first}")
+
+
+def test_a_default_that_is_the_best_is_left_alone() -> None:
+    advice = sensitivity.advice(made_up(lr=0.1, clip_exp=1, seed=0.01))
+    assert advice.startswith("Tune first: learning rate. Leave as it is: clip exponent, where other values are worse.")
+    assert "clip exponent 1.000, learning rate 0.100" in advice
+    assert "leaving the default gains clip exponent 0.000" in advice
+
+
+def test_nothing_is_to_be_tuned_where_the_seed_matters_more() -> None:
+    assert sensitivity.advice(made_up(lr=0.01, seed=1)).startswith("Nothing is worth tuning. Around")
+
+
+@pytest.mark.parametrize(
+    ("weights", "verdicts"),
+    [
+        # AdamW alone suffers from beta2; clipping helps.
+        ({"adam_beta2": 1, "clip_exp": 1, "seed": 0.01}, ["reproduced", "reproduced", "reproduced"]),
+        # beta2 = 0.9999 is behind, but in too few steps; clipping harms.
+        (
+            {"beta2": 1, "adam_beta2": -1, "clip_exp": -1, "seed": 0.01},
+            ["contradicted", "not at this scale", "contradicted"],
+        ),
+        ({"beta2": 0.001, "seed": 1}, ["not at this scale", "reproduced", "not at this scale"]),
+    ],
+)  # fmt: skip
+def test_verdicts_follow_from_the_numbers(weights: dict[str, float], verdicts: list[str]) -> None:
+    assert [claim.verdict for claim in sensitivity.claims(made_up(**weights))] == verdicts
+
+
+def test_a_long_run_may_contradict_the_default() -> None:
+    rows = made_up(beta2=1, seed=0.01)
+    for row in rows:
+        row["result"]["steps"] = [10, 10_000]
+    assert sensitivity.claims(rows)[1].verdict == "contradicted"
+
+
+def test_what_diverged(tmp_path: Path) -> None:
+    rows = made_up(lr=1, beta2=0.1, seed=0.01)
+    for row in rows:
+        if row["settings"]["lr"] == 0.03 and row["settings"]["optimizer"] == "ADOPT":
+            row["result"]["eval_loss"] = None
+    assert sensitivity.table(rows).count("diverged") >= len(sensitivity.BETA2S)
+    assert sensitivity.best(rows, "ADOPT") == (0.99, 0.01)
+    assert "learning rate diverged" in sensitivity.advice(rows)
+    sensitivity.plot(rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_at_toy_size(tmp_path: Path) -> None:
+    """One cell of the grid with its lines: eps and clip exponent, which must make different runs."""
+    toy = ["--set", "max_steps=20", "warmup_steps=2", "n_embd=8", "block_size=8", "lr=0.01", "beta2=0.99", "seed=0"]
+    result = call("sensitivity", "--quick", "--workers", 1, "--folder", tmp_path / "runs", *toy, home=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(file.read_text()) for file in (tmp_path / "runs" / "sensitivity").glob("*.json")]
+    assert len(rows) == 7
+    assert sum(row["settings"]["optimizer"] == "AdamW" for row in rows) == 1
+    losses = {(row["settings"]["eps"], row["settings"]["clip_exp"]): row["result"]["eval_loss"] for row in rows}
+    assert len({losses[1e-6, "none"], losses[1e-6, 0.25], losses[1e-2, 0.25], losses[1e-8, "none"]}) == 4
+    assert "| beta2 0.99, lr 0.01 | eps | 1e-08: " in result.stdout
+    assert (tmp_path / "runs" / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
