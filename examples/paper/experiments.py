@@ -10,7 +10,15 @@ from types import ModuleType
 
 from examples.paper.parts import InputError
 
-EXPERIMENTS = ("toy", "ablation", "generative", "reinforcement")
+EXPERIMENTS = (
+    "toy",
+    "ablation",
+    "image_classification",
+    "generative",
+    "gpt2_curves",
+    "reinforcement",
+    "sensitivity",
+)
 
 
 def load(names: Iterable[str] = EXPERIMENTS) -> list[ModuleType]:
