@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from examples.paper.parts import InputError
+
 RECIPE = Path(__file__).parents[1] / "gpt2_pretraining"
 STDLIB = RECIPE / "configs" / "stdlib.yaml"
 QUICK: dict[str, Any] = {
@@ -80,19 +82,25 @@ def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         options: what is different, by the names of the recipe's command line.
 
     Returns:
-        {"steps", "losses": the training loss (nats per token) at each logged step, "eval_steps", "eval_losses",
-        "eval_loss": on the held-out text, at the end; None where it is not finite, "sequences": in a step,
-        "parameters", "tokens_per_second", "threads"}.
+        {"steps", "losses": the training loss (nats per token, to 4 decimals) at each logged step, "eval_steps",
+        "eval_losses", "eval_loss": on the held-out text, at the end, "sequences": in a step, "parameters",
+        "tokens_per_second", "threads"}.
         A loss that is not finite is None: JSON has no NaN.
 
-    Exits with code 2 and one line on stderr if an option is wrong, as the recipe does.
+    Raises:
+        InputError: an option is wrong, or there is no such text.
     """
     from transformers import PrinterCallback, Trainer, default_data_collator
 
     with recipe() as module, quiet(), tempfile.TemporaryDirectory() as folder:
         arguments, shared, report = (importlib.import_module(name) for name in ("arguments", "recipe", "report"))
-        settings = arguments.parse([*argv(config, {**ALONE, **options}), "--output_dir", folder], __doc__)
-        prepared = shared.prepare(settings, "train.py")
+        try:
+            settings = arguments.parse([*argv(config, {**ALONE, **options}), "--output_dir", folder], __doc__)
+            prepared = shared.prepare(settings, "train.py")
+        except SystemExit:  # it has said why; a worker that exits would be waited for
+            raise InputError(f"{config.name} does not take {' '.join(argv(config, options)[2:])}") from None
+        except arguments.InputError as error:  # a class that another process does not know
+            raise InputError(str(error)) from None
         args = prepared.args
         trainer: Trainer = module.RecipeTrainer(
             model=prepared.model,
@@ -113,7 +121,7 @@ def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     sequences = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         "steps": steps,
-        "losses": [finite(loss) for loss in losses],
+        "losses": [finite(round(loss, 4)) for loss in losses],
         "eval_steps": eval_steps,
         "eval_losses": [finite(loss) for loss in eval_losses],
         "eval_loss": finite(last),

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from examples.paper import command, gpt2
 from examples.paper.claims import Claim, Verdict, against, interval
-from examples.paper.parts import Part
+from examples.paper.parts import InputError, Part
 from examples.paper.spikes import RULE, smoothed, spikes
 
 NAME = "gpt2_curves"
@@ -68,7 +68,10 @@ def parts(quick: bool) -> list[Part]:
 
 
 def one(quick: bool, optimizer: str, batch: str, seed: int, **size: int) -> dict[str, Any]:
-    """Train once; see gpt2.train for what comes back. `size` has the names of QUICK."""
+    """Train once; see gpt2.train for what comes back. `size` has the names of QUICK. Raises InputError."""
+    for name, value, known in (("optimizer", optimizer, OPTIMIZERS), ("batch", batch, BATCHES)):
+        if value not in known:
+            raise InputError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
     at_a_time, accumulated = BATCH[quick][batch]
     options = (gpt2.QUICK if quick else {}) | size | OPTIMIZERS[optimizer]
     options |= {"seed": seed, "eval_strategy": "steps"}

@@ -69,6 +69,8 @@ def one(config: str, optimizer: str, alpha: float, seed: int, epochs: int) -> di
 
     from examples.paper import image_arguments, image_training
 
+    if optimizer not in OPTIMIZERS:
+        raise InputError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
     options = OPTIMIZERS[optimizer] | {
         "learning_rate": alpha,
         "seed": seed,
@@ -80,7 +82,10 @@ def one(config: str, optimizer: str, alpha: float, seed: int, epochs: int) -> di
     for name, value in options.items():
         words += [f"--{name}", str(value)]
     with tempfile.TemporaryDirectory() as folder:
-        return image_training.train(*image_arguments.parse([*words, "--output_dir", folder], __doc__))
+        try:
+            return image_training.train(*image_arguments.parse([*words, "--output_dir", folder], __doc__))
+        except SystemExit:  # it has said why; a worker that exits would be waited for
+            raise InputError(f"{config} does not take {' '.join(words[2:])}") from None
 
 
 def alphas(rows: Sequence[dict[str, Any]]) -> list[float]:

@@ -60,7 +60,9 @@ def train(images: ImageArguments, training: TrainingArguments) -> dict[str, Any]
     history = trainer.state.log_history
     return {
         "steps": [entry["step"] for entry in history if "loss" in entry],
-        "losses": [entry["loss"] if math.isfinite(entry["loss"]) else None for entry in history if "loss" in entry],
+        "losses": [
+            round(entry["loss"], 4) if math.isfinite(entry["loss"]) else None for entry in history if "loss" in entry
+        ],
         "epochs": [entry["epoch"] for entry in history if "eval_test_accuracy" in entry],
         "accuracies": [entry["eval_test_accuracy"] for entry in history if "eval_test_accuracy" in entry],
         "test_accuracy": last["test"]["final_test_accuracy"],

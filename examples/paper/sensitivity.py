@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from examples.paper import command, gpt2
 from examples.paper.claims import Claim, Verdict
-from examples.paper.parts import Part
+from examples.paper.parts import InputError, Part
 
 NAME = "sensitivity"
 TITLE = "Sensitivity to the hyperparameters"
@@ -69,6 +69,8 @@ def one(
     optimizer: str, lr: float, beta2: float, eps: float, clip_exp: float | str, seed: int, **size: int
 ) -> dict[str, Any]:
     """Train once; see gpt2.train for what comes back. `size` has the names of QUICK."""
+    if optimizer not in OPTIMIZERS:
+        raise InputError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
     options: dict[str, Any] = gpt2.QUICK | size | {"logging_steps": 10, "learning_rate": lr, "seed": seed}
     # The schedule goes down to a tenth of the learning rate, as in the recipe.
     options["lr_scheduler_kwargs"] = f'{{"min_lr": {lr / 10}}}'

@@ -172,6 +172,8 @@ def test_the_command_at_toy_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--set", "optimizer=SGD"], "optimizer must be one of 'AdamW', 'ADOPT', 'ADOPT, beta2=0.999', got 'SGD'"),
+        (["--set", "n_embd=63"], "stdlib.yaml does not take"),
         (["--set", "steps=3"], "--set takes NAME=VALUE with a name among"),
         (["--workers", "0"], "workers must be at least 1, got 0"),
     ],
@@ -179,7 +181,7 @@ def test_the_command_at_toy_size(tmp_path: Path) -> None:
 def test_bad_input(
     argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpt2_curves", "--folder", str(tmp_path / "runs"), *argv])
+    monkeypatch.setattr(sys, "argv", ["gpt2_curves", "--workers", "1", "--folder", str(tmp_path / "runs"), *argv])
     with pytest.raises(SystemExit) as exit_:
         gpt2_curves.main()
     assert exit_.value.code == 2

@@ -246,9 +246,7 @@ def test_the_experiment_at_toy_size(tmp_path: Path) -> None:
     assert len({tuple(one["losses"]) for one in found.values()}) == 4, "four different optimizers"
     for name in ("Adam", "AMSGrad", "ADOPT"):
         assert found[name]["test_accuracy"] > 0.5
-    assert all(
-        one["epochs"] == [1.0, 2.0] and one["losses"][0] == pytest.approx(2.3, abs=0.2) for one in found.values()
-    )
+    assert all(one["epochs"] == [1.0, 2.0] and 0 < one["losses"][0] < 2.3 for one in found.values())
     assert "| ADOPT | " in result.stdout
     assert (tmp_path / "runs" / "image_classification.png").read_bytes().startswith(b"\x89PNG")
 
