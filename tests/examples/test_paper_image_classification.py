@@ -243,7 +243,8 @@ def test_the_experiment_at_toy_size(tmp_path: Path) -> None:
     rows = [json.loads(file.read_text()) for file in (tmp_path / "runs" / "image_classification").glob("*.json")]
     found = {row["settings"]["optimizer"]: row["result"] for row in rows}
     assert set(found) == set(image_classification.OPTIMIZERS)
-    assert len({tuple(one["losses"]) for one in found.values()}) == 4, "four different optimizers"
+    # AMSGrad begins as Adam: their v can only rise at first.
+    assert len({tuple(found[name]["losses"]) for name in ("Adam", "AdaShift", "ADOPT")}) == 3
     for name in ("Adam", "AMSGrad", "ADOPT"):
         assert found[name]["test_accuracy"] > 0.5
     assert all(one["epochs"] == [1.0, 2.0] and 0 < one["losses"][0] < 2.3 for one in found.values())
