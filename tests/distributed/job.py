@@ -155,7 +155,7 @@ def look(accelerator: Accelerator, model: Any, optimizer: Any, before: int) -> d
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     inner = base(optimizer)
     states = list(inner.state.values())
-    moments = [s[name] for s in states for name in ("exp_avg", "exp_avg_sq")]
+    moments = [t for s in states for name, t in sorted(s.items()) if name not in ("step", "tensor_steps")]
     devices = sorted({str(local(t).device) for t in moments})
     return {
         "world_size": torch.distributed.get_world_size() if distributed else 1,
@@ -174,6 +174,7 @@ def look(accelerator: Accelerator, model: Any, optimizer: Any, before: int) -> d
         "state_keys": sorted({key for s in states for key in s}),
         "steps": sorted({float(s["step"]) for s in states}),
         "moments": sum(local(t).numel() for t in moments),
+        "moments_bytes": sum(local(t).numel() * local(t).element_size() for t in moments),
         "moments_dtype": sorted({str(t.dtype) for t in moments}),
         "moments_device": devices,
         "dtensors": all(isinstance(t, DTensor) for t in moments),

@@ -51,8 +51,8 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return sum(((a[name] - b[name]) ** 2).sum().item() for name in a) ** 0.5
 
 
-def start() -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in make_model().state_dict().items()}
+def start(width: int = 18) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in make_model(width).state_dict().items()}
 
 
 @pytest.mark.parametrize(("mode", "loop"), CELLS)
