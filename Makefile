@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct paper test test-slow test-distributed test-distributed-docs check bench bench-train bench-report
+.PHONY: demo demo-instruct paper test test-slow test-distributed test-distributed-docs check bench bench-train bench-low-bits bench-report
 
 demo: $(STAMP)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -43,11 +43,16 @@ bench: $(STAMP)
 bench-train: $(STAMP)
 	$(RUN) -m benchmarks.train
 
+bench-low-bits: $(STAMP)
+	$(RUN) -m benchmarks.state_formats
+	$(RUN) -m benchmarks.low_bits
+
 bench-report: $(STAMP)
 	$(RUN) -m benchmarks.report
 
 # Other implementations of ADOPT, which benchmarks and tests compare with. They come without what they depend on, since
 # timm's torchvision would replace the CPU build of torch, and lie apart: accelerate imports every timm that it finds.
+# So do the 8-bit AdamWs that benchmarks.low_bits compares with: transformers and peft ask for them on import.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("adopt_hf needs Python 3.10 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
@@ -55,4 +60,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
 	$(RUN) -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/peers timm pytorch_optimizer \
 		'heavyball; python_version >= "3.11"' opt_einsum
+	$(RUN) -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/low_bit_peers torchao bitsandbytes
 	@touch $(STAMP)

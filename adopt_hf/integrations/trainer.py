@@ -70,7 +70,8 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
         args: read, but for one thing: a `weight_decay` in `optim_args` is written to `args.weight_decay`, where the
             Trainer looks for it.
         model: the model that the Trainer trains, if it has made its param groups already; a `weight_decay` in
-            `optim_args` then brings new ones. LoRA+ (`loraplus_lr_ratio` in `optim_args`) needs it. Groups are made of
+            `optim_args` then brings new ones. LoRA+ (`loraplus_lr_ratio` in `optim_args`) needs it. With 8-bit moments
+            its embeddings keep float32 ones; without it all tensors are alike. Groups are made of
             the parameters as they are now: give a model that nobody will wrap or shard, or write `optim="adopt"`.
 
     Raises:
@@ -82,11 +83,6 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
     cls = _layerwise(args) if args.optim == LAYERWISE else ADOPT
     if model is not None:
         storage.keep_float32(embeddings(model))
-    elif kwargs["state_bits"] == 8:
-        raise ValueError(
-            "state_bits=8 needs the model, whose embeddings keep float32 moments: write trainer_kwargs(args, model), "
-            f'or optim="{EIGHT_BITS}", for which the Trainer gives it'
-        )
     groups = None
     if loraplus is not None:
         groups = peft.loraplus_groups(model, loraplus, kwargs["lr"], kwargs["weight_decay"])

@@ -31,6 +31,9 @@ class InputError(ValueError):
     """Something the user gave cannot be used. The text is one line, names it and says what is allowed."""
 
 
+DTYPES = ("float32", "bfloat16")
+
+
 @dataclass
 class ModelArguments:
     """A GPT-2, trained from random weights. Its context is `block_size`, its vocabulary the tokenizer's."""
@@ -39,8 +42,17 @@ class ModelArguments:
     n_head: int = field(default=12, metadata={"help": "Attention heads; divides n_embd."})
     n_embd: int = field(default=768, metadata={"help": "Width."})
     dropout: float = field(default=0.0, metadata={"help": "On embeddings, attention and residuals alike, 0 <= p < 1."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Of the parameters: 'float32' or 'bfloat16'. The latter wants optim_args "
+            "'bf16_stochastic_round=true': without it small updates are lost."
+        },
+    )
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         for name in ("n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")

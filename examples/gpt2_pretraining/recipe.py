@@ -65,7 +65,7 @@ def prepare(settings: Settings, script: str) -> Recipe:
     if checkpoint is not None:
         checkpoints.check_model(checkpoint, config)
     set_seed(args.seed)
-    model = GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(config).to(getattr(torch, settings.model.dtype))
     # GPT2LMHeadModel's name does not tell transformers which loss it has. Left at None, the Trainer counts a block's
     # first label too, which is not predicted, and every loss and gradient is (block_size - 1) / block_size of the true.
     model.loss_type = "ForCausalLM"
