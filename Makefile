@@ -43,7 +43,9 @@ bench: $(STAMP)
 bench-train: $(STAMP)
 	$(RUN) -m benchmarks.train
 
+# The 8-bit AdamWs that it compares with lie apart, too: transformers and peft change with them.
 bench-low-bits: $(STAMP)
+	$(RUN) -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/low_bit_peers torchao bitsandbytes
 	$(RUN) -m benchmarks.state_formats
 	$(RUN) -m benchmarks.low_bits
 
@@ -52,7 +54,6 @@ bench-report: $(STAMP)
 
 # Other implementations of ADOPT, which benchmarks and tests compare with. They come without what they depend on, since
 # timm's torchvision would replace the CPU build of torch, and lie apart: accelerate imports every timm that it finds.
-# So do the 8-bit AdamWs that benchmarks.low_bits compares with: transformers and peft ask for them on import.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("adopt_hf needs Python 3.10 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
@@ -60,5 +61,4 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
 	$(RUN) -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/peers timm pytorch_optimizer \
 		'heavyball; python_version >= "3.11"' opt_einsum
-	$(RUN) -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/low_bit_peers torchao bitsandbytes
 	@touch $(STAMP)
