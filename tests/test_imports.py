@@ -26,7 +26,11 @@ BESIDE = {
     "layerwise": 2,
     "__init__": 4,
 }  # stands beside the room of that index
-MAY = {"backends.triton": ["triton"], "backends.triton_kernels": ["triton"]}
+MAY = {
+    "backends.triton": ["triton"],
+    "backends.triton_kernels": ["triton"],
+    "backends.triton_rounded_kernels": ["triton"],
+}
 CORE = ("algorithm", "backends", "optimizer", *(name for name in BESIDE if name != "__init__"))
 
 

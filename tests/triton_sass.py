@@ -3,7 +3,8 @@
     python tests/triton_sass.py adopt_hf/backends/triton_kernels.py 80:update:fp32:fp32 90:update:bf16:fp32 ...
 
 A case is the compute capability, the kernel, and Triton's names of the types of theta and g; ":bare" at its end is for
-a call without grad_scale, found_inf, a tensor lr, coupled weight decay and clipping. TRITON_INTERPRET must not be set.
+a call without grad_scale, found_inf, a tensor lr, coupled weight decay and clipping, ":bits=8:block_size=256" and the
+like for numbers that a kernel is compiled for. TRITON_INTERPRET must not be set.
 nvdisasm and cuobjdump are those of Triton's wheel.
 """
 
@@ -32,7 +33,8 @@ def tool(name: str, *arguments: str) -> str:
 
 
 def compiled(kernels, case: str) -> dict[str, object]:
-    capability, name, theta, grad, *bare = case.split(":")
+    capability, name, theta, grad, *more = case.split(":")
+    bare = "bare" in more
     kernel = getattr(kernels, name)
     moments = tl.float64 if theta == "fp64" else tl.float32
     values = {
@@ -44,12 +46,14 @@ def compiled(kernels, case: str) -> dict[str, object]:
     }
     if bare:
         values |= dict.fromkeys(OPTIONAL)
+    values |= {name: int(number) for name, number in (x.split("=") for x in more if x != "bare")}
     constants = {p.name: values[p.name] for p in kernel.params if p.name in values}
     signature = {
         p.name: "constexpr" if p.name in values else p.annotation_type or ARGUMENTS[p.name] for p in kernel.params
     }
     source = ASTSource(kernel, signature, constants)
-    done = triton.compile(source, target=GPUTarget("cuda", int(capability), 32), options=kernels.OPTIONS)
+    options = kernels.options(values["block_size"]) if "block_size" in values else kernels.OPTIONS
+    done = triton.compile(source, target=GPUTarget("cuda", int(capability), 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(done.asm["cubin"])
         cubin.flush()

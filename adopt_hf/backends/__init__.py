@@ -31,7 +31,7 @@ def _anywhere(device: torch.device, dtype: torch.dtype) -> None:
 REFERENCE = Backend(_anywhere, reference.step, reference.step_capturable, reference.step_rounded)
 FOREACH = Backend(_anywhere, foreach.step)
 CPU = Backend(cpu.why_not, cpu.step, step_rounded=cpu.step_rounded, on_addresses=True)
-TRITON = Backend(triton.why_not, triton.step, triton.step_capturable, on_addresses=True)
+TRITON = Backend(triton.why_not, triton.step, triton.step_capturable, triton.step_rounded, on_addresses=True)
 
 # By name, the first that can run. "auto" has those that were measured to be the fastest, and the Triton kernel has not
 # been measured yet.

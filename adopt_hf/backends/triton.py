@@ -1,6 +1,7 @@
 """The update on an NVIDIA GPU: one launch a bucket, of a kernel that finds the tensors in a table of their addresses.
 
-The kernels are in `triton_kernels.py`. Under TRITON_INTERPRET=1 they run on CPU tensors instead, slowly, for tests.
+The kernels are in `triton_kernels.py` and `triton_rounded_kernels.py`. Under TRITON_INTERPRET=1 they run on CPU tensors
+instead, slowly, for tests.
 """
 
 from array import array
@@ -14,8 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf.backends.bucket import Bucket, CapturableBucket
+from adopt_hf.algorithm import StepScalars
+from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.backends.dense import dense
+from adopt_hf.quantization import layout
 
 OLDEST = (3, 4)  # Triton that compiles the kernels
 LOWEST = (7, 5)  # compute capability that they have been compiled for
@@ -47,14 +50,41 @@ def step(buckets: Sequence[Bucket]) -> None:
     kernels = _loaded()
     for bucket in buckets:
         s = bucket.scalars
-        numbers = (s.scale, s.l2, s.decay, s.eps, s.clip, 1 - s.beta1, s.beta2, 1 - s.beta2, s.lr)
         with _on_device_of(bucket), dense(*bucket[:4]) as columns, _table(*columns) as table:
             if table.programs:
                 types = [kernels.TYPES[column[0].dtype] for column in columns[:3]]
                 kernels.update[(table.programs,)](
-                    table.rows, table.chunks, table.tensors, *numbers, *types, s.l2 != 0, **kernels.OPTIONS
+                    table.rows, table.chunks, table.tensors, *_numbers(s), *types, s.l2 != 0, **kernels.OPTIONS
                 )
         _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs)
+
+
+def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
+    """The same with results that are rounded as the bucket's storage says. One launch a bucket."""
+    types = _loaded().TYPES
+    from adopt_hf.backends import triton_rounded_kernels as kernels
+
+    for bucket in buckets:
+        s, (bits, block_size, round_param) = bucket.scalars, bucket.storage
+        if bits == 8:
+            of_row = tuple(layout(t.shape, block_size).columns for t in bucket.params)
+        else:
+            block_size, of_row = kernels.UNBLOCKED, tuple(t.numel() for t in bucket.params)
+        blocks = Blocks(block_size, kernels.CHUNK.value // block_size, of_row)
+        with (
+            _on_device_of(bucket),
+            dense(*bucket[:4], logically=True) as columns,
+            _table(*columns, bucket.scales, keys=bucket.keys, blocks=blocks) as table,
+        ):
+            if table.programs:
+                kernels.update_rounded[(table.programs,)](
+                    *(table.rows, table.chunks, table.tensors),
+                    *_numbers(s),
+                    *(types[column[0].dtype] for column in columns[:2]),
+                    *(s.l2 != 0, bits, block_size, round_param),
+                    **kernels.options(block_size),
+                )
+        _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs, bucket.scales)
 
 
 def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
@@ -111,7 +141,12 @@ def _loaded() -> ModuleType:
     return kernels
 
 
-def _on_device_of(bucket: Bucket | CapturableBucket) -> AbstractContextManager[object]:
+def _numbers(s: StepScalars) -> tuple[float, ...]:
+    """As the kernels take them."""
+    return s.scale, s.l2, s.decay, s.eps, s.clip, 1 - s.beta1, s.beta2, 1 - s.beta2, s.lr
+
+
+def _on_device_of(bucket: Bucket | CapturableBucket | RoundedBucket) -> AbstractContextManager[object]:
     """Launches, copies and allocations go to the current device."""
     device = bucket.params[0].device
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
@@ -127,47 +162,63 @@ def _written(*columns: list[Tensor]) -> None:
 
 
 class Table(NamedTuple):
-    """What the kernels are told of a bucket beside its numbers, on its device: see `triton_kernels.py`."""
+    """What the kernels are told of a bucket beside its numbers, on its device: see their modules."""
 
     tensors: int
     programs: int  # as many as chunks
-    rows: Tensor  # int64 of shape (7, tensors)
+    rows: Tensor  # int64 of shape (7, tensors), or (9, tensors) where results are rounded
     chunks: Tensor  # int32, one a chunk
     observed: Tensor  # int32, one a tensor; zero between steps
-    addresses: list[tuple[int, ...]]  # the rows of `rows` that can change, as they are now
+    changing: list[tuple[int, ...]]  # the rows of `rows` that can change, as they are now
     stream: int  # on which it is used
 
 
+class Blocks(NamedTuple):
+    """How tensors whose results are rounded are cut: in blocks, between rows and within them."""
+
+    size: int  # elements; the last of a row has fewer
+    a_chunk: int  # blocks
+    columns: tuple[int, ...]  # of each tensor: elements of a row
+
+    def chunks(self, sizes: tuple[int, ...]) -> list[int]:
+        """Of each tensor of so many elements."""
+        rows = [n // columns if n else 0 for n, columns in zip(sizes, self.columns, strict=True)]
+        blocks = [n * -(-columns // self.size) for n, columns in zip(rows, self.columns, strict=True)]
+        return [-(-n // self.a_chunk) for n in blocks]
+
+
 # By what cannot change; the table used last stands last. A table in use is not in here: a step that fails leaves none.
-_tables: dict[tuple[torch.device, int, tuple[int, ...], tuple[int, ...]], Table] = {}
+_tables: dict[tuple[torch.device, int, tuple[int, ...], tuple[int, ...], Blocks | None], Table] = {}
 
 # What a captured graph will copy from, each time that it is replayed: for good, since nobody says when it has ended.
 _captured: list[Tensor] = []
 
 
 @contextmanager
-def _table(*columns: list[Tensor]) -> Iterator[Table]:
-    """The table of a bucket, which holds the addresses that its tensors have now: theta, g, m, v, and maybe t.
+def _table(*columns: list[Tensor], keys: Sequence[int] = (), blocks: Blocks | None = None) -> Iterator[Table]:
+    """The table of a bucket, with the addresses that its tensors have now: theta, g, m, v, and maybe t, or scales.
 
     Under capture it belongs to the graph, which fills it at each replay, whatever else has become of that memory.
     """
     device = columns[0][0].device
     sizes = tuple(map(Tensor.numel, columns[0]))
-    addresses = [tuple(map(Tensor.data_ptr, column)) for column in columns]
+    changing = [tuple(map(Tensor.data_ptr, column)) for column in columns]
+    if blocks is not None:
+        changing[4:] = [changing[4] or (0,) * len(sizes), tuple(keys)]
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        captured, host = _new(sizes, addresses, device, stream)
+        captured, host = _new(sizes, changing, device, stream, blocks)
         _captured.append(host)
         yield captured
         return
-    key = (device, len(columns), sizes, addresses[0])
+    key = (device, len(columns), sizes, changing[0], blocks)
     table = _tables.pop(key, None)
     if table is None or table.stream != stream:  # of another stream: a kernel may still read it there
-        table, _ = _new(sizes, addresses, device, stream)
-    for row, numbers in enumerate(addresses):
-        if numbers != table.addresses[row]:  # at most steps, those of the gradients
+        table, _ = _new(sizes, changing, device, stream, blocks)
+    for row, numbers in enumerate(changing):
+        if numbers != table.changing[row]:  # at most steps, the addresses of the gradients, and the keys
             table.rows[row].copy_(_host(array("q", numbers), device), non_blocking=True)
-            table.addresses[row] = numbers
+            table.changing[row] = numbers
     yield table
     _tables[key] = table
     if len(_tables) > TABLES:
@@ -175,21 +226,27 @@ def _table(*columns: list[Tensor]) -> Iterator[Table]:
 
 
 def _new(
-    sizes: tuple[int, ...], addresses: list[tuple[int, ...]], device: torch.device, stream: int
+    sizes: tuple[int, ...],
+    changing: list[tuple[int, ...]],
+    device: torch.device,
+    stream: int,
+    blocks: Blocks | None = None,
 ) -> tuple[Table, Tensor]:
     """A new table, and the host memory that it is copied from."""
     chunk = _loaded().CHUNK.value
-    chunks = [-(-size // chunk) for size in sizes]
+    chunks = [-(-size // chunk) for size in sizes] if blocks is None else blocks.chunks(sizes)
     tensors, programs = len(sizes), sum(chunks)
     first = accumulate(chunks[:-1], initial=0)
-    rows = array("q", chain(*addresses, *[repeat(0, tensors)] * (5 - len(addresses)), sizes, first))
+    rows = array("q", chain(*changing, *[repeat(0, tensors)] * (5 - len(changing)), sizes, first))
+    rows.extend(blocks.columns if blocks is not None else ())
+    count = len(rows) // tensors
     of_tensor = array("i", chain.from_iterable(map(repeat, range(tensors), chunks)))
     of_tensor.extend([0] * (tensors + (programs + tensors) % 2))  # `observed`, and to whole words
     host = _host(array("q", rows.tobytes() + of_tensor.tobytes()), device)
     memory = host.to(device, non_blocking=True)
-    halves = memory[7 * tensors :].view(torch.int32)
+    halves = memory[count * tensors :].view(torch.int32)
     split = (halves[:programs], halves[programs : programs + tensors])
-    return Table(tensors, programs, memory[: 7 * tensors].view(7, tensors), *split, addresses, stream), host
+    return Table(tensors, programs, memory[: count * tensors].view(count, tensors), *split, changing, stream), host
 
 
 def _host(numbers: "array[int]", device: torch.device) -> Tensor:

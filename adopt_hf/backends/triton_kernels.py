@@ -34,19 +34,14 @@ TYPES = {
 
 
 @triton.jit
-def update_block(
-    p, g, m, v, at, mask, scale, l2, decay, eps, clip, rest1, beta2, rest2, lr,
+def equations(
+    theta, grad, exp_avg, exp_avg_sq, scale, l2, decay, eps, clip, rest1, beta2, rest2, lr,
     m_type: tl.constexpr, coupled: tl.constexpr,
 ):  # fmt: skip
-    """Equations (1) to (7) for the elements `at`, in the type of the moments.
+    """Equations (1) to (7): the new theta, m and v. All of them, and the numbers, are of the type of the moments.
 
     Comparisons instead of minimum, maximum and clamp, which would lose NaN. Roots and quotients are rounded correctly.
     """
-    theta = tl.load(p + at, mask=mask).to(m_type)
-    grad = tl.load(g + at, mask=mask).to(m_type)
-    exp_avg = tl.load(m + at, mask=mask)
-    exp_avg_sq = tl.load(v + at, mask=mask)
-
     grad = grad * scale  # (1)
     if coupled:  # with l2 == 0 too, 0*inf would be NaN
         grad = grad + l2 * theta
@@ -64,7 +59,22 @@ def update_block(
     exp_avg = exp_avg + rest1 * (u - exp_avg)  # (5)
     theta = theta - lr * exp_avg  # (6)
     exp_avg_sq = tl.where(new, grad * grad, beta2 * exp_avg_sq + rest2 * grad * grad)  # (7)
+    return theta, exp_avg, exp_avg_sq
 
+
+@triton.jit
+def update_block(
+    p, g, m, v, at, mask, scale, l2, decay, eps, clip, rest1, beta2, rest2, lr,
+    m_type: tl.constexpr, coupled: tl.constexpr,
+):  # fmt: skip
+    """The update of the elements `at`."""
+    theta = tl.load(p + at, mask=mask).to(m_type)
+    grad = tl.load(g + at, mask=mask).to(m_type)
+    exp_avg = tl.load(m + at, mask=mask)
+    exp_avg_sq = tl.load(v + at, mask=mask)
+    theta, exp_avg, exp_avg_sq = equations(
+        theta, grad, exp_avg, exp_avg_sq, scale, l2, decay, eps, clip, rest1, beta2, rest2, lr, m_type, coupled
+    )
     tl.store(p + at, theta.to(p.dtype.element_ty), mask=mask)  # to nearest, ties to even
     tl.store(m + at, exp_avg, mask=mask)
     tl.store(v + at, exp_avg_sq, mask=mask)
