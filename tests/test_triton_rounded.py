@@ -137,6 +137,7 @@ CASES = {
     "8 bits, several chunks": Case(Storage(8, 256, True), shapes=((9, 1000), (3, 300)), steps=1),
     "16 bits, several chunks": Case(Storage(16, 256, True), shapes=((9, 1001), (7,))),
     "8 bits, odd numbers": Case(Storage(8, 64, True), odd=(math.inf, math.nan, -math.inf, 3e38, 1e-30), steps=3),
+    "16 bits, v just above zero": Case(Storage(16, 64, True), odd=(1e-21,) * 40),
     "16 bits, odd numbers": Case(Storage(16, 64, True), odd=(math.inf, math.nan, -math.inf, 3e38, 1e-30), steps=3),
 }
 
@@ -241,6 +242,14 @@ def test_one_launch_a_bucket_and_autograd_is_told(kernels: Any, monkeypatch: pyt
     backend.step_rounded([RoundedBucket(*map(list, lists), [1, 2], Storage(8, 256, False), s), nothing])
     assert launched == [2]  # of 34 blocks, 32 a program
     assert [t._version > before for t, before in zip((p, g, *moments), versions, strict=True)] == [1, 0, 1, 1, 1]
+
+
+def test_auto_takes_it_for_what_is_rounded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "AUTO_ROUNDED", backends.AUTO_ROUNDED[1:])  # as on a GPU, where the first cannot run
+    assert backends.choose("auto", DEVICE, torch.bfloat16, rounded=True) is backends.TRITON
+    assert backends.choose("auto", DEVICE, torch.bfloat16, rounded=True, plain=False) is backends.REFERENCE
+    for capturable in (False, True):
+        assert backends.choose("auto", DEVICE, torch.bfloat16, capturable=capturable) is not backends.TRITON
 
 
 @pytest.mark.parametrize("options", [{"state_bits": 8}, {"state_bits": 16, "bf16_stochastic_round": True}], ids=str)

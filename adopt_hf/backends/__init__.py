@@ -42,6 +42,10 @@ TABLE = {
     "reference": (REFERENCE,),
 }
 
+# Where results are rounded "auto" does not wait for that measurement: on a GPU it would be left with the definition,
+# which is dozens of passes over memory, many of them of int64, and as many temporaries.
+AUTO_ROUNDED = (CPU, TRITON, REFERENCE)
+
 NAMES = tuple(TABLE)
 CAPTURABLE = Hyperparameter(bool, False)
 
@@ -73,7 +77,8 @@ def choose(
         RuntimeError: the one asked for by name cannot run there; the message says why.
     """
     reasons = []
-    for backend in TABLE[check_name(name)]:
+    table = TABLE | {"auto": AUTO_ROUNDED} if rounded else TABLE
+    for backend in table[check_name(name)]:
         reason = _why_not(backend, device, dtype, capturable, plain, rounded)
         if reason is None:
             return backend
@@ -81,7 +86,7 @@ def choose(
     allowed = [
         other
         for other in NAMES
-        if any(_why_not(backend, device, dtype, capturable, plain, rounded) is None for backend in TABLE[other])
+        if any(_why_not(backend, device, dtype, capturable, plain, rounded) is None for backend in table[other])
     ]
     raise RuntimeError(
         f"backend={name!r} cannot run on {device.type} tensors of {dtype}: {'; '.join(reasons)}. "
