@@ -1,0 +1,58 @@
+"""benchmarks.low_bits and benchmarks.state_formats: real runs at toy size, and the docs are what the results give."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import low_bits, state_formats
+from benchmarks.fresh import ROOT
+from benchmarks.low_bits import BEGIN, END, PAGE, RESULTS
+
+
+@pytest.mark.slow
+def test_real_runs(tmp_path: Path) -> None:
+    page, results = tmp_path / "page.md", tmp_path / "rows.jsonl"
+    page.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    variants = ["ADOPT", "ADOPT, 8 bits", "ADOPT, bf16 parameters, stochastic"]
+    command = [sys.executable, "-m", "benchmarks.low_bits", "--recipes", "gpt2", "--seeds", "0", "--max_steps", "4"]
+    command += ["--variants", *variants, "--folder", str(tmp_path / "runs"), "--results", str(results)]
+    command += ["--page", str(page), "--plot", str(tmp_path / "plot.png")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=500)
+    rows = {row["settings"]["variant"]: row["result"] for row in map(json.loads, results.read_text().splitlines())}
+    assert list(rows) == variants
+    assert all(4 < row["eval_loss"] < 8 for row in rows.values())
+    assert rows["ADOPT, 8 bits"]["state_bytes"] < 0.55 * rows["ADOPT"]["state_bytes"]
+    assert rows["ADOPT, bf16 parameters, stochastic"]["parameters_bytes"] < 0.6 * rows["ADOPT"]["parameters_bytes"]
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert all(f"| {variant} |" in text for variant in variants)
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_the_docs_are_the_results() -> None:
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    assert {row["settings"]["seed"] for row in rows} == {0, 1, 2}
+    text = PAGE.read_text()
+    assert low_bits.inserted(text, low_bits.report(rows)) == text
+
+
+def test_a_page_without_markers_is_an_error() -> None:
+    with pytest.raises(ValueError, match="lacks the markers"):
+        low_bits.inserted("nothing", "new")
+
+
+def test_formats_tell_nearest_from_stochastic() -> None:
+    cells = state_formats.measure("stationary", 300)
+    octaves = {name: float(cell.split(";")[0]) for name, cell in cells.items()}
+    assert octaves["decaying scale, 2 to 5 bits (`state_bits=8`)"] < 0.3
+    assert octaves["dynamic 8-bit map, nearest"] > 0.6
+    assert octaves["bfloat16, stochastic (`state_bits=16`)"] < octaves["bfloat16, nearest"]
+
+
+def test_the_docs_have_every_format() -> None:
+    text = state_formats.PAGE.read_text()
+    assert all(f"| {name} |" in text for name in state_formats.formats())
