@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Threads that wait by spinning slow each other down twenty times where something else shares the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 # Two workers, a file of tests each: most of a test's time is one process's.
-PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo demo-instruct paper test test-slow test-distributed test-distributed-docs check bench bench-train bench-low-bits bench-report

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from benchmarks.peers import OURS, PEERS
+from benchmarks.peers import EIGHT_BITS, OURS, PEERS
 
 LARGE = 124_000_000  # elements from which on a GPU's step should run at the speed of a copy
 
@@ -51,9 +51,9 @@ def _to_deepspeed(case: Case) -> float | None:
     return None if theirs is None else round(1 / theirs, 2)
 
 
-def _theirs(peer: str, case: Case) -> float | None:
+def _theirs(peer: str, digits: int, case: Case) -> float | None:
     value = _median(case["rows"].get(peer) or {}, "to_ours")
-    return None if value is None else round(value, 1)
+    return None if value is None else round(value, digits)
 
 
 def _number(key: str, factor: float, digits: int, case: Case) -> float | None:
@@ -67,7 +67,7 @@ def _others(limit: float) -> list[Goal]:
     return [
         Goal(
             f"{PEERS[name].title} / ours >= {limit:g}",
-            partial(_theirs, name),
+            partial(_theirs, name, 1),
             limit,
             at_least=True,
             form="{:.1f}",
@@ -85,6 +85,7 @@ GOALS: dict[str, list[Goal]] = {
         Goal("x DeepSpeedCPUAdam <= 1.00", _to_deepspeed, limit=1.0),
         Goal("x stream <= 1.10", partial(_to, "to_floor"), limit=1.1),
         TEMPORARIES,
+        Goal("8-bit moments / ours <= 1.30", partial(_theirs, EIGHT_BITS, 2), limit=1.3),
         *_others(8),
     ],
     "cuda": [
@@ -99,6 +100,7 @@ GOALS: dict[str, list[Goal]] = {
         ),
         Goal("launches a group <= 3", partial(_number, "launches", 1, 1), limit=3, form="{:g}"),
         TEMPORARIES,
+        Goal("8-bit moments / ours <= 1.00", partial(_theirs, EIGHT_BITS, 2), limit=1.0),
         *_others(3),
     ],
 }

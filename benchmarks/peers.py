@@ -19,6 +19,7 @@ BF16_STATE = "With bf16 parameters its moments are bf16 too: it moves 14 bytes a
 
 BASELINE = "adamw-fused"
 OURS = "adopt_hf"
+EIGHT_BITS = "adopt_hf-8bit"
 
 
 class Peer(NamedTuple):
@@ -34,11 +35,11 @@ class Peer(NamedTuple):
     compiles: bool = False  # anew for every list of tensors, some minutes for hundreds of them
 
 
-def _ours(backend: str) -> Callable[[list[Tensor]], Optimizer]:
+def _ours(backend: str, state_bits: int = 32) -> Callable[[list[Tensor]], Optimizer]:
     def make(params: list[Tensor]) -> Optimizer:
         import adopt_hf
 
-        return adopt_hf.ADOPT(params, **ALIKE, backend=backend)
+        return adopt_hf.ADOPT(params, **ALIKE, backend=backend, state_bits=state_bits)
 
     return make
 
@@ -100,6 +101,8 @@ PEERS: dict[str, Peer] = {
     "adopt_hf-fused": Peer("adopt_hf, fused", _ours("fused")),
     "adopt_hf-foreach": Peer("adopt_hf, foreach", _ours("foreach")),
     "adopt_hf-reference": Peer("adopt_hf, reference", _ours("reference")),
+    "adopt_hf-16bit": Peer("adopt_hf, 16-bit moments", _ours("fused", 16)),
+    EIGHT_BITS: Peer("adopt_hf, 8-bit moments", _ours("fused", 8)),
     BASELINE: Peer("torch AdamW, fused", _adamw(fused=True), bf16_note=BF16_STATE),
     "adamw-foreach": Peer("torch AdamW, foreach", _adamw(foreach=True), bf16_note=BF16_STATE),
     "adamw-single": Peer("torch AdamW, single-tensor", _adamw(foreach=False), bf16_note=BF16_STATE),

@@ -5,7 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
+
+
+def shared_home(factory: pytest.TempPathFactory) -> Path:
+    """A home for the commands that read the standard library's source: it is cut into tokens once for all of them."""
+    base = factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "home"
+    home.mkdir(exist_ok=True)
+    return home
 
 
 def call(experiment: str, *argv: object, home: Path) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from examples.paper import gpt2, gpt2_curves
 from examples.paper.spikes import HEIGHT, smoothed, spikes, standard_error
-from tests.examples.paper_command import call
+from tests.examples.paper_command import call, shared_home
 
 FALLING = [3 + 4 * math.exp(-step / 30) for step in range(200)]
 
@@ -153,9 +153,18 @@ def test_the_recipes_modules_are_not_left_behind() -> None:
     assert str(gpt2.RECIPE) not in sys.path
 
 
-def test_the_command_at_toy_size(tmp_path: Path) -> None:
+def test_the_command_at_toy_size(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     toy = ["--set", "max_steps=12", "warmup_steps=2", "n_embd=8", "block_size=8", "eval_steps=6", "seed=0"]
-    result = call("gpt2_curves", "--quick", "--workers", 1, "--folder", tmp_path / "runs", *toy, home=tmp_path)
+    result = call(
+        "gpt2_curves",
+        "--quick",
+        "--workers",
+        1,
+        "--folder",
+        tmp_path / "runs",
+        *toy,
+        home=shared_home(tmp_path_factory),
+    )
     assert result.returncode == 0, result.stderr
     rows = [json.loads(file.read_text()) for file in (tmp_path / "runs" / "gpt2_curves").glob("*.json")]
     assert len(rows) == 6

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from examples.paper import sensitivity
-from tests.examples.paper_command import call
+from tests.examples.paper_command import call, shared_home
 
 PARTS = sensitivity.parts(quick=True)
 
@@ -109,10 +109,19 @@ def test_what_diverged(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_at_toy_size(tmp_path: Path) -> None:
+def test_the_command_at_toy_size(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One cell of the grid with its lines: eps and clip exponent, which must make different runs."""
     toy = ["--set", "max_steps=20", "warmup_steps=2", "n_embd=8", "block_size=8", "lr=0.01", "beta2=0.99", "seed=0"]
-    result = call("sensitivity", "--quick", "--workers", 1, "--folder", tmp_path / "runs", *toy, home=tmp_path)
+    result = call(
+        "sensitivity",
+        "--quick",
+        "--workers",
+        1,
+        "--folder",
+        tmp_path / "runs",
+        *toy,
+        home=shared_home(tmp_path_factory),
+    )
     assert result.returncode == 0, result.stderr
     rows = [json.loads(file.read_text()) for file in (tmp_path / "runs" / "sensitivity").glob("*.json")]
     assert len(rows) == 7
