@@ -41,6 +41,24 @@ def pieces(partition: Partition, block_size: int) -> Iterator[Piece]:
             first_block += -(-stretch.numel // block_size)
 
 
+def check_scales(
+    p: Tensor, state: dict[str, Any], partition: Partition | None, block_size: int, what: str = "the state"
+) -> None:
+    """Raise ValueError if the codes and scales of 8-bit moments are not those of `p` in blocks of this size."""
+    if partition is None:
+        where = quantization.layout(p.shape, block_size)
+        blocks = (where.rows, where.blocks, 3)
+    else:
+        blocks = (1, sum(-(-piece.numel // block_size) for piece in pieces(partition, block_size)), 3)
+    expected = {"exp_avg_codes": (p.shape, torch.uint8), "exp_avg_sq_codes": (p.shape, torch.uint8)}
+    for name, (shape, dtype) in (expected | {"scales": (torch.Size(blocks), torch.float32)}).items():
+        if state[name].shape != shape or state[name].dtype != dtype:
+            raise ValueError(
+                f"{what} of a parameter of shape {tuple(p.shape)} has {name} of shape {tuple(state[name].shape)} and "
+                f"{state[name].dtype}; with block_size={block_size} it must be {tuple(shape)} and {dtype}"
+            )
+
+
 def bits_of(state: dict[str, Any]) -> int:
     """In how many bits the moments are."""
     if "scales" in state:

@@ -1,6 +1,6 @@
 """The optimizer: torch's interface, its hyperparameters, the dispatch of a step to backends, and loading."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from adopt_hf import algorithm, backends, moments, rounding, states, storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.partition import Partition
-from adopt_hf.plan import Plan
+from adopt_hf.plan import Plan, shard_of
 
 DEFAULTS: dict[str, Any] = {
     "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
@@ -170,9 +170,14 @@ class ADOPT(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._update()
+        return loss
+
+    def _update(self, groups: Sequence[dict[str, Any]] | None = None, first: int = 0) -> None:
+        """Update all parameters that have a gradient, or those of `groups`, which are numbered from `first` on."""
         from adopt_hf.untraced import count_steps, plan_of, step_rounded
 
-        plan: Plan = plan_of(self, compiling=torch.compiler.is_compiling())
+        plan: Plan = plan_of(self, torch.compiler.is_compiling(), groups, first)
         for backend, buckets in plan.buckets.items():
             backend.step(buckets)
         if plan.rounded:
@@ -181,7 +186,6 @@ class ADOPT(Optimizer):
             assert backend.step_capturable is not None  # it would not have been chosen
             backend.step_capturable(capturable)
         count_steps(plan)
-        return loss
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -222,8 +226,9 @@ class ADOPT(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` returned: this optimizer's, an earlier version's, torch-adopt's or timm Adopt's.
 
-        Moments of 16-bit parameters stay float32 (torch alone would cast them). `backend` is kept as it is here, and
-        so is every hyperparameter that the saved group lacks.
+        Moments of 16-bit parameters stay float32 (torch alone would cast them). How things are computed and stored
+        (`backend`, `capturable`, `state_bits`, `block_size`, `bf16_stochastic_round`) is kept as it is here, and so is
+        every hyperparameter that the saved group lacks.
 
         Raises:
             ValueError: the state is Adam's, uses something that ADOPT here does not have, has a hyperparameter outside
@@ -283,6 +288,15 @@ class ADOPT(Optimizer):
                         "full_state_dict=True makes one"
                     )
         states.check_blocks(saved, self.param_groups)
+        sizes = {
+            i: group.get("block_size", DEFAULTS["block_size"])
+            for group in saved["param_groups"]
+            for i in group["params"]
+        }
+        for saved_id, p in self._pairs(groups):
+            if "scales" in (state.get(saved_id) or {}):
+                what = f"the saved state (parameter {saved_id})"
+                moments.check_scales(p, state[saved_id], self.partitions.get(p), sizes[saved_id], what)
         return saved | {"param_groups": groups, "state": state}
 
     def _bring_into_form(self, p: Tensor, number: int, block_size: int) -> None:
@@ -295,7 +309,7 @@ class ADOPT(Optimizer):
             before += len(group["params"])
         partition, state = self.partitions.get(p), self.state[p]
         wanted = storage.storage_of(p, group, position, is_flat=partition is not None)
-        key = rounding.key((group["seed"], number, int(state["step"])))
+        key = rounding.key((group["seed"], number, *shard_of(p), int(state["step"])))
         if "scales" not in state or wanted.bits != 8:
             moments.bring_into_form(p, state, wanted, partition, key, block_size)
 

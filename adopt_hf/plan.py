@@ -74,6 +74,7 @@ def make_plan(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     compiling: bool,
+    first: int = 0,
 ) -> Plan:
     """The plan for all parameters that have a gradient.
 
@@ -84,6 +85,7 @@ def make_plan(
         grad_scale: what a GradScaler's gradients are too large by, one element, or None: 1.
         found_inf: not zero where a gradient is not finite: then nothing is to be updated; one element, or None: 0.
         compiling: under `torch.compile`, where the numbers that change from step to step are tensors.
+        first: the number of the first parameter among all of the optimizer.
 
     Raises:
         RuntimeError: a gradient is sparse, or a backend asked for by name cannot run; no parameter has been changed.
@@ -95,7 +97,7 @@ def make_plan(
 
     _check(groups, partitions)
     plan = Plan(defaultdict(list), defaultdict(list), defaultdict(list), [], [])
-    for kind, members in _by_kind(groups, states, partitions).items():
+    for kind, members in _by_kind(groups, states, partitions, first).items():
         group, rounded = groups[kind.group], not kind.storage.is_plain
         name, capturable = "reference" if compiling and not rounded else group["backend"], group["capturable"]
         backend = backends.choose(
@@ -147,10 +149,11 @@ def _by_kind(
     groups: Sequence[dict[str, Any]],
     states: MutableMapping[Tensor, dict[str, Any]],
     partitions: Mapping[Tensor, Partition],
+    first: int,
 ) -> dict[Kind, Members]:
     dtypes = _StateDtypes()
     by_key: dict[tuple[Any, ...], Members] = defaultdict(lambda: Members([], [], ([], [], [], []), [], []))
-    before = 0  # parameters of the groups that lie behind
+    before = first  # parameters that lie behind
     for index, group in enumerate(groups):
         plain_storage = Storage(32, group["block_size"], False)
         all_plain = group["state_bits"] == 32 and not group["bf16_stochastic_round"]
@@ -186,6 +189,7 @@ def _by_kind(
             vs.append(v)
             numbers.append(number)
             if bits == 8:
+                moments.check_scales(p, state, partition, group["block_size"])
                 scales.append(_local_real(state["scales"]))
         before += len(group["params"])
     return {Kind(*key): members for key, members in by_key.items()}
@@ -207,7 +211,7 @@ def _bring_into_form(
     group: Mapping[str, Any],
     number: int,
 ) -> None:
-    key = rounding.key((group["seed"], number, int(state["step"])))
+    key = rounding.key((group["seed"], number, *shard_of(p), int(state["step"])))
     moments.bring_into_form(p, state, storage, partition, key)
 
 
@@ -257,6 +261,11 @@ def _of_flat(members: Members, kind: Kind, partitions: Mapping[Tensor, Partition
                 piece.scales_of(members.scales[i], kind.storage.block_size) for piece in updated
             ]
             yield Updated(t, (theta, g, m, v), scales, [(partition.number, piece.tensor) for piece in updated])
+
+
+def shard_of(p: Tensor) -> tuple[int, ...]:
+    """As `_shard`, of a parameter."""
+    return _shard((p.device_mesh, p.placements) if isinstance(p, DTensor) else None)
 
 
 def _shard(sharding: Any) -> tuple[int, ...]:

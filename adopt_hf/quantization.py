@@ -65,7 +65,7 @@ class Layout(NamedTuple):
 
     def whole(self, t: Tensor, shape: torch.Size) -> Tensor:
         """Back from (rows, blocks, block_size) to a tensor's shape."""
-        return t.reshape(self.rows, -1)[:, : self.columns].reshape(shape)
+        return t.reshape(self.rows, self.blocks * self.block_size)[:, : self.columns].reshape(shape)
 
 
 def layout(shape: torch.Size, block_size: int) -> Layout:

@@ -12,7 +12,10 @@ from adopt_hf import algorithm, moments
 FOREIGN_IMPLEMENTATION = {"foreach", "fused", "capturable", "max_lr_snapshot"}
 # What the groups of Adam, NAdam, RAdam and DeepSpeed's and apex's fused Adam have.
 OF_ADAM = {"amsgrad", "momentum_decay", "decoupled_weight_decay", "bias_correction"}
-KEPT = ("backend", "capturable", "state_bits", "block_size", "float32_state")  # as they are here, or are not
+KEPT = (  # as they are here, or are not
+    *("backend", "capturable"),
+    *("state_bits", "block_size", "float32_state", "bf16_stochastic_round"),
+)
 FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
 
 

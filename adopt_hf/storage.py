@@ -23,7 +23,6 @@ OPTIONS = {  # of a param group
     "bf16_stochastic_round": Hyperparameter(bool, False),
     "seed": Hyperparameter(int, 0, high=2.0**63),
 }
-HERE = ("state_bits", "block_size")  # a load keeps these as they are, and brings the state into that form
 MARK = "adopt_float32_state"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -65,11 +64,7 @@ def check(group: Mapping[str, Any]) -> None:
         what = "bf16_stochastic_round=True" if bits == 32 else f"state_bits={bits}"
         raise ValueError(f"{what} cannot be combined with capturable=True: its random bits are made on the host")
     for p in group["params"]:
-        if bits < 32 and p.dtype not in DTYPES:
-            allowed = ", ".join(map(str, DTYPES))
-            raise ValueError(
-                f"state_bits={bits} takes parameters of {allowed}, got {p.dtype} of shape {tuple(p.shape)}"
-            )
+        _check_dtype(p, bits)
 
 
 def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool) -> Storage:
@@ -77,7 +72,13 @@ def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool
 
     Args:
         is_flat: it holds the tensors of the group, and no position means anything.
+
+    Raises:
+        ValueError: somebody has changed an option of the group, or cast the parameter, to what cannot be.
     """
+    for name in ("state_bits", "block_size"):
+        OPTIONS[name].check(name, group[name])
+    _check_dtype(p, group["state_bits"])
     round_param = group["bf16_stochastic_round"] and p.dtype == torch.bfloat16
     bits = group["state_bits"]
     if (
@@ -87,6 +88,12 @@ def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool
     ):
         bits = 32
     return Storage(bits, group["block_size"], round_param)
+
+
+def _check_dtype(p: Tensor, bits: int) -> None:
+    if bits < 32 and p.dtype not in DTYPES:
+        allowed = ", ".join(map(str, DTYPES))
+        raise ValueError(f"state_bits={bits} takes parameters of {allowed}, got {p.dtype} of shape {tuple(p.shape)}")
 
 
 def _can_be_blocked(p: Tensor, block_size: int) -> bool:

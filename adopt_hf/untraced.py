@@ -4,7 +4,8 @@ Imported when a step is made and not with the package: `torch.compiler.disable` 
 second and changes how a process ends. What is given is as little as can be, since Dynamo guards on all of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -14,12 +15,14 @@ from adopt_hf.optimizer import ADOPT
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def plan_of(optimizer: ADOPT, compiling: bool) -> plan.Plan:
-    """The plan of the optimizer's next step."""
+def plan_of(
+    optimizer: ADOPT, compiling: bool, groups: Sequence[dict[str, Any]] | None = None, first: int = 0
+) -> plan.Plan:
+    """The plan of the optimizer's next step, or of what `groups` have of it, the parameters from number `first` on."""
     # A GradScaler puts the last two there.
     scaled = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-    groups, states, partitions = optimizer.param_groups, optimizer.state, optimizer.partitions
-    return plan.make_plan(groups, states, partitions, *scaled, compiling=compiling)
+    groups, states, partitions = groups or optimizer.param_groups, optimizer.state, optimizer.partitions
+    return plan.make_plan(groups, states, partitions, *scaled, compiling=compiling, first=first)
 
 
 count_steps = torch.compiler.disable(plan.count_steps)

@@ -150,3 +150,50 @@ def test_a_pickle_works_on() -> None:
         optimizer.step()
     assert any(not torch.equal(before[name], t) for name, t in module.state_dict().items())
     assert all(p.grad is None for p in module.parameters())
+
+
+def test_what_is_unfrozen_later_is_updated_once_a_step() -> None:
+    results = []
+    for cls in (ADOPT, LayerwiseADOPT):
+        module = model()
+        module[3].weight.requires_grad_(False)
+        optimizer = cls(module.parameters(), lr=0.05)
+        train(module, optimizer, 0, 2)
+        module[3].weight.requires_grad_(True)
+        train(module, optimizer, 2, 6)
+        assert optimizer.state[module[3].weight]["step"] == 4
+        results.append(module)
+    assert all(map(torch.equal, results[0].parameters(), results[1].parameters()))
+
+
+def test_an_interrupted_backward() -> None:
+    module = model()
+    optimizer = LayerwiseADOPT(module.parameters(), lr=0.05)
+    handle = module[0].weight.register_hook(lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loss(module, 0).backward()
+    handle.remove()
+    with pytest.raises(RuntimeError, match=r"interrupted call the optimizer's zero_grad\(\)"):
+        loss(module, 1).backward()
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in module.parameters())
+    train(module, optimizer, 2, 4)
+
+
+def test_a_grad_scaler_is_an_error() -> None:
+    module = model()
+    optimizer = LayerwiseADOPT(module.parameters())
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(loss(module, 0)).backward()
+    with pytest.raises(RuntimeError, match="gradients of the scaled loss: use bfloat16"):
+        scaler.step(optimizer)
+
+
+def test_step_hooks_run_once_a_step() -> None:
+    ADOPT(model().parameters())
+    module = model()
+    optimizer = LayerwiseADOPT(module.parameters())
+    calls: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    train(module, optimizer, 0, 3)
+    assert len(calls) == 3

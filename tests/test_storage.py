@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from adopt_hf import ADOPT, keep_float32, param_groups
 from adopt_hf.backends.cpu import why_not
 from adopt_hf.moments import CODES, bits_of
-from adopt_hf.quantization import Quantized, dequantize
+from adopt_hf.quantization import Quantized, dequantize, quantize
 
 CPU_KERNEL = why_not(torch.device("cpu"), torch.float32)
 needs_kernel = pytest.mark.skipif(CPU_KERNEL is not None, reason=f"takes minutes without the CPU kernel: {CPU_KERNEL}")
@@ -191,7 +191,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(form: dict[str, Any], dtype: tor
     train(optimizer, whole, 6, 12)
 
     resumed = [nn.Parameter(w) for w in weights]
-    again = ADOPT(resumed, lr=1.0, state_bits=form.get("state_bits", 32), block_size=form.get("block_size", 256))
+    again = ADOPT(resumed, lr=1.0, **form)
     half.seek(0)
     again.load_state_dict(torch.load(half, weights_only=True))
     train(again, resumed, 6, 12)
@@ -360,3 +360,66 @@ def test_under_compile() -> None:
         results.append(params)
     for p, q in zip(*results, strict=True):
         assert torch.equal(p, q)
+
+
+# -- what somebody changes in mid-run ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_model_cast_to_float64_is_an_error(bits: int) -> None:
+    params = parameter()
+    optimizer = ADOPT(params, state_bits=bits)
+    train(optimizer, params, 0, 2)
+    params[0].data = params[0].data.double()
+    params[0].grad = None
+    params[0].grad = torch.randn(64, 128, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"state_bits={bits} takes parameters of .* got torch.float64"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("block_size", "message"), [(64, "with block_size=64 it must be"), (100, "must be one of 64")])
+def test_another_block_size_in_mid_run_is_an_error(block_size: int, message: str) -> None:
+    params = parameter()
+    optimizer = ADOPT(params, state_bits=8)
+    train(optimizer, params, 0, 2)
+    before = params[0].detach().clone()
+    optimizer.param_groups[0]["block_size"] = block_size
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert torch.equal(params[0], before)
+
+
+def test_scales_of_another_shape_are_an_error() -> None:
+    params = parameter()
+    optimizer = ADOPT(params, state_bits=8, block_size=64)
+    train(optimizer, params, 0, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["scales"] = saved["state"][0]["scales"][:, :1].clone()
+    other = ADOPT(parameter(), state_bits=8, block_size=64)
+    with pytest.raises(ValueError, match=r"has scales of shape \(64, 1, 3\) .* it must be \(64, 2, 3\)"):
+        other.load_state_dict(saved)
+    assert not other.state
+    params[0].data = params[0].data.view(128, 64)
+    params[0].grad = None
+    params[0].grad = torch.randn(128, 64)
+    with pytest.raises(ValueError, match="has exp_avg_codes of shape"):
+        optimizer.step()
+
+
+def test_how_parameters_are_rounded_is_kept_by_a_load() -> None:
+    params = parameter(torch.bfloat16)
+    optimizer = ADOPT(params)
+    train(optimizer, params, 0, 2)
+    other = ADOPT(parameter(torch.bfloat16), bf16_stochastic_round=True, seed=3)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["bf16_stochastic_round"]
+    assert other.param_groups[0]["seed"] == 0  # of the run that goes on
+
+
+def test_empty_tensors() -> None:
+    for bits in (8, 16, 32):
+        p = nn.Parameter(torch.zeros(0, 300))
+        optimizer = ADOPT([p, *parameter()], state_bits=bits)
+        train(optimizer, optimizer.param_groups[0]["params"], 0, 2)
+    empty = torch.zeros(0, 300)
+    assert dequantize(quantize(empty, empty, 256, 1), 256)[0].shape == (0, 300)

@@ -109,6 +109,7 @@ def _layerwise(args: "TrainingArguments") -> type[ADOPT]:
         f"{args.world_size} processes: start one": args.world_size > 1,
         "several GPUs in one process: set CUDA_VISIBLE_DEVICES to one of them": args.n_gpu > 1,
         "fp16, whose gradients are scaled: use bf16": args.fp16,
+        "auto_find_batch_size, which goes on after half a backward(): set the batch size": args.auto_find_batch_size,
         "DeepSpeed: leave it out": bool(args.deepspeed),
         "FSDP: leave it out": bool(args.fsdp),
     }
