@@ -283,6 +283,7 @@ def test_the_groups_are_those_of_pefts_function(name: str, tmp_path: Path) -> No
         loraplus_lr_embedding=1e-3,
         loraplus_weight_decay=WEIGHT_DECAY,
         decouple=True,
+        seed=42,  # the Trainer's own
     )
 
     def plain(group: dict[str, Any]) -> dict[str, Any]:
