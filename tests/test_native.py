@@ -4,6 +4,7 @@ Each test runs processes of its own, with a cache folder and an environment of i
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,25 @@ ADOPT([p], backend="fused").step()
 
 KEPT = """
 print(next(line.split()[-1] for line in open("/proc/self/maps") if "cpu-" in line))
+"""
+LOW_BITS = """
+import hashlib, torch
+from adopt_hf import ADOPT
+torch.manual_seed(0)
+params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((64, 300), (5000,), (33, 257), (4097,))]
+optimizer = ADOPT(params, lr=1e-2, backend="fused", state_bits=8, weight_decay=0.1)
+for t in range(6):
+    for p in params:
+        p.grad = torch.randn(p.shape) * torch.rand(p.shape).exp2()
+        p.grad[::5] = 0
+        if t == 4:
+            p.grad.flatten()[3] = torch.inf
+    optimizer.step()
+found = hashlib.sha256()
+for p in params:
+    for tensor in (p.detach(), *optimizer.state[p].values()):
+        found.update(tensor.numpy().tobytes())
+print(found.hexdigest())
 """
 HIDDEN = ("CC", "TRITON_INTERPRET")  # under the latter the Triton kernel takes CPU tensors
 
@@ -183,3 +203,8 @@ def test_the_library_is_kept_by_compiler_and_options_and_links_nothing_of_python
     linked = subprocess.check_output(["ldd", str(library)], text=True)
     assert "libc" in linked
     assert not any(name in linked for name in ("python", "torch", "gomp"))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="switches off instructions of x86")
+def test_8_bit_moments_are_the_same_without_wide_vectors(tmp_path: Path) -> None:
+    assert run(LOW_BITS, tmp_path / "narrow", CC="cc -mno-avx2") == run(LOW_BITS, tmp_path / "native")

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "cpu_numbers.h"
+#include "cpu_vectors.h"
 
 enum { MAX_THREADS = 256 };
 
@@ -30,6 +31,17 @@ static int64_t chunks_of(int64_t elements, int64_t chunk) { return (elements + c
 
 // -- the update of a stretch of one tensor --------------------------------------------------------------------------
 
+// What the equations ask of their numbers, which are floats, doubles, or vectors of floats (cpu_vectors.h).
+static inline float all_float(float x) { return x; }
+static inline double all_double(double x) { return x; }
+
+#define LARGER_float(a, b) ((a) > (b) ? (a) : (b))
+#define SMALLER_float(a, b) ((a) < (b) ? (a) : (b))
+#define SELECT_float(which, a, b) ((which) ? (a) : (b))
+#define LARGER_double LARGER_float
+#define SMALLER_double SMALLER_float
+#define SELECT_double SELECT_float
+
 // x, or 0 where `keep` is 0: by bits, since compilers make two branches of a condition, each with all that follows.
 static inline float keep_float(int keep, float x) { return as_float(as_bits(x) & -(uint32_t)keep); }
 static inline double keep_double(int keep, double x) {
@@ -40,37 +52,46 @@ static inline double keep_double(int keep, double x) {
     return x;
 }
 
-#define NUMBERS(REAL)                                                                                         \
-    const REAL scale = (REAL)s->scale, l2 = (REAL)s->l2, decay = (REAL)s->decay, eps = (REAL)s->eps,          \
-               clip = (REAL)s->clip, rest1 = (REAL)(1 - s->beta1), beta2 = (REAL)s->beta2,                    \
-               rest2 = (REAL)(1 - s->beta2), lr = (REAL)s->lr;                                                \
-    const int coupled = l2 != 0;
+#define NUMBERS_OF_U_AND_V(REAL, ELEMENT)                                                                     \
+    const REAL scale = all_##REAL((ELEMENT)s->scale), l2 = all_##REAL((ELEMENT)s->l2),                        \
+               eps = all_##REAL((ELEMENT)s->eps), clip = all_##REAL((ELEMENT)s->clip),                        \
+               beta2 = all_##REAL((ELEMENT)s->beta2), rest2 = all_##REAL((ELEMENT)(1 - s->beta2));
 
-// The new theta, m and v from theta, g, m and v. Comparisons instead of fmin and fmax, which would lose NaN. `l2` is
-// compared outside the loop: 0*inf is NaN. A root is 0 where v is, and asking it instead saves reading v again.
-// SEEN is that, or 1 where all of v is known to be above zero.
-#define EQUATIONS(REAL, SQRT, SEEN)                                                                           \
+#define NUMBERS_OF_THETA_AND_M(REAL, ELEMENT)                                                                 \
+    const REAL decay = all_##REAL((ELEMENT)s->decay), rest1 = all_##REAL((ELEMENT)(1 - s->beta1)),            \
+               lr = all_##REAL((ELEMENT)s->lr);
+
+// The update u and the new v from theta, g and v. Comparisons instead of fmin and fmax, which would lose NaN. Whether
+// there is an l2 is asked, since 0*inf is NaN, but outside the loop. A root is 0 where v is, and asking it instead
+// saves reading v again; SEEN is that, or true where all of v is known to be above zero.
+#define U_AND_V(REAL, SQRT, SEEN)                                                                             \
     g = g * scale;                                                               /* (1) */                    \
     if (coupled) g = g + l2 * theta;                                                                          \
     REAL root = SQRT(v);                                                                                      \
-    int seen = SEEN;                                                             /* (2) */                    \
-    theta = theta * decay;                                                       /* (3) */                    \
-    REAL u = g / (root < eps ? eps : root);                                      /* (4) */                    \
-    u = u < -clip ? -clip : u;                                                                                \
-    u = u > clip ? clip : u;                                                                                  \
+    const __typeof__(root != 0) seen = SEEN;                                     /* (2) */                    \
+    REAL u = g / LARGER_##REAL(eps, root);                                       /* (4) */                    \
+    u = LARGER_##REAL(-clip, u);                                                                              \
+    u = SMALLER_##REAL(clip, u);                                                                              \
     u = keep_##REAL(seen, u);                                                                                 \
-    m = m + rest1 * (u - m);                                                     /* (5) */                    \
-    theta = theta - lr * m;                                                      /* (6) */                    \
     REAL next = beta2 * v + rest2 * g * g, first = g * g;                        /* (7) */                    \
-    v = seen ? next : first;
+    v = SELECT_##REAL(seen, next, first);
+
+// The new theta and m from theta, u and m.
+#define THETA_AND_M                                                                                            \
+    theta = theta * decay;                                                       /* (3) */                    \
+    m = m + rest1 * (u - m);                                                     /* (5) */                    \
+    theta = theta - lr * m;                                                      /* (6) */
 
 #define UPDATE(NAME, P, G, REAL, SQRT)                                                                        \
     static void NAME##_stretch(P *restrict p, const G *restrict gs, REAL *restrict ms, REAL *restrict vs,     \
                                int64_t n, const Scalars *s) {                                                 \
-        NUMBERS(REAL)                                                                                         \
+        NUMBERS_OF_U_AND_V(REAL, REAL)                                                                        \
+        NUMBERS_OF_THETA_AND_M(REAL, REAL)                                                                    \
+        const int coupled = l2 != 0;                                                                          \
         _Pragma("GCC unroll 4") for (int64_t i = 0; i < n; i++) {                                             \
             REAL theta = load_##P(p[i]), g = load_##G(gs[i]), m = ms[i], v = vs[i];                           \
-            EQUATIONS(REAL, SQRT, root != 0)                                                                     \
+            U_AND_V(REAL, SQRT, root != 0)                                                                    \
+            THETA_AND_M                                                                                       \
             p[i] = store_##P(theta);                                                                          \
             ms[i] = m;                                                                                        \
             vs[i] = v;                                                                                        \
@@ -106,106 +127,186 @@ static const Update UPDATES[4][4] = {  // by the types of theta and g
 
 #include "cpu_rounded.h"
 
-static void load_theta(float *restrict out, const char *p, int32_t type, int64_t n) {
+static const float *floats_of(float *restrict copy, const char *x, int32_t type, int64_t n) {  // in x or in copy
+    if (type == 0) return (const float *)x;
     if (type == 1)
-        for (int64_t i = 0; i < n; i++) out[i] = load_bfloat16(((const bfloat16 *)p)[i]);
+        for (int64_t i = 0; i < n; i++) copy[i] = load_bfloat16(((const bfloat16 *)x)[i]);
     else
-        for (int64_t i = 0; i < n; i++) out[i] = load_float16(((const float16 *)p)[i]);
+        for (int64_t i = 0; i < n; i++) copy[i] = load_float16(((const float16 *)x)[i]);
+    return copy;
 }
 
-static void store_theta(char *p, const float *restrict theta, int32_t type, int64_t n) {
+static void store_numbers(char *p, const float *restrict theta, int32_t type, int64_t n) {
     if (type == 1)
         for (int64_t i = 0; i < n; i++) ((bfloat16 *)p)[i] = store_bfloat16(theta[i]);
     else
         for (int64_t i = 0; i < n; i++) ((float16 *)p)[i] = store_float16(theta[i]);
 }
 
-// Reads codes, writes floats: the new m and v, whose largest and smallest the grids of the codes depend on.
-// Where no code is special (v never observed, or something not finite), PLAIN, nothing is asked of single elements.
-#define UPDATE_CODES(NAME, G, PLAIN)                                                                          \
-    static Range NAME(float *restrict p, const G *restrict gs, const uint32_t *restrict m_codes,              \
-                      const uint32_t *restrict v_codes, const float *restrict scales, float *restrict ms,     \
-                      float *restrict vs, int64_t n, const Scalars *s) {                                      \
-        NUMBERS(float)                                                                                        \
-        const float m_scale = scales[0], v_scale = scales[1];                                                 \
-        const int shift = 23 - (int)scales[2];                                                                \
-        uint32_t most_m = 0, most_v = 0, least_v = UINT32_MAX;                                                \
-        for (int64_t i = 0; i < n; i++) {                                                                     \
-            float theta = p[i], g = load_##G(gs[i]), m = decode_exp_avg(m_codes[i], m_scale, PLAIN),          \
-                  v = decode_exp_avg_sq(v_codes[i], v_scale, shift, PLAIN);                                   \
-            EQUATIONS(float, sqrtf, PLAIN ? 1 : root != 0)                                                    \
-            p[i] = theta;                                                                                     \
-            ms[i] = m;                                                                                        \
-            vs[i] = v;                                                                                        \
-            uint32_t of_m = as_bits(m) & 0x7fffffff, of_v = as_bits(v);                                       \
-            most_m = of_m > most_m ? of_m : most_m;                                                           \
-            most_v = of_v > most_v ? of_v : most_v;                                                           \
-            least_v = of_v < least_v ? of_v : least_v;                                                        \
-        }                                                                                                     \
-        return (Range){most_m, most_v, least_v};                                                              \
+static void store_theta(const Bucket *bucket, const Block *at, const float *theta) {
+    if (bucket->round_param) store_stochastically(at, theta);
+    else if (bucket->param_type != 0) store_numbers(at->theta, theta, bucket->param_type, at->n);
+    else if ((const void *)theta != (const void *)at->theta) memcpy(at->theta, theta, (size_t)at->n * sizeof *theta);
+}
+
+static void update_block(const Bucket *bucket, const Block *at) {  // with moments of 16 or 32 bits
+    _Alignas(64) float copy[LARGEST_BLOCK], m[LARGEST_BLOCK], v[LARGEST_BLOCK];
+    float *theta = (float *)floats_of(copy, at->theta, bucket->param_type, at->n);
+    const int narrow = bucket->bits == 16;
+    if (narrow) {
+        decode_bfloat16(m, (const uint16_t *)at->m, at->n);
+        decode_bfloat16(v, (const uint16_t *)at->v, at->n);
     }
+    char *ms = narrow ? (char *)m : at->m, *vs = narrow ? (char *)v : at->v;
+    UPDATES[0][bucket->grad_type]((char *)theta, at->g, ms, vs, 0, at->n, &bucket->scalars);
+    if (narrow) encode_bfloat16_moments(at, m, v);
+    store_theta(bucket, at, theta);
+}
 
-UPDATE_CODES(update_codes_float, float, 0)
-UPDATE_CODES(update_codes_bfloat16, bfloat16, 0)
-UPDATE_CODES(update_codes_float16, float16, 0)
-UPDATE_CODES(update_plain_codes_float, float, 1)
-UPDATE_CODES(update_plain_codes_bfloat16, bfloat16, 1)
-UPDATE_CODES(update_plain_codes_float16, float16, 1)
+// Moments of 8 bits. From theta, g and codes come u, in the place of m, and the new v, then theta and the new m. The
+// second half of a block's update is done beside the first half of the next block's: that one waits for roots and
+// divisions, and there is not room enough in a processor for all that would wait for its results.
 
-#define CALL(NAME, G) NAME(theta, (const G *)at->g, wide_m, wide_v, at->scales, m, v, at->n, s)
+typedef struct {
+    float theta[LARGEST_BLOCK], g[LARGEST_BLOCK];
+    uint8_t m_codes[LARGEST_BLOCK], v_codes[LARGEST_BLOCK];
+} Copies;
 
-static Range update_codes(int32_t grad_type, float *theta, const Block *at, float *m, float *v, const Scalars *s) {
-    const uint8_t *ms = (const uint8_t *)at->m, *vs = (const uint8_t *)at->v;
-    _Alignas(64) uint32_t wide_m[LARGEST_BLOCK], wide_v[LARGEST_BLOCK];
-    widen(wide_m, ms, at->n);
-    widen(wide_v, vs, at->n);
-    if (no_code_is_special(ms, vs, at->n))
-        switch (grad_type) {
-        case 0: return CALL(update_plain_codes_float, float);
-        case 1: return CALL(update_plain_codes_bfloat16, bfloat16);
-        default: return CALL(update_plain_codes_float16, float16);
-        }
-    switch (grad_type) {
-    case 0: return CALL(update_codes_float, float);
-    case 1: return CALL(update_codes_bfloat16, bfloat16);
-    default: return CALL(update_codes_float16, float16);
+typedef struct {                  // a block that is being updated
+    float *theta;
+    const float *g;
+    const uint8_t *m_codes, *v_codes;  // the block's own; copies where they are not floats, or not whole groups
+    float m_scale, v_scale;
+    int32_t v_shift;
+    float *m, *v;
+    int64_t n;                    // whole groups
+    int plain_m, plain_v;         // no code stands for something not finite or, as v, never observed
+    Extremes extremes;            // of the new m and v
+} Work;
+
+static const Work NO_WORK = {.plain_m = 1, .plain_v = 1};
+
+// Copies of the last element are what is missing of a whole group.
+#define PADDED(COPY, X)                                                                                       \
+    if ((const void *)(X) != (const void *)(COPY)) memcpy(COPY, X, (size_t)at->n * sizeof *(COPY));           \
+    for (int64_t i = at->n; i < n; i++) (COPY)[i] = (COPY)[at->n - 1];                                        \
+    X = COPY;
+
+static Work begun(const Bucket *bucket, const Block *at, Copies *copies, float *m, float *v) {
+    const int64_t n = whole_groups(at->n);
+    float *theta = (float *)floats_of(copies->theta, at->theta, bucket->param_type, at->n);
+    const float *g = floats_of(copies->g, at->g, bucket->grad_type, at->n);
+    const uint8_t *m_codes = (const uint8_t *)at->m, *v_codes = (const uint8_t *)at->v;
+    if (at->n < n) {
+        PADDED(copies->theta, theta)
+        PADDED(copies->g, g)
+        PADDED(copies->m_codes, m_codes)
+        PADDED(copies->v_codes, v_codes)
+    }
+    const int32_t shift = 23 - (int32_t)at->scales[2];
+    const int plain_m = are_plain_exp_avgs(m_codes, n), plain_v = are_plain_exp_avg_sqs(v_codes, n);
+    const Extremes none = {{0}, {0}, all_words(UINT32_MAX)};
+    return (Work){theta, g, m_codes, v_codes, at->scales[0], at->scales[1], shift, m, v, n, plain_m, plain_v, none};
+}
+
+// Where all codes are `plain` nothing is asked element by element.
+INLINE void find_u_and_v(const Work *w, int64_t start, const Scalars *s, Extremes *extremes, int coupled, int plain) {
+    NUMBERS_OF_U_AND_V(floats, float)
+    const floats v_scale = all_floats(w->v_scale);
+    for (int64_t i = start; i < start + GROUP; i += LANES) {
+        floats theta = load_floats(w->theta + i), g = load_floats(w->g + i),
+               v = decode_exp_avg_sq(w->v_codes + i, v_scale, w->v_shift, plain);
+        U_AND_V(floats, roots, plain ? ~(whole){0} : root != 0)
+        store_floats(w->m + i, u);
+        store_floats(w->v + i, v);
+        extremes->most_v = larger_words(extremes->most_v, (words)v);
+        extremes->least_v = smaller_words(extremes->least_v, (words)v);
     }
 }
 
-static void update_rounded(const Bucket *bucket, const Block *at) {
-    _Alignas(64) float copy[LARGEST_BLOCK], m[LARGEST_BLOCK], v[LARGEST_BLOCK];
-    const int32_t type = bucket->param_type, bits = bucket->bits;
-    const int64_t n = at->n;
-    float *theta = type == 0 ? (float *)at->theta : copy;
-    if (type != 0) load_theta(theta, at->theta, type, n);
-    if (bits == 8) {
-        Range range = update_codes(bucket->grad_type, theta, at, m, v, &bucket->scalars);
-        encode(at, m, v, range, (float)bucket->scalars.beta2);
-    } else {
-        char *ms = bits == 32 ? at->m : (char *)m, *vs = bits == 32 ? at->v : (char *)v;
-        if (bits == 16) {
-            decode_bfloat16(m, (const uint16_t *)at->m, n);
-            decode_bfloat16(v, (const uint16_t *)at->v, n);
-        }
-        UPDATES[0][bucket->grad_type]((char *)theta, at->g, ms, vs, 0, n, &bucket->scalars);
-        if (bits == 16) encode_bfloat16_moments(at, m, v);
+INLINE void find_theta_and_m(const Work *w, int64_t start, const Scalars *s, Extremes *extremes, int plain) {
+    NUMBERS_OF_THETA_AND_M(floats, float)
+    const floats m_scale = all_floats(w->m_scale);
+    for (int64_t i = start; i < start + GROUP; i += LANES) {
+        floats theta = load_floats(w->theta + i), u = load_floats(w->m + i),
+               m = decode_exp_avg(w->m_codes + i, m_scale, plain);
+        THETA_AND_M
+        store_floats(w->theta + i, theta);
+        store_floats(w->m + i, m);
+        extremes->most_m = larger_words(extremes->most_m, (words)m & 0x7fffffff);
     }
-    if (bucket->round_param) store_stochastically(at, theta);
-    else if (type != 0) store_theta(at->theta, theta, type, n);
+}
+
+INLINE void go_on_if(Work *now, Work *before, const Scalars *scalars, int coupled, int plain) {
+    const Work first = *now, second = *before;  // copies, which no store can change
+    const Scalars s = *scalars;
+    Extremes of_now = first.extremes, of_before = second.extremes;
+    const int64_t both = first.n < second.n ? first.n : second.n;
+    for (int64_t i = 0; i < both; i += GROUP) {
+        find_u_and_v(&first, i, &s, &of_now, coupled, plain);
+        find_theta_and_m(&second, i, &s, &of_before, plain);
+    }
+    for (int64_t i = both; i < first.n; i += GROUP) find_u_and_v(&first, i, &s, &of_now, coupled, plain);
+    for (int64_t i = both; i < second.n; i += GROUP) find_theta_and_m(&second, i, &s, &of_before, plain);
+    now->extremes = of_now;
+    before->extremes = of_before;
+}
+
+// The first half of the update of one block, and the second half of the one before.
+static void go_on(Work *now, Work *before, const Scalars *s) {
+    const int coupled = (float)s->l2 != 0;
+    if (!now->plain_v || !before->plain_m) go_on_if(now, before, s, coupled, 0);
+    else if (coupled) go_on_if(now, before, s, 1, 1);
+    else go_on_if(now, before, s, 0, 1);
+}
+
+// Up to TOGETHER blocks: what has to be known of a whole block before its codes can be written takes a processor long,
+// but no longer for several than for one.
+static void update_coded_blocks(const Bucket *bucket, const Block *blocks, int count) {
+    _Alignas(64) float m[LARGEST_BLOCK], v[LARGEST_BLOCK];
+    _Alignas(64) Copies copies[2];
+    const int64_t stride = bucket->block_size;
+    Ranges ranges = {{0}, {0}, {0}};
+    Work before = NO_WORK;
+    for (int b = 0; b <= count; b++) {
+        Work now = b < count ? begun(bucket, blocks + b, copies + b % 2, m + stride * b, v + stride * b) : NO_WORK;
+        go_on(&now, &before, &bucket->scalars);
+        if (b > 0) {
+            store_theta(bucket, blocks + b - 1, before.theta);
+            ranges.most_m[b - 1] = largest(before.extremes.most_m);
+            ranges.most_v[b - 1] = largest(before.extremes.most_v);
+            ranges.least_v[b - 1] = smallest(before.extremes.least_v);
+        }
+        before = now;
+    }
+    Grids grids = moved_grids(blocks, count, m, v, stride, &ranges, (float)bucket->scalars.beta2);
+    for (int b = 0; b < count; b++) encode(blocks + b, m + stride * b, v + stride * b, &grids, b);
+}
+
+static Block block_of(const Bucket *bucket, const int64_t *row, int64_t b) {
+    static const int64_t sizes[4] = {4, 2, 2, 8};
+    const int64_t columns = row[6], of_row = chunks_of(columns, bucket->block_size), m_size = bucket->bits / 8;
+    const int64_t first = b % of_row * bucket->block_size, left = columns - first, place = b / of_row * columns + first;
+    return (Block){(char *)row[0] + place * sizes[bucket->param_type],
+                   (const char *)row[1] + place * sizes[bucket->grad_type],
+                   (char *)row[2] + place * m_size,
+                   (char *)row[3] + place * m_size,
+                   bucket->bits == 8 ? (float *)row[5] + 3 * b : 0,
+                   left < bucket->block_size ? left : bucket->block_size,
+                   (uint32_t)place,
+                   (uint32_t)row[7]};
 }
 
 // Blocks `start` to `start + count` of a tensor, which is cut between its rows, and each row in blocks.
 static void update_blocks(const Bucket *bucket, const int64_t *row, int64_t start, int64_t count) {
-    static const int64_t sizes[4] = {4, 2, 2, 8};
-    const int64_t columns = row[6], of_row = chunks_of(columns, bucket->block_size);
-    const int64_t p_size = sizes[bucket->param_type], g_size = sizes[bucket->grad_type], m_size = bucket->bits / 8;
-    for (int64_t b = start; b < start + count; b++) {
-        int64_t first = b % of_row * bucket->block_size, left = columns - first, place = b / of_row * columns + first;
-        Block at = {(char *)row[0] + place * p_size, (const char *)row[1] + place * g_size,
-                    (char *)row[2] + place * m_size, (char *)row[3] + place * m_size,
-                    bucket->bits == 8 ? (float *)row[5] + 3 * b : 0,
-                    left < bucket->block_size ? left : bucket->block_size, (uint32_t)place, (uint32_t)row[7]};
-        update_rounded(bucket, &at);
+    const int64_t fit = LARGEST_BLOCK / bucket->block_size, together = fit < TOGETHER ? fit : TOGETHER;
+    for (int64_t b = start; b < start + count; b += together) {
+        Block blocks[TOGETHER];
+        int n = 0;
+        for (; n < together && b + n < start + count; n++) blocks[n] = block_of(bucket, row, b + n);
+        if (bucket->bits == 8) update_coded_blocks(bucket, blocks, n);
+        else
+            for (int i = 0; i < n; i++) update_block(bucket, blocks + i);
     }
 }
 

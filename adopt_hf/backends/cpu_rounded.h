@@ -1,5 +1,5 @@
-// What is kept in 8 or 16 bits, or rounded stochastically: the formats of adopt_hf/quantization.py and the random bits of
-// adopt_hf/rounding.py, operation by operation. All of it works on pieces that stay in the first cache.
+// What is kept in 8 or 16 bits, or rounded stochastically: the formats of adopt_hf/quantization.py and the random bits
+// of adopt_hf/rounding.py, operation by operation. All of it works on pieces that stay in the first cache.
 
 enum { LARGEST_BLOCK = 2048 };
 enum { ONE = 0x3f800000, NOT_FINITE = 0x7f800000, TINY = 0x0d800000 };  // bits of 1, inf and 2^-100
@@ -16,14 +16,24 @@ typedef struct {                  // where the elements of a block lie
     uint32_t place, key;          // of the random bits
 } Block;
 
-typedef struct {                  // as bits: the largest |m|, the largest v and the smallest
-    uint32_t most_m, most_v, least_v;
-} Range;
+typedef struct { words most_m, most_v, least_v; } Extremes;  // of one block, as bits: largest |m| and v, smallest v
 
-static inline uint32_t mixed(uint32_t x) {
-    x *= 0x7feb352d;
-    return x ^ x >> 15;
-}
+enum { TOGETHER = 8 };            // blocks of 8 bits
+
+typedef struct {                  // the extremes of each
+    uint32_t most_m[TOGETHER], most_v[TOGETHER], least_v[TOGETHER];
+} Ranges;
+
+typedef struct {                  // what encodes the moments of each
+    float m_inverse[TOGETHER], v_inverse[TOGETHER];
+    int32_t shift[TOGETHER], special[TOGETHER];
+} Grids;
+
+static inline int64_t whole_groups(int64_t n) { return (n + GROUP - 1) / GROUP * GROUP; }
+
+#define MIXED(NAME, T) static inline T NAME(T x) { x *= 0x7feb352d; return x ^ x >> 15; }
+MIXED(mixed, uint32_t)
+MIXED(mixed_words, words)
 
 static inline uint32_t random_bits(const Block *at, int64_t i) { return mixed((at->place + (uint32_t)i) ^ at->key); }
 static inline uint32_t more_bits(uint32_t x) { return mixed(x + 0x9e3779b9); }
@@ -57,37 +67,25 @@ static void decode_bfloat16(float *restrict out, const uint16_t *restrict x, int
 
 // -- 8 bits -----------------------------------------------------------------------------------------------------------
 
-static int no_code_is_special(const uint8_t *restrict ms, const uint8_t *restrict vs, int64_t n) {
-    uint8_t special = 0;
-    for (int64_t i = 0; i < n; i++) special |= ((ms[i] & 0x7f) == M_NOT_FINITE) | ((uint8_t)(vs[i] - 1) >= LAST);
-    return !special;
+INLINE int are_plain_exp_avgs(const uint8_t *codes, int64_t n) { return all_within(codes, n, 0x7f, 0, M_NOT_FINITE); }
+INLINE int are_plain_exp_avg_sqs(const uint8_t *codes, int64_t n) { return all_within(codes, n, 0xff, 1, LAST); }
+
+INLINE floats decode_exp_avg(const uint8_t *codes, floats scale, int plain) {
+    words code = widened_with_sign(codes), q = code << M_SHIFT & (127u << M_SHIFT);
+    words size = (words)above_one_times((floats)(ONE + q), scale);
+    if (!plain) size = select_words((whole)(q == (uint32_t)M_NOT_FINITE << M_SHIFT), all_words(0x7fc00000), size);
+    return (floats)(size | (code & 0x80000000));
 }
 
-// Codes go to words and back in loops of their own: with bytes among its numbers a loop would work on 64 elements at
-// once, and have no registers left.
-static void widen(uint32_t *restrict words, const uint8_t *restrict codes, int64_t n) {
-    for (int64_t i = 0; i < n; i++) words[i] = codes[i];
-}
-
-static void narrow(uint8_t *restrict codes, const uint32_t *restrict words, int64_t n) {
-    for (int64_t i = 0; i < n; i++) codes[i] = (uint8_t)words[i];
-}
-
-static inline float decode_exp_avg(uint32_t code, float scale, int plain) {
-    uint32_t q = code & 0x7f, size = as_bits((as_float(ONE + (q << M_SHIFT)) - 1.0f) * scale);
-    if (!plain) size = q == M_NOT_FINITE ? 0x7fc00000 : size;
-    return as_float(size | (code & 0x80) << 24);
-}
-
-static inline float decode_exp_avg_sq(uint32_t q, float scale, int shift, int plain) {
-    uint32_t word = as_bits(as_float(ONE - (1u << shift) + (q << shift)) * scale);
-    if (plain) return as_float(word);
-    word = q >= V_INF ? NOT_FINITE + (q - V_INF) : word;
-    return as_float(word & -(uint32_t)(q != 0));
+INLINE floats decode_exp_avg_sq(const uint8_t *codes, floats scale, int shift, int plain) {
+    words q = widened(codes), word = (words)((floats)(ONE - (1u << shift) + (q << shift)) * scale);
+    if (plain) return (floats)word;
+    word = select_words((whole)(q >= V_INF), NOT_FINITE + (q - V_INF), word);
+    return (floats)(word & (words)(q != 0));
 }
 
 // The range of what is finite, and of v what is above zero: the rest has codes of its own.
-static Range finite_range(const float *restrict m, const float *restrict v, int64_t n) {
+static void find_finite_range(const float *restrict m, const float *restrict v, int64_t n, Ranges *ranges, int which) {
     uint32_t most_m = 0, most_v = 0, below = UINT32_MAX;  // what is before the smallest v above zero
     for (int64_t i = 0; i < n; i++) {
         uint32_t of_m = as_bits(m[i]) & 0x7fffffff, of_v = as_bits(v[i]);
@@ -97,55 +95,97 @@ static Range finite_range(const float *restrict m, const float *restrict v, int6
         most_v = of_v > most_v ? of_v : most_v;
         below = of_v - 1 < below ? of_v - 1 : below;
     }
-    return (Range){most_m, most_v, below < NOT_FINITE ? below + 1 : NOT_FINITE};
+    ranges->most_m[which] = most_m;
+    ranges->most_v[which] = most_v;
+    ranges->least_v[which] = below < NOT_FINITE ? below + 1 : NOT_FINITE;
 }
 
 // Moves the scale of v by a power of two, and chooses the bits, as the new v ask for.
-static void move_grid(float *scale, float *bits, float beta2, uint32_t most, uint32_t least) {
+static inline void move_grid(float *scale, float *bits, float beta2, uint32_t most, uint32_t least) {
     int32_t high = (int32_t)(most >> 23), octaves = high - (int32_t)(least >> 23) + 2, chosen = FEWEST_BITS;
     for (int32_t more = FEWEST_BITS + 1; more <= MOST_BITS; more++)
-        if (octaves + (more > (int32_t)*bits) <= (LAST - 2) >> more) chosen = more;
-    int64_t old = as_bits(*scale * beta2);
-    int64_t moved = old + (high + 1 - ((LAST - 2) >> chosen) - (old >> 23)) * (1 << 23);
-    int64_t grid = high > 0 ? moved : old;
-    *scale = as_float(grid < TINY ? TINY : (uint32_t)grid);
+        chosen = octaves + ((float)more > *bits) <= (LAST - 2) >> more ? more : chosen;
+    int32_t old = (int32_t)as_bits(*scale * beta2);
+    int32_t moved = (old & 0x7fffff) + (high + 1 - ((LAST - 2) >> chosen)) * (1 << 23);
+    int32_t grid = high > 0 ? moved : old;
+    *scale = as_float((uint32_t)(grid < TINY ? TINY : grid));
     *bits = (float)chosen;
 }
 
-static inline uint32_t code_of_exp_avg(float m, float inverse, uint32_t random) {
-    float size = as_float(as_bits(m) & 0x7fffffff);
-    uint32_t q = (as_bits(1.0f + size * inverse) - ONE + ((random & 0x7ff) << (M_SHIFT - 11))) >> M_SHIFT;
-    return q | (as_bits(m) >> 24 & 0x80);
-}
-
-static inline uint32_t code_of_exp_avg_sq(float v, float inverse, uint32_t random, int shift) {
-    float over_scale = v * inverse;
-    over_scale = over_scale < 1.0f ? 1.0f : over_scale;
-    return (as_bits(over_scale) - ONE + (1u << shift) + (random >> (32 - shift))) >> shift;
-}
-
-static void encode(const Block *at, const float *restrict m, const float *restrict v, Range range, float beta2) {
-    _Alignas(64) uint32_t ms[LARGEST_BLOCK], vs[LARGEST_BLOCK];
-    const Block b = *at;
-    const int special = range.most_m >= NOT_FINITE || range.most_v >= NOT_FINITE || range.least_v == 0;
-    if (special) range = finite_range(m, v, b.n);
-    move_grid(b.scales + 1, b.scales + 2, beta2, range.most_v, range.least_v);
-    const int some = range.most_m >= TINY, shift = 23 - (int)b.scales[2];
-    const float m_inverse = some ? 1.0f / as_float(range.most_m) * M_TOP : 0, v_inverse = 1.0f / b.scales[1];
-    b.scales[0] = some ? as_float(range.most_m) * (float)(1.0 / 223) : 0;
-    for (int64_t i = 0; i < b.n; i++) {
-        uint32_t random = random_bits(&b, i);
-        ms[i] = code_of_exp_avg(m[i], m_inverse, random);
-        vs[i] = code_of_exp_avg_sq(v[i], v_inverse, random, shift);
+// Sets the scales of blocks whose new moments are m and v, each `stride` elements after the one before.
+static Grids moved_grids(const Block *blocks, int count, const float *m, const float *v, int64_t stride,
+                         Ranges *ranges, float beta2) {
+    Grids grids;
+    float m_scale[TOGETHER], v_scale[TOGETHER], bits[TOGETHER];
+    for (int b = 0; b < TOGETHER; b++) {
+        const float *scales = blocks[b < count ? b : 0].scales;
+        v_scale[b] = scales[1];
+        bits[b] = scales[2];
+        grids.special[b] = ranges->most_m[b] >= NOT_FINITE || ranges->most_v[b] >= NOT_FINITE;
+        grids.special[b] |= ranges->least_v[b] == 0;
     }
-    if (special) {
-        for (int64_t i = 0; i < b.n; i++) {
+    for (int b = 0; b < count; b++)
+        if (grids.special[b]) find_finite_range(m + stride * b, v + stride * b, whole_groups(blocks[b].n), ranges, b);
+    for (int b = 0; b < TOGETHER; b++) {
+        const int some = ranges->most_m[b] >= TINY;
+        const float most = as_float(ranges->most_m[b]);
+        const float inverse = 1.0f / most * M_TOP, scale = most * (float)(1.0 / 223);
+        grids.m_inverse[b] = some ? inverse : 0;
+        m_scale[b] = some ? scale : 0;
+    }
+    for (int b = 0; b < TOGETHER; b++) {
+        move_grid(v_scale + b, bits + b, beta2, ranges->most_v[b], ranges->least_v[b]);
+        grids.v_inverse[b] = 1.0f / v_scale[b];
+        grids.shift[b] = 23 - (int32_t)bits[b];
+    }
+    for (int b = 0; b < count; b++) {
+        blocks[b].scales[0] = m_scale[b];
+        blocks[b].scales[1] = v_scale[b];
+        blocks[b].scales[2] = bits[b];
+    }
+    return grids;
+}
+
+INLINE words code_of_exp_avg(floats m, float inverse, words random) {  // without its sign
+    floats size = (floats)((words)m & 0x7fffffff);
+    return ((words)(1.0f + size * inverse) - ONE + ((random & 0x7ff) << (M_SHIFT - 11))) >> M_SHIFT;
+}
+
+INLINE words code_of_exp_avg_sq(floats v, float inverse, words random, int shift) {
+    floats over_scale = larger_floats(v * inverse, all_floats(1.0f));
+    return ((words)over_scale - ONE + (1u << shift) + (random >> (32 - shift))) >> shift;
+}
+
+static void encode(const Block *at, const float *restrict m, const float *restrict v, const Grids *grids, int which) {
+    uint8_t m_copy[LARGEST_BLOCK], v_copy[LARGEST_BLOCK];
+    const float m_inverse = grids->m_inverse[which], v_inverse = grids->v_inverse[which];
+    const int shift = grids->shift[which], is_whole = at->n == whole_groups(at->n);
+    uint8_t *m_codes = is_whole ? (uint8_t *)at->m : m_copy, *v_codes = is_whole ? (uint8_t *)at->v : v_copy;
+    const uint32_t key = at->key;
+    words places = first_words() + at->place;
+    for (int64_t i = 0; i < at->n; i += GROUP) {
+        words of_m[VECTORS], of_v[VECTORS];
+        floats ms[VECTORS];
+        for (int k = 0; k < VECTORS; k++) {
+            words random = mixed_words(places ^ key);
+            floats vs = load_floats(v + i + LANES * k);
+            ms[k] = load_floats(m + i + LANES * k);
+            of_m[k] = code_of_exp_avg(ms[k], m_inverse, random);
+            of_v[k] = code_of_exp_avg_sq(vs, v_inverse, random, shift);
+            places += LANES;
+        }
+        store_narrowed_with_sign(m_codes + i, of_m, ms);
+        store_narrowed(v_codes + i, of_v);
+    }
+    if (grids->special[which])
+        for (int64_t i = 0; i < at->n; i++) {
             uint32_t word = as_bits(v[i]), of_v = word > NOT_FINITE ? V_NAN : word == NOT_FINITE ? V_INF : 0;
             uint32_t of_m = M_NOT_FINITE | (as_bits(m[i]) >> 24 & 0x80);
-            ms[i] = (as_bits(m[i]) & 0x7fffffff) < NOT_FINITE ? ms[i] : of_m;
-            vs[i] = word == 0 || word >= NOT_FINITE ? of_v : vs[i];
+            m_codes[i] = (uint8_t)((as_bits(m[i]) & 0x7fffffff) < NOT_FINITE ? m_codes[i] : of_m);
+            v_codes[i] = (uint8_t)(word == 0 || word >= NOT_FINITE ? of_v : v_codes[i]);
         }
+    if (!is_whole) {
+        memcpy(at->m, m_codes, (size_t)at->n);
+        memcpy(at->v, v_codes, (size_t)at->n);
     }
-    narrow((uint8_t *)at->m, ms, b.n);
-    narrow((uint8_t *)at->v, vs, b.n);
 }
