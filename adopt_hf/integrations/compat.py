@@ -58,7 +58,7 @@ def unwrap(owner: Any, name: str) -> None:
 class _AfterImport(importlib.abc.MetaPathFinder):
     """Calls `act` when `package` has been imported."""
 
-    def __init__(self, package: str, act: Callable[[], None]):
+    def __init__(self, package: str, act: Callable[[], object]):
         self.package, self.act, self.looking = package, act, False
 
     def find_spec(
@@ -82,8 +82,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
-def when_imported(package: str, act: Callable[[], None]) -> None:
-    """Call `act` now if `package` is imported, otherwise when it will be: importing DeepSpeed takes seconds."""
+def when_imported(package: str, act: Callable[[], object]) -> None:
+    """Call `act` now if `package` is imported, otherwise when it will be: importing others' packages takes seconds."""
     if package in sys.modules:
         act()
     elif not any(isinstance(finder, _AfterImport) and finder.package == package for finder in sys.meta_path):

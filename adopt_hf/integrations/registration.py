@@ -1,14 +1,12 @@
 """What `import adopt_hf` puts in place in transformers, accelerate and DeepSpeed, and takes back."""
 
-import importlib.util
-
 from adopt_hf.integrations import accelerate, deepspeed, trainer
 
 
 def register() -> None:
     """Make `TrainingArguments(optim="adopt")` and `--optim adopt` mean ADOPT, and let accelerate and DeepSpeed keep it.
 
-    `import adopt_hf` has done it already. A second call does nothing. accelerate and DeepSpeed are not imported by it.
+    `import adopt_hf` does it as soon as they are imported. A second call does nothing. This one imports transformers.
 
     Raises:
         ImportError: transformers is not installed, too old, or has changed what this relies on; says which.
@@ -26,8 +24,7 @@ def unregister() -> None:
 
 
 def register_on_import() -> None:
-    """`register()`, but where transformers does not fit, the error comes when the name is used."""
+    """`register()` once the other packages are imported: it imports none of them."""
     accelerate.register()
     deepspeed.register()
-    if importlib.util.find_spec("transformers") is not None:
-        trainer.register_on_import()
+    trainer.register_on_import()

@@ -1,7 +1,9 @@
 """The name `adopt` in `transformers.TrainingArguments`, and the optimizer that the Trainer makes of it."""
 
 import dataclasses
+import importlib
 import logging
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adopt_hf import storage
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 NAME = "adopt"
 EIGHT_BITS, LAYERWISE = "adopt_8bit", "adopt_layerwise"
 NAMES = (NAME, EIGHT_BITS, LAYERWISE)
+TRAINER, ARGUMENTS = "transformers.trainer", "transformers.training_args"  # the first imports the second
 
 logger = logging.getLogger("adopt_hf")
 
@@ -42,6 +45,10 @@ def register() -> None:
 
 def unregister() -> None:
     """Undo `register()`: transformers is as it was."""
+    for module in (TRAINER, ARGUMENTS):
+        compat.when_imported_no_more(module)
+    if TRAINER not in sys.modules:
+        return
     compat.unwrap_trainer_optimizers()
     compat.unwrap_trainer_load()
     compat.unwrap_trainer_deepspeed()
@@ -50,7 +57,15 @@ def unregister() -> None:
 
 
 def register_on_import() -> None:
-    """`register()`, but where transformers does not fit, the error comes when the name is used."""
+    """`register()` once somebody imports TrainingArguments or the Trainer, which takes seconds.
+
+    Where transformers does not fit, the error comes when the name is used.
+    """
+    compat.when_imported(TRAINER, _register_or_explain)
+    compat.when_imported(ARGUMENTS, lambda: importlib.import_module(TRAINER))
+
+
+def _register_or_explain() -> None:
     reason = compat.transformers_mismatch()
     if reason:
         for name in NAMES:
