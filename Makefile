@@ -5,11 +5,14 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # Threads that wait by spinning slow each other down twenty times where something else shares the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
-# Two workers, a file of tests each: most of a test's time is one process's.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+# Two workers, a file of tests each: most of a test's time is one process's. In the files' order, since by itself xdist
+# ends with those of few and long tests, one worker alone.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Bytecode is made of what is imported, not of all that is installed: half of the time.
+PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct paper test test-slow test-distributed test-distributed-docs check bench bench-train bench-low-bits bench-report
+.PHONY: demo demo-instruct paper test test-slow test-distributed test-long test-distributed-docs check bench bench-train bench-low-bits bench-report
 
 demo: $(STAMP)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -29,6 +32,9 @@ test-slow: $(STAMP)
 test-distributed: $(STAMP)
 	$(PYTEST) -m distributed
 
+test-long: $(STAMP)
+	$(PYTEST) -m "slow or distributed"
+
 test-distributed-docs: $(STAMP)
 	$(RUN) -m pytest -m distributed tests/distributed/test_matrix.py --update-docs
 
@@ -45,7 +51,7 @@ bench-train: $(STAMP)
 
 # The 8-bit AdamWs that it compares with lie apart, too: transformers and peft change with them.
 bench-low-bits: $(STAMP)
-	$(RUN) -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/low_bit_peers torchao bitsandbytes
+	$(PIP) --no-deps --upgrade --target $(VENV)/low_bit_peers torchao bitsandbytes
 	$(RUN) -m benchmarks.state_formats
 	$(RUN) -m benchmarks.low_bits
 
@@ -58,7 +64,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("adopt_hf needs Python 3.10 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV), once: some minutes"
-	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
-	$(RUN) -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/peers timm pytorch_optimizer \
+	$(PIP) -e ".[dev]"
+	$(PIP) --no-deps --upgrade --target $(VENV)/peers timm pytorch_optimizer \
 		'heavyball; python_version >= "3.11"' opt_einsum
 	@touch $(STAMP)

@@ -122,10 +122,12 @@ def test_resume(mode: Mode, loop: str, launched: Launched, matrix: Matrix) -> No
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_stage_0_in_bf16_is_stage_1(loop: str, launched: Launched) -> None:
-    """Stage 0 in bf16 calls `step()` on zero gradients first, to allocate state."""
-    assert (
-        largest_difference(weights(launched("zero0", "--bf16"), loop), weights(launched("zero1", "--bf16"), loop)) == 0
-    )
+    """Stage 0 in bf16 calls `step()` on zero gradients first, to allocate state.
+
+    To the bit on some processors, to a last place of float32 on others.
+    """
+    a, b = (weights(launched(stage, "--bf16"), loop) for stage in ("zero0", "zero1"))
+    assert largest_difference(a, b) < 1e-6
 
 
 @pytest.mark.parametrize("loop", LOOPS)
