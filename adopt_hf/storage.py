@@ -46,6 +46,30 @@ def keep_float32(params: Iterable[Tensor]) -> None:
         setattr(p, MARK, True)
 
 
+def float32_apart(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Param groups in which those that keep float32 moments where others have 8 bits have groups of their own.
+
+    For ZeRO, to which a group is one flat tensor: it is kept in one form.
+
+    Args:
+        groups: "params" of each is a sequence of tensors; partitioned ones count with their whole size.
+    """
+    result: list[dict[str, Any]] = []
+    for group in groups:
+        kept = [p for p in group["params"] if getattr(p, MARK, False) or _whole_numel(p) < quantization.SMALLEST_TENSOR]
+        ids = set(map(id, kept))
+        others = [p for p in group["params"] if id(p) not in ids]
+        if others:
+            result.append({**group, "params": others})
+        if kept:
+            result.append({**group, "params": kept, "state_bits": 32})
+    return result
+
+
+def _whole_numel(p: Tensor) -> int:
+    return int(getattr(p, "ds_numel", p.numel()))  # what DeepSpeed notes where it has left a shard of no elements
+
+
 def note_marked(group: dict[str, Any]) -> None:
     """Write the positions of marked parameters into a group with 8-bit moments, unless it names some itself."""
     marked = [i for i, p in enumerate(group["params"]) if getattr(p, MARK, False)]

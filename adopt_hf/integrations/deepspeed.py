@@ -20,6 +20,7 @@ from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, zero
 from adopt_hf.optimizer import ADOPT
+from adopt_hf.param_groups import embeddings
 
 KEYS = (
     *("lr", "betas"),
@@ -201,7 +202,7 @@ def _initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
         return original(*args, **kwargs)  # which says what a config can be
     adopted = dict(given)
     if optimizer is None and is_adopt_block(adopted):
-        optimizer = functools.partial(ADOPT, **block_kwargs(adopted))
+        optimizer = functools.partial(_adopt_of_block, call.arguments["model"], **block_kwargs(adopted))
         del adopted["optimizer"]
     elif callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer) and offloads(adopted):
         # Whether to keep it depends on what it makes.
@@ -254,9 +255,18 @@ def _loaded(config: Any) -> dict[str, Any] | None:
         return None
 
 
+def _adopt_of_block(model: Any, params: Sequence[Any], **kwargs: Any) -> ADOPT:
+    """The ADOPT of a config's block; with 8-bit moments, those that keep float32 in groups of their own."""
+    if kwargs.get("state_bits") == 8:
+        storage.keep_float32(embeddings(model))
+        groups = params if isinstance(params[0], dict) else [{"params": params}]
+        params = storage.float32_apart(groups)
+    return ADOPT(params, **kwargs)
+
+
 def _makes_adopt(optimizer: Any) -> bool:
     made = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
-    return isinstance(made, ADOPT) or (isinstance(made, type) and issubclass(made, ADOPT))
+    return made is _adopt_of_block or isinstance(made, ADOPT) or (isinstance(made, type) and issubclass(made, ADOPT))
 
 
 def _refuse(reason: str, original: Any, *args: Any, **kwargs: Any) -> Any:

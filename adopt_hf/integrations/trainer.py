@@ -1,7 +1,6 @@
 """The name `adopt` in `transformers.TrainingArguments`, and the optimizer that the Trainer makes of it."""
 
 import dataclasses
-import importlib
 import logging
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 NAME = "adopt"
 EIGHT_BITS, LAYERWISE = "adopt_8bit", "adopt_layerwise"
 NAMES = (NAME, EIGHT_BITS, LAYERWISE)
-TRAINER, ARGUMENTS = "transformers.trainer", "transformers.training_args"  # the first imports the second
+ARGUMENTS, TRAINER = "transformers.training_args", "transformers.trainer"  # the second imports the first
 
 logger = logging.getLogger("adopt_hf")
 
@@ -36,8 +35,7 @@ def register() -> None:
     reason = compat.transformers_mismatch()
     if reason:
         raise ImportError(reason)
-    for name in NAMES:
-        compat.add_optimizer_name(name, _reduce_optimizer_name)
+    _know_names(None)
     compat.wrap_trainer_optimizers(NAMES, trainer_kwargs)
     compat.wrap_trainer_load(_load_from_checkpoint)
     compat.wrap_trainer_deepspeed(_process_deepspeed_config, _deepspeed_init, _deepspeed_optimizer)
@@ -45,31 +43,38 @@ def register() -> None:
 
 def unregister() -> None:
     """Undo `register()`: transformers is as it was."""
-    for module in (TRAINER, ARGUMENTS):
+    for module in (ARGUMENTS, TRAINER):
         compat.when_imported_no_more(module)
-    if TRAINER not in sys.modules:
-        return
-    compat.unwrap_trainer_optimizers()
-    compat.unwrap_trainer_load()
-    compat.unwrap_trainer_deepspeed()
-    for name in NAMES:
-        compat.remove_optimizer_name(name)
+    if TRAINER in sys.modules:
+        compat.unwrap_trainer_optimizers()
+        compat.unwrap_trainer_load()
+        compat.unwrap_trainer_deepspeed()
+    if ARGUMENTS in sys.modules:
+        for name in NAMES:
+            compat.remove_optimizer_name(name)
 
 
 def register_on_import() -> None:
-    """`register()` once somebody imports TrainingArguments or the Trainer, which takes seconds.
+    """`register()` as soon as TrainingArguments and the Trainer are imported, which takes seconds.
 
     Where transformers does not fit, the error comes when the name is used.
     """
+    compat.when_imported(ARGUMENTS, lambda: _know_names(compat.names_mismatch()))
     compat.when_imported(TRAINER, _register_or_explain)
-    compat.when_imported(ARGUMENTS, lambda: importlib.import_module(TRAINER))
+
+
+def _know_names(reason_not_to: str | None) -> None:
+    for name in NAMES:
+        if reason_not_to:
+            compat.explain_optimizer_name(name, reason_not_to)
+        else:
+            compat.add_optimizer_name(name, _reduce_optimizer_name)
 
 
 def _register_or_explain() -> None:
     reason = compat.transformers_mismatch()
     if reason:
-        for name in NAMES:
-            compat.explain_optimizer_name(name, reason)
+        _know_names(reason)
     else:
         register()
 
@@ -86,8 +91,9 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
             Trainer looks for it.
         model: the model that the Trainer trains, if it has made its param groups already; a `weight_decay` in
             `optim_args` then brings new ones. LoRA+ (`loraplus_lr_ratio` in `optim_args`) needs it. With 8-bit moments
-            its embeddings keep float32 ones; without it all tensors are alike. Groups are made of
-            the parameters as they are now: give a model that nobody will wrap or shard, or write `optim="adopt"`.
+            its embeddings keep float32 ones, under DeepSpeed in groups of their own; without it all tensors are alike.
+            Groups are made of the parameters as they are now: give a model that nobody will wrap or shard, or write
+            `optim="adopt"`.
 
     Raises:
         ValueError: `optim_args` or a field has a value that ADOPT does not allow; says what is allowed. Or LoRA+ is
@@ -102,10 +108,12 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
     if loraplus is not None:
         groups = peft.loraplus_groups(model, loraplus, kwargs["lr"], kwargs["weight_decay"])
     _say(kwargs, loraplus)
-    if args.weight_decay != given["weight_decay"]:
-        args.weight_decay = given["weight_decay"]
-        if groups is None and model is not None:
-            groups = param_groups(model, args.weight_decay)
+    apart = kwargs["state_bits"] == 8 and args.deepspeed_plugin is not None
+    if model is not None and groups is None and (apart or args.weight_decay != given["weight_decay"]):
+        groups = param_groups(model, given["weight_decay"])
+    if groups is not None and apart:
+        groups = storage.float32_apart(groups)
+    args.weight_decay = given["weight_decay"]
     return cls, kwargs if groups is None else {**kwargs, "params": groups}
 
 

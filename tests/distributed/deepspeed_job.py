@@ -407,7 +407,8 @@ def with_trainer(folder: Path, **fields: Any) -> dict[str, Any]:
     config |= fields.pop("config", {})
     tokens = torch.randint(61, (32, 8), generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    width = fields.pop("width", 8)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=8, n_embd=width, n_layer=1, n_head=1))
     args = TrainingArguments(
         str(folder / "trainer"),
         deepspeed=config,
@@ -533,6 +534,9 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
         ),
         "Trainer, written": functools.partial(
             with_trainer, folder, block={"lr": 3e-3, "betas": [0.8, 0.99], "weight_decay": 0.0}, learning_rate=3e-3
+        ),
+        "Trainer, 8 bits": functools.partial(
+            with_trainer, folder, block=auto | {"state_bits": 8}, learning_rate=3e-3, weight_decay=0.1, width=64
         ),
         "error: Trainer, contradiction": functools.partial(
             with_trainer, folder, block={"lr": 3e-3, "betas": [0.8, 0.99]}, learning_rate=3e-3, adam_beta2=0.95

@@ -151,3 +151,8 @@ def test_what_is_set_under_the_trainer_fills_auto(found: list[dict[str, Any]]) -
 def test_what_is_written_in_the_block_stays(found: list[dict[str, Any]]) -> None:
     for group in found[0]["Trainer, written"]["groups"]:
         assert (group["betas"], group["weight_decay"]) == ([0.8, 0.99], 0.0)
+
+
+def test_8_bits_in_the_block_leave_embeddings_and_small_tensors_in_float32(found: list[dict[str, Any]]) -> None:
+    groups = found[0]["Trainer, 8 bits"]["groups"]
+    assert [(group["state_bits"], group["weight_decay"]) for group in groups] == [(8, 0.1), (32, 0.1), (32, 0.0)]

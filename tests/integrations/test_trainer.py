@@ -327,6 +327,8 @@ if "arguments" in sys.argv:
     from transformers import TrainingArguments
 elif "trainer" in sys.argv:
     from transformers import Trainer
+elif "callback" in sys.argv:
+    from transformers import TrainerCallback  # imports TrainingArguments while it is half imported itself
 from transformers.training_args import OptimizerNames
 from transformers import Trainer, TrainingArguments
 print("adopt" in [name.value for name in OptimizerNames])
@@ -335,7 +337,9 @@ if "unregister" not in sys.argv:
 """
 
 
-@pytest.mark.parametrize(("first", "known"), [("arguments", True), ("trainer", True), ("unregister", False)])
+@pytest.mark.parametrize(
+    ("first", "known"), [("arguments", True), ("trainer", True), ("callback", True), ("unregister", False)]
+)
 def test_transformers_is_not_imported_for_the_name(first: str, known: bool, python: Any, tmp_path: Path) -> None:
     assert python("-c", LAZY, first, cwd=tmp_path) == f"{known}\n"
 
