@@ -5,7 +5,8 @@ and `exp_avg_sq`, and, where a mode makes one, the float32 copy of the weights t
 the model's own ("master weights"). Not counted: the weights, the gradients and their buffers, and the step counts
 (4 bytes a tensor, in the memory of the CPU).
 
-    moments           2 x 4 bytes an element in every mode, since they are float32 for 16-bit parameters too
+    moments           2 x 4 bytes an element in every mode, since they are float32 for 16-bit parameters too; with
+                      state_bits=16 2 x 2, with state_bits=8 2 x 1 and 12 bytes for a block of 256
     master weights    4 bytes an element: ZeRO 1, 2 and 3 always (float32 weights are copied as well; ZeRO 3 means to
                       share them, but compares a torch.device with a string); ZeRO 0 with 16-bit weights; DDP and
                       FSDP never
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, DecimalException
 
+from adopt_hf import quantization, storage
 from adopt_hf.integrations.deepspeed import OFFLOAD
 
 MODES = {  # name -> as it is written for people
@@ -39,7 +41,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 LARGEST = 10**15  # parameters or processes; more is a slip of the finger
 
-MOMENTS = 8  # bytes an element: exp_avg and exp_avg_sq in float32
+MOMENTS = {32: 8, 16: 4, 8: 2}  # state_bits -> bytes an element: exp_avg and exp_avg_sq
+SCALES = 12  # bytes a block of 8-bit moments
 MASTER = 4  # bytes an element
 FLAT_ALIGNMENT = 2  # elements a process, `nccl_start_alignment_factor` of ZeRO 1 and 2
 
@@ -81,6 +84,7 @@ def state_bytes(
     world_size: int = 1,
     precision: str = "bf16",
     offload: str | None = None,
+    state_bits: int = 32,
 ) -> Usage:
     """The optimizer state of one process.
 
@@ -88,15 +92,20 @@ def state_bytes(
         params: what is trained, of 16 or 32 bits: the shapes of its tensors, param group by param group
             (`[[p.shape for p in group["params"]] for group in optimizer.param_groups]`, before it is sharded), which
             gives the exact bytes; or the number of its elements, which leaves out padding: `params / world_size` is
-            rounded up. `padding(mode)` says what that can miss.
+            rounded up. `left_out(mode)` says what that can miss.
         mode: "ddp" (every process keeps all), "fsdp", "zero0", "zero1", "zero2" or "zero3".
         world_size: processes that share the state: the data-parallel ones; of hybrid sharding, those of one replica.
         precision: of the weights: "fp32", "bf16" or "fp16". It makes a difference to ZeRO 0 alone.
         offload: None, "optimizer" (ZeRO 1, 2, 3) or "parameters" (those too; ZeRO 3).
+        state_bits: of each moment: 32, 16 or 8. With 8 only a number of elements is taken, all of them in 8 bits:
+            embeddings and small tensors, which keep 32, cannot be told from shapes.
 
     Raises:
-        ValueError: a value that is not allowed, or a combination that DeepSpeed does not have; says what is.
+        ValueError: a value that is not allowed, or a combination that there is not; says what is.
     """
+    storage.OPTIONS["state_bits"].check("state_bits", state_bits)
+    if state_bits == 8 and not isinstance(params, int | float):
+        raise ValueError("state_bits=8 takes a number of parameters, got shapes, which do not say what is an embedding")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
     if precision not in PRECISIONS:
@@ -113,21 +122,26 @@ def state_bytes(
         elements = count if mode in WHOLE else _ceil(count, world_size)
     else:
         elements = _elements(params, mode, world_size)
+    scales = SCALES * _ceil(elements, quantization.BLOCK_SIZE) if state_bits == 8 else 0
     return Usage(
-        moments=MOMENTS * elements,
+        moments=MOMENTS[state_bits] * elements + scales,
         master=MASTER * elements if _has_master(mode, precision) else 0,
         offloaded=offload is not None,
     )
 
 
-def padding(mode: str) -> str:
+def left_out(mode: str, state_bits: int = 32) -> str:
     """What the bytes of a mere number of parameters leave out, in words."""
+    if state_bits == 8:
+        small = quantization.SMALLEST_TENSOR
+        return f"Embeddings and tensors of fewer than {small} elements have {MOMENTS[32]} bytes an element instead."
     if mode in WHOLE:
         return "Exact: every process keeps all of it."
+    element = MOMENTS[state_bits] + MASTER
     return "Parameters / processes, rounded up. " + {
         "fsdp": "FSDP2 cuts each tensor between its rows: rank 0 holds less than one row of each tensor more.",
-        "zero3": "ZeRO pads each tensor: less than 1 element (12 bytes) of each tensor more.",
-    }.get(mode, "ZeRO pads each param group: less than 2 elements (24 bytes) of each group more.")
+        "zero3": f"ZeRO pads each tensor: less than 1 element ({element} bytes) of each tensor more.",
+    }.get(mode, f"ZeRO pads each param group: less than 2 elements ({2 * element} bytes) of each group more.")
 
 
 def _has_master(mode: str, precision: str) -> bool:
@@ -188,6 +202,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--fsdp", action="store_true", help="FSDP, fully sharded")
     parser.add_argument("--world-size", nargs="+", metavar="N", help="processes that share the state (default: 1)")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the weights (default: bf16)")
+    parser.add_argument(
+        "--state-bits", type=int, choices=sorted(MOMENTS), default=32, help="of each moment (default: 32)"
+    )
     parser.add_argument("--offload", choices=[x for x in OFFLOAD if x], help="what ZeRO moves to the CPU")
 
 
@@ -201,13 +218,15 @@ def report(options: argparse.Namespace) -> str:
     mode = "fsdp" if options.fsdp else "ddp" if options.zero is None else f"zero{options.zero}"
     if not options.table:
         params = parse_count("--params", options.params)
-        return summary(params, mode, world_sizes or [1], options.precision, options.offload)
+        return summary(params, mode, world_sizes or [1], options.precision, options.offload, options.state_bits)
     if mode != "ddp" or options.offload is not None:
         raise ValueError("--table has every mode: leave out --zero, --fsdp and --offload")
-    return table(options.precision, world_sizes or TABLE_WORLD_SIZES)
+    return table(options.precision, world_sizes or TABLE_WORLD_SIZES, options.state_bits)
 
 
-def summary(params: int, mode: str, world_sizes: Sequence[int], precision: str, offload: str | None) -> str:
+def summary(
+    params: int, mode: str, world_sizes: Sequence[int], precision: str, offload: str | None, state_bits: int = 32
+) -> str:
     """The optimizer state of one process in one mode, one row a world size.
 
     Raises:
@@ -218,16 +237,19 @@ def summary(params: int, mode: str, world_sizes: Sequence[int], precision: str, 
         ("processes", "held by", "moments: GiB (bytes)", "fp32 weights: GiB (bytes)", "total: GiB (bytes)")
     ]
     for world_size in world_sizes:
-        usage = state_bytes(params, mode=mode, world_size=world_size, precision=precision, offload=offload)
+        usage = state_bytes(
+            params, mode=mode, world_size=world_size, precision=precision, offload=offload, state_bits=state_bits
+        )
         sizes = (f"{_gib(size)} ({size:,})" for size in (usage.moments, usage.master, usage.total))
         rows.append((f"{world_size:,}", usage.held_by, *sizes))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    title = f"Optimizer state of one process: {params:,} parameters, {MODES[mode]}, {precision}{where[offload]}."
-    return "\n".join([title, "", *lines, "", padding(mode)])
+    bits = "" if state_bits == 32 else f", moments in {state_bits} bits"
+    title = f"Optimizer state of one process: {params:,} parameters, {MODES[mode]}, {precision}{where[offload]}{bits}."
+    return "\n".join([title, "", *lines, "", left_out(mode, state_bits)])
 
 
-def table(precision: str = "bf16", world_sizes: Sequence[int] = TABLE_WORLD_SIZES) -> str:
+def table(precision: str = "bf16", world_sizes: Sequence[int] = TABLE_WORLD_SIZES, state_bits: int = 32) -> str:
     """The optimizer state of one process in every mode, as a table in GitHub's markdown; equal modes share rows.
 
     Raises:
@@ -238,7 +260,14 @@ def table(precision: str = "bf16", world_sizes: Sequence[int] = TABLE_WORLD_SIZE
         for mode in modes:
             numbers = tuple(
                 tuple(
-                    state_bytes(parse_count("", size), mode=mode, world_size=n, precision=precision, offload=offload)
+                    state_bytes(
+                        parse_count("", size),
+                        mode=mode,
+                        world_size=n,
+                        precision=precision,
+                        offload=offload,
+                        state_bits=state_bits,
+                    )
                     for size in TABLE_PARAMS
                 )
                 for n in world_sizes
@@ -251,7 +280,8 @@ def table(precision: str = "bf16", world_sizes: Sequence[int] = TABLE_WORLD_SIZE
     for (whole, numbers), names in alike.items():
         for n, usages in [("any", numbers[0])] if whole else zip(world_sizes, numbers, strict=True):
             part = "" if whole else f"/{n}"
-            per_element = [f"{MOMENTS}{part}", f"{MASTER}{part}" if usages[0].master else "0"]
+            moments = f"{MOMENTS[state_bits] + (SCALES / quantization.BLOCK_SIZE if state_bits == 8 else 0):.3g}"
+            per_element = [f"{moments}{part}", f"{MASTER}{part}" if usages[0].master else "0"]
             name = ", ".join(names) + (", offloaded" if usages[0].offloaded else "")
             lines.append([name, f"{n}", usages[0].held_by, *per_element, *(_gib(usage.total) for usage in usages)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

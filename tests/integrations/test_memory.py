@@ -67,6 +67,26 @@ def test_offloaded() -> None:
     assert (there.gpu, there.cpu, there.held_by) == (0, 1_312_500_000, "CPU")
 
 
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_fewer_bits_in_one_process(bits: int) -> None:
+    """Those of a real optimizer, for a tensor that has neither an embedding's nor a small one's exception."""
+    p = nn.Parameter(torch.zeros(300, 768))
+    optimizer = ADOPT([p], state_bits=bits, block_size=256)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    held = sum(t.untyped_storage().nbytes() for name, t in optimizer.state[p].items() if name != "step")
+    assert held == state_bytes(p.numel(), state_bits=bits).moments
+    assert held == 3 * state_bytes(p.numel(), mode="zero3", world_size=3, state_bits=bits).moments
+
+
+def test_8_bits_of_shapes_are_an_error() -> None:
+    with pytest.raises(ValueError, match="state_bits=8 takes a number of parameters"):
+        state_bytes(GROUPS, state_bits=8)
+    with pytest.raises(ValueError, match="state_bits must be one of 8, 16, 32, got 5"):
+        state_bytes(100, state_bits=5)
+    assert state_bytes(GROUPS, state_bits=16).moments == 4 * 26
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_one_process(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Linear(5, 3, bias=False)).to(dtype)
