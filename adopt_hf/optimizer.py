@@ -63,6 +63,8 @@ class ADOPT(Optimizer):
         bf16_stochastic_round: round bfloat16 parameters stochastically, so that updates below half of their last place
             are not lost. Others are stored as ever.
         seed: of all stochastic rounding; >= 0. Processes that hold the same parameter must have the same.
+        float32_apart: with 8-bit moments, the tensors that keep float32 ones get param groups of their own, with
+            state_bits=32. For ZeRO, which makes one flat tensor of a group; `optim="adopt_8bit"` does so.
 
     State of a parameter, created at its first gradient: `step` (0-d float32 tensor, on the CPU unless `capturable`),
     `exp_avg` and `exp_avg_sq` (shape of the parameter; float32 for 16-bit parameters, else its dtype; bfloat16 with
@@ -93,6 +95,7 @@ class ADOPT(Optimizer):
         block_size: int = DEFAULTS["block_size"],
         bf16_stochastic_round: bool = False,
         seed: int = 0,
+        float32_apart: bool = False,
         **unknown: object,
     ) -> None:
         for name in unknown:
@@ -120,6 +123,8 @@ class ADOPT(Optimizer):
         }
         self.partitions: dict[Tensor, Partition] = {}
         super().__init__(params, defaults | _check_group(defaults))
+        if float32_apart:
+            self.param_groups[:] = storage.float32_apart(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; hyperparameters that it does not name are the defaults given at construction.

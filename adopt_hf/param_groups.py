@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adopt_hf.algorithm import HYPERPARAMETERS
-from adopt_hf.storage import float32_apart, keep_float32
+from adopt_hf.storage import keep_float32
 
 # transformers.Trainer.get_decay_parameter_names; a test compares the two.
 NO_DECAY_NAMES = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
@@ -25,7 +25,7 @@ def embeddings(model: nn.Module) -> list[Tensor]:
     return [layer.weight for layer in layers]
 
 
-def param_groups(model: nn.Module, weight_decay: float, *, apart: bool = False) -> list[dict[str, Any]]:
+def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split the trainable parameters of `model` into a decayed and an undecayed group, as the Trainer does.
 
     Embeddings are marked: with `state_bits=8` their moments stay float32.
@@ -33,12 +33,9 @@ def param_groups(model: nn.Module, weight_decay: float, *, apart: bool = False) 
     Args:
         model: any module; parameters with `requires_grad=False` are left out, tied ones appear once.
         weight_decay: of the first group; the second (biases, norms) has 0.
-        apart: embeddings and tensors of fewer than 4096 elements get groups of their own, with `state_bits=32`. For
-            `state_bits=8` under ZeRO, which makes one flat tensor of a group; the Trainer's groups are made so.
 
     Returns:
-        Two param groups for `ADOPT` or any `torch.optim` optimizer, in the order of `model.named_parameters()`; with
-        `apart` up to four, none of them empty, for `ADOPT`.
+        Two param groups for `ADOPT` or any `torch.optim` optimizer, in the order of `model.named_parameters()`.
 
     Raises:
         ValueError: `weight_decay` is negative or no number, or nothing in `model` is trainable.
@@ -48,8 +45,7 @@ def param_groups(model: nn.Module, weight_decay: float, *, apart: bool = False) 
     if not trainable:
         raise ValueError(f"{type(model).__name__} has no parameter with requires_grad=True")
     keep_float32(embeddings(model))
-    groups: list[dict[str, Any]] = [
+    return [
         {"params": [p for name, p in trainable if is_decayed(model, name)], "weight_decay": weight_decay},
         {"params": [p for name, p in trainable if not is_decayed(model, name)], "weight_decay": 0.0},
     ]
-    return float32_apart(groups) if apart else groups

@@ -46,23 +46,28 @@ def keep_float32(params: Iterable[Tensor]) -> None:
         setattr(p, MARK, True)
 
 
-def float32_apart(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Param groups in which those that keep float32 moments where others have 8 bits have groups of their own.
+def float32_apart(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The param groups of an ADOPT, in which what keeps float32 moments where others have 8 bits has groups of its own.
 
-    For ZeRO, to which a group is one flat tensor: it is kept in one form.
-
-    Args:
-        groups: "params" of each is a sequence of tensors; partitioned ones count with their whole size.
+    For ZeRO, to which a group is one flat tensor that is stored in one form. The new groups have `state_bits=32`.
     """
-    result: list[dict[str, Any]] = []
+    result = []
     for group in groups:
-        kept = [p for p in group["params"] if getattr(p, MARK, False) or _whole_numel(p) < quantization.SMALLEST_TENSOR]
-        ids = set(map(id, kept))
-        others = [p for p in group["params"] if id(p) not in ids]
-        if others:
-            result.append({**group, "params": others})
-        if kept:
-            result.append({**group, "params": kept, "state_bits": 32})
+        marked = group.get("float32_state", ())
+        small = (i for i, p in enumerate(group["params"]) if _whole_numel(p) < quantization.SMALLEST_TENSOR)
+        kept = {*marked, *small} if group["state_bits"] == 8 else set()
+        if not kept:
+            result.append(group)
+            continue
+        others = set(range(len(group["params"]))) - kept
+        options = {name: value for name, value in group.items() if name != "float32_state"}
+        for positions, bits in ((others, 8), (kept, 32)):
+            if positions:
+                lists = {name: group[name] for name in ("params", "param_names") if name in group}
+                chosen: dict[str, Any] = {
+                    name: [values[i] for i in sorted(positions)] for name, values in lists.items()
+                }
+                result.append({**options, **chosen, "state_bits": bits})
     return result
 
 

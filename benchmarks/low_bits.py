@@ -44,10 +44,12 @@ VARIANTS = {  # options of the recipes; with a package, only where it can be fou
     "ADOPT, 16 bits": ("--optim", "adopt", "--optim_args", "state_bits=16"),
     "ADOPT, 8 bits": ("--optim", "adopt_8bit"),
     "ADOPT, bf16 parameters": ("--optim", "adopt", *BF16),
+    "ADOPT, bf16 parameters, Kahan": ("--optim", "adopt", *BF16),
     "ADOPT, bf16 parameters, stochastic": ("--optim", "adopt", *BF16, "--optim_args", STOCHASTIC),
     "ADOPT, bf16 parameters, stochastic, 8 bits": ("--optim", "adopt_8bit", *BF16, "--optim_args", STOCHASTIC),
 }
 NEEDS = {"AdamW, 8 bits (torchao)": "torchao", "AdamW, 8 bits (bitsandbytes)": "bitsandbytes"}
+BY = {"ADOPT, bf16 parameters, Kahan": ("-m", "benchmarks.kahan")}  # what runs the recipe's script
 RECIPES = {  # title, script, and options that make a run one of about a minute on one thread
     "gpt2": (
         "GPT-2 from scratch",
@@ -109,13 +111,22 @@ def one(recipe: str, variant: str, seed: int, max_steps: int | None) -> dict[str
     _, script, options = RECIPES[recipe]
     path = ROOT / "examples" / script
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    if variant in NEEDS:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(PEERS))))
+    paths = (os.environ.get("PYTHONPATH"), str(PEERS) if variant in NEEDS else str(ROOT) if variant in BY else None)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     words = [word.replace("configs/", f"{path.parent}/configs/") for word in joined([*options, *VARIANTS[variant]])]
     steps = max_steps or int(words[words.index("--max_steps") + 1])
     words += ["--max_steps", str(steps), "--eval_steps", str(steps), "--save_steps", str(steps), "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(path), *words, "--output_dir", f"{folder}/run", "--report_to", "none"]
+        command = [
+            sys.executable,
+            *BY.get(variant, ()),
+            str(path),
+            *words,
+            "--output_dir",
+            f"{folder}/run",
+            "--report_to",
+            "none",
+        ]
         process = subprocess.Popen(
             [*command, "--disable_tqdm", "true"],
             env=environment,

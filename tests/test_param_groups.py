@@ -181,22 +181,6 @@ def test_adopt_takes_them() -> None:
     assert [group["decouple"] for group in optimizer.param_groups] == [True, True]
 
 
-def test_what_keeps_float32_moments_apart() -> None:
-    """For ZeRO: together the same parameters as without, and each group of one kind."""
-    model = nn.Sequential(nn.Embedding(100, 64), nn.Linear(64, 80), nn.LayerNorm(80), nn.Linear(80, 50, bias=False))
-    together, apart = param_groups(model, 0.1), param_groups(model, 0.1, apart=True)
-    assert [
-        (group["weight_decay"], group.get("state_bits"), [p.numel() for p in group["params"]]) for group in apart
-    ] == [
-        (0.1, None, [64 * 80]),
-        (0.1, 32, [6400, 80 * 50]),
-        (0.0, 32, [80, 80, 80]),
-    ]
-    assert {id(p) for group in apart for p in group["params"]} == {id(p) for group in together for p in group["params"]}
-    optimizer = ADOPT(apart, state_bits=8)
-    assert [group["state_bits"] for group in optimizer.param_groups] == [8, 32, 32]
-
-
 @pytest.mark.parametrize("weight_decay", [-0.1, float("nan"), float("inf"), "0.1", None, True])
 def test_bad_weight_decay(weight_decay: Any) -> None:
     with pytest.raises(ValueError, match=r"\Aweight_decay must be a finite number >= 0, got ") as error:

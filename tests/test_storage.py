@@ -274,6 +274,38 @@ def test_marked_parameters_keep_float32() -> None:
     assert optimizer.param_groups[0]["float32_state"] == [1]
 
 
+@pytest.mark.parametrize("form", ["groups", "generators", "names", "one list"])
+def test_what_keeps_float32_gets_groups_of_its_own(form: str) -> None:
+    """For ZeRO: the same parameters with the same options, however they are given, and each group of one form."""
+    model = nn.Sequential(nn.Embedding(100, 64), nn.Linear(64, 80), nn.LayerNorm(80), nn.Linear(80, 50, bias=False))
+    groups = param_groups(model, 0.1)
+    given: Any = {
+        "groups": groups,
+        "generators": [{**group, "params": iter(group["params"])} for group in groups],
+        "names": list(model.named_parameters()),
+        "one list": list(model.parameters()),
+    }[form]
+    optimizer = ADOPT(given, state_bits=8, float32_apart=True)
+    found = [(g["state_bits"], g["weight_decay"], [p.numel() for p in g["params"]]) for g in optimizer.param_groups]
+    big, embedding, small, rest = 64 * 80, 6400, 80 * 50, [80, 80, 80]
+    if form in ("groups", "generators"):
+        assert found == [(8, 0.1, [big]), (32, 0.1, [embedding, small]), (32, 0.0, rest)]
+    else:
+        assert found == [(8, 0.0, [big]), (32, 0.0, [embedding, *rest, small])]
+    if form == "names":
+        names = [group["param_names"] for group in optimizer.param_groups]
+        assert names == [["1.weight"], ["0.weight", "1.bias", "2.weight", "2.bias", "3.weight"]]
+    assert not any("float32_state" in group for group in optimizer.param_groups)
+
+
+def test_groups_that_are_not_in_8_bits_stay_as_they_are() -> None:
+    params = [nn.Parameter(torch.ones(n)) for n in (10, 5000, 20, 6000)]
+    groups: list[dict[str, Any]] = [{"params": params[:2], "state_bits": 16}, {"params": params[2:], "state_bits": 8}]
+    optimizer = ADOPT(groups, float32_apart=True)
+    found = [(group["state_bits"], [p.numel() for p in group["params"]]) for group in optimizer.param_groups]
+    assert found == [(16, [10, 5000]), (8, [6000]), (32, [20])]
+
+
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ def unwrap(owner: Any, name: str) -> None:
 class _AfterImport(importlib.abc.MetaPathFinder):
     """Calls `act` when `package` has been imported."""
 
-    def __init__(self, package: str, act: Callable[[], object]):
+    def __init__(self, package: str, act: Callable[[], None]):
         self.package, self.act, self.looking = package, act, False
 
     def find_spec(
@@ -82,8 +82,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
-def when_imported(package: str, act: Callable[[], object]) -> None:
-    """Call `act` now if `package` is imported, otherwise when it will be: importing others' packages takes seconds."""
+def when_imported(package: str, act: Callable[[], None]) -> None:
+    """Call `act` now if `package` is imported, otherwise when it will be: importing DeepSpeed takes seconds."""
     if package in sys.modules:
         act()
     elif not any(isinstance(finder, _AfterImport) and finder.package == package for finder in sys.meta_path):
@@ -108,32 +108,22 @@ def _parameters(owner: Any, name: str) -> list[str]:
 # -- Which transformers the patches below fit --------------------------------------------------------------------------
 
 
-def names_mismatch() -> str | None:
-    """Why the installed transformers cannot learn our names, or None. Imports TrainingArguments, not the Trainer."""
+def transformers_mismatch() -> str | None:
+    """Why the patches below do not fit the installed transformers, or None."""
     try:
         installed = importlib.metadata.version("transformers")
     except importlib.metadata.PackageNotFoundError:
         return f"optim='adopt' needs transformers {TRANSFORMERS_MIN} or later, and transformers is not installed"
     if Version(installed) < Version(TRANSFORMERS_MIN):
         return f"optim='adopt' needs transformers {TRANSFORMERS_MIN} or later, installed is {installed}"
-    from transformers.training_args import OptimizerNames
-
-    if not hasattr(OptimizerNames, "_value2member_map_"):
-        return f"transformers {installed} has changed OptimizerNames: adopt_hf must be updated"
-    return None
-
-
-def transformers_mismatch() -> str | None:
-    """Why the patches below do not fit the installed transformers, or None."""
-    reason = names_mismatch()
-    if reason:
-        return reason
-    installed = _version("transformers")
     from transformers import Trainer
+    from transformers.training_args import OptimizerNames
 
     method = inspect.getattr_static(Trainer, "get_optimizer_cls_and_kwargs", None)
     if not isinstance(method, staticmethod) or list(inspect.signature(method.__func__).parameters) != ["args", "model"]:
         return f"transformers {installed} has changed Trainer.get_optimizer_cls_and_kwargs: adopt_hf must be updated"
+    if not hasattr(OptimizerNames, "_value2member_map_"):
+        return f"transformers {installed} has changed OptimizerNames: adopt_hf must be updated"
     from transformers.integrations import deepspeed
 
     if _parameters(Trainer, "_load_from_checkpoint")[:2] != ["self", "resume_from_checkpoint"]:
@@ -190,9 +180,6 @@ def explain_optimizer_name(value: str, reason: str) -> None:
     """Let `OptimizerNames(value)` raise ImportError(reason); every other unknown name fails as before."""
     from transformers.training_args import OptimizerNames
 
-    remove_optimizer_name(value)
-    if value.upper() in OptimizerNames._member_map_:  # explained already
-        return
     original: Any = OptimizerNames._missing_
 
     def _missing_(cls: Any, missing: object) -> Any:

@@ -255,13 +255,10 @@ def _loaded(config: Any) -> dict[str, Any] | None:
         return None
 
 
-def _adopt_of_block(model: Any, params: Sequence[Any], **kwargs: Any) -> ADOPT:
-    """The ADOPT of a config's block; with 8-bit moments, those that keep float32 in groups of their own."""
-    if kwargs.get("state_bits") == 8:
-        storage.keep_float32(embeddings(model))
-        groups = params if isinstance(params[0], dict) else [{"params": params}]
-        params = storage.float32_apart(groups)
-    return ADOPT(params, **kwargs)
+def _adopt_of_block(model: Any, params: Any, **kwargs: Any) -> ADOPT:
+    """The ADOPT of a config's block, whose embeddings keep float32 moments."""
+    storage.keep_float32(embeddings(model))
+    return ADOPT(params, **kwargs, float32_apart=True)
 
 
 def _makes_adopt(optimizer: Any) -> bool:

@@ -101,7 +101,7 @@ def state_bytes(
             embeddings and small tensors, which keep 32, cannot be told from shapes.
 
     Raises:
-        ValueError: a value that is not allowed, or a combination that there is not; says what is.
+        ValueError: a value that is not allowed, or a combination that does not exist; says what is.
     """
     storage.OPTIONS["state_bits"].check("state_bits", state_bits)
     if state_bits == 8 and not isinstance(params, int | float):
@@ -132,16 +132,22 @@ def state_bytes(
 
 def left_out(mode: str, state_bits: int = 32) -> str:
     """What the bytes of a mere number of parameters leave out, in words."""
+    element = MOMENTS[state_bits] + MASTER
+    if mode in WHOLE:
+        words = "Exact: every process keeps all of it."
+    else:
+        words = "Parameters / processes, rounded up. " + {
+            "fsdp": "FSDP2 cuts each tensor between its rows: rank 0 holds less than one row of each tensor more.",
+            "zero3": f"ZeRO pads each tensor: less than 1 element ({element} bytes) of each tensor more.",
+        }.get(mode, f"ZeRO pads each param group: less than 2 elements ({2 * element} bytes) of each group more.")
     if state_bits == 8:
         small = quantization.SMALLEST_TENSOR
-        return f"Embeddings and tensors of fewer than {small} elements have {MOMENTS[32]} bytes an element instead."
-    if mode in WHOLE:
-        return "Exact: every process keeps all of it."
-    element = MOMENTS[state_bits] + MASTER
-    return "Parameters / processes, rounded up. " + {
-        "fsdp": "FSDP2 cuts each tensor between its rows: rank 0 holds less than one row of each tensor more.",
-        "zero3": f"ZeRO pads each tensor: less than 1 element ({element} bytes) of each tensor more.",
-    }.get(mode, f"ZeRO pads each param group: less than 2 elements ({2 * element} bytes) of each group more.")
+        words = words.replace("Exact: e", "E") + (
+            f"\nIn 8 bits: blocks of {quantization.BLOCK_SIZE}, without the shorter ones that rows end with (less than "
+            f"{SCALES} bytes a row more). Embeddings and tensors of fewer than {small} elements have {MOMENTS[32]} "
+            "bytes an element, under FSDP2 also those of short rows."
+        )
+    return words
 
 
 def _has_master(mode: str, precision: str) -> bool:

@@ -1,12 +1,14 @@
 """What `import adopt_hf` puts in place in transformers, accelerate and DeepSpeed, and takes back."""
 
+import importlib.util
+
 from adopt_hf.integrations import accelerate, deepspeed, trainer
 
 
 def register() -> None:
     """Make `TrainingArguments(optim="adopt")` and `--optim adopt` mean ADOPT, and let accelerate and DeepSpeed keep it.
 
-    `import adopt_hf` does it as soon as they are imported. A second call does nothing. This one imports transformers.
+    `import adopt_hf` has done it already. A second call does nothing. accelerate and DeepSpeed are not imported by it.
 
     Raises:
         ImportError: transformers is not installed, too old, or has changed what this relies on; says which.
@@ -24,7 +26,8 @@ def unregister() -> None:
 
 
 def register_on_import() -> None:
-    """`register()` once the other packages are imported: it imports none of them."""
+    """`register()`, but where transformers does not fit, the error comes when the name is used."""
     accelerate.register()
     deepspeed.register()
-    trainer.register_on_import()
+    if importlib.util.find_spec("transformers") is not None:
+        trainer.register_on_import()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adopt_hf import storage
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 NAME = "adopt"
 EIGHT_BITS, LAYERWISE = "adopt_8bit", "adopt_layerwise"
 NAMES = (NAME, EIGHT_BITS, LAYERWISE)
-ARGUMENTS, TRAINER = "transformers.training_args", "transformers.trainer"  # the second imports the first
 
 logger = logging.getLogger("adopt_hf")
 
@@ -35,7 +33,8 @@ def register() -> None:
     reason = compat.transformers_mismatch()
     if reason:
         raise ImportError(reason)
-    _know_names(None)
+    for name in NAMES:
+        compat.add_optimizer_name(name, _reduce_optimizer_name)
     compat.wrap_trainer_optimizers(NAMES, trainer_kwargs)
     compat.wrap_trainer_load(_load_from_checkpoint)
     compat.wrap_trainer_deepspeed(_process_deepspeed_config, _deepspeed_init, _deepspeed_optimizer)
@@ -43,38 +42,19 @@ def register() -> None:
 
 def unregister() -> None:
     """Undo `register()`: transformers is as it was."""
-    for module in (ARGUMENTS, TRAINER):
-        compat.when_imported_no_more(module)
-    if TRAINER in sys.modules:
-        compat.unwrap_trainer_optimizers()
-        compat.unwrap_trainer_load()
-        compat.unwrap_trainer_deepspeed()
-    if ARGUMENTS in sys.modules:
-        for name in NAMES:
-            compat.remove_optimizer_name(name)
+    compat.unwrap_trainer_optimizers()
+    compat.unwrap_trainer_load()
+    compat.unwrap_trainer_deepspeed()
+    for name in NAMES:
+        compat.remove_optimizer_name(name)
 
 
 def register_on_import() -> None:
-    """`register()` as soon as TrainingArguments and the Trainer are imported, which takes seconds.
-
-    Where transformers does not fit, the error comes when the name is used.
-    """
-    compat.when_imported(ARGUMENTS, lambda: _know_names(compat.names_mismatch()))
-    compat.when_imported(TRAINER, _register_or_explain)
-
-
-def _know_names(reason_not_to: str | None) -> None:
-    for name in NAMES:
-        if reason_not_to:
-            compat.explain_optimizer_name(name, reason_not_to)
-        else:
-            compat.add_optimizer_name(name, _reduce_optimizer_name)
-
-
-def _register_or_explain() -> None:
+    """`register()`, but where transformers does not fit, the error comes when the name is used."""
     reason = compat.transformers_mismatch()
     if reason:
-        _know_names(reason)
+        for name in NAMES:
+            compat.explain_optimizer_name(name, reason)
     else:
         register()
 
@@ -108,12 +88,12 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
     if loraplus is not None:
         groups = peft.loraplus_groups(model, loraplus, kwargs["lr"], kwargs["weight_decay"])
     _say(kwargs, loraplus)
-    apart = kwargs["state_bits"] == 8 and args.deepspeed_plugin is not None
-    if model is not None and groups is None and (apart or args.weight_decay != given["weight_decay"]):
-        groups = param_groups(model, given["weight_decay"])
-    if groups is not None and apart:
-        groups = storage.float32_apart(groups)
-    args.weight_decay = given["weight_decay"]
+    if kwargs["state_bits"] == 8 and args.deepspeed_plugin is not None:
+        kwargs["float32_apart"] = True
+    if args.weight_decay != given["weight_decay"]:
+        args.weight_decay = given["weight_decay"]
+        if groups is None and model is not None:
+            groups = param_groups(model, args.weight_decay)
     return cls, kwargs if groups is None else {**kwargs, "params": groups}
 
 

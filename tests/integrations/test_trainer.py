@@ -317,33 +317,6 @@ def test_three_lines(python: Any, tmp_path: Path) -> None:
     assert python("-c", lines, cwd=tmp_path).strip() in ("adopt", "OptimizerNames.ADOPT")
 
 
-LAZY = """
-import sys
-import adopt_hf
-assert "transformers" not in sys.modules, "importing adopt_hf takes seconds"
-if "unregister" in sys.argv:
-    adopt_hf.unregister()
-if "arguments" in sys.argv:
-    from transformers import TrainingArguments
-elif "trainer" in sys.argv:
-    from transformers import Trainer
-elif "callback" in sys.argv:
-    from transformers import TrainerCallback  # imports TrainingArguments while it is half imported itself
-from transformers.training_args import OptimizerNames
-from transformers import Trainer, TrainingArguments
-print("adopt" in [name.value for name in OptimizerNames])
-if "unregister" not in sys.argv:
-    assert Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(optim="adopt", use_cpu=True))[0] is adopt_hf.ADOPT
-"""
-
-
-@pytest.mark.parametrize(
-    ("first", "known"), [("arguments", True), ("trainer", True), ("callback", True), ("unregister", False)]
-)
-def test_transformers_is_not_imported_for_the_name(first: str, known: bool, python: Any, tmp_path: Path) -> None:
-    assert python("-c", LAZY, first, cwd=tmp_path) == f"{known}\n"
-
-
 # -- others, and errors ------------------------------------------------------------------------------------------------
 
 
