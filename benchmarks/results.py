@@ -76,11 +76,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
-    """The results of the newest day of each benchmark, device and hardware; those of a toy scale are left out."""
-    newest: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    """The results of the newest day of each benchmark, device, hardware and set of optimizers, but for toy scales."""
+    newest: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         result = read(path) | {"file": path.name}
-        key = (result["benchmark"], result["device"], result["environment"]["hardware"])
+        rows = frozenset(name for case in result["cases"] for name in case["rows"])
+        key = (result["benchmark"], result["device"], result["environment"]["hardware"], rows)
         if result["scale"] != 1 or (key in newest and newest[key][0]["date"] > result["date"]):
             continue
         same_day = [other for other in newest.get(key, []) if other["date"] == result["date"]]

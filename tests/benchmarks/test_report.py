@@ -109,6 +109,10 @@ def test_the_newest_result_of_a_machine_counts_and_toys_do_not(tmp_path: Path, c
     write(tmp_path, "a-new.json", cpu_result | {"seed": 4})
     write(tmp_path, "c-toy.json", cpu_result | {"date": "2027-01-01", "scale": 0.001})
     assert [r["file"] for r in results.read_all(tmp_path)] == ["a-new.json"]
+    case = cpu_result["cases"][0]
+    fewer = case | {"rows": dict(list(case["rows"].items())[:1])}
+    write(tmp_path, "d-others.json", cpu_result | {"date": "2026-01-01", "cases": [fewer]})
+    assert [r["file"] for r in results.read_all(tmp_path)] == ["a-new.json", "d-others.json"]
 
 
 def test_tables_go_between_the_markers(tmp_path: Path, cpu_result: Result) -> None:
