@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from adopt_hf import ADOPT
 from benchmarks import low_bits, state_formats
 from benchmarks.fresh import ROOT
+from benchmarks.kahan import KahanADOPT
 from benchmarks.low_bits import BEGIN, END, PAGE, RESULTS
 
 
@@ -31,6 +34,21 @@ def test_real_runs(tmp_path: Path) -> None:
     assert text.endswith("after\n")
     assert all(f"| {variant} |" in text for variant in variants)
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_kahan_keeps_what_rounding_loses() -> None:
+    """Updates far below the last place of a bfloat16: its float32 twin moves, it moves with it, and ADOPT does not."""
+    dtypes = (torch.float32, torch.bfloat16, torch.bfloat16)
+    exact, kahan, nearest = (torch.ones(500, dtype=dtype, requires_grad=True) for dtype in dtypes)
+    optimizers = [ADOPT([exact], lr=1e-4), KahanADOPT([kahan], lr=1e-4), ADOPT([nearest], lr=1e-4)]
+    for _ in range(100):
+        for p, optimizer in zip((exact, kahan, nearest), optimizers, strict=True):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+    assert kahan.dtype is optimizers[1].state[kahan]["lost"].dtype is torch.bfloat16
+    torch.testing.assert_close(kahan.float() + optimizers[1].state[kahan]["lost"].float(), exact, rtol=0, atol=2e-5)
+    assert (exact < 0.992).all()
+    assert (nearest == 1).all()
 
 
 def test_the_docs_are_the_results() -> None:
