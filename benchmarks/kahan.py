@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adopt_hf import ADOPT
 from adopt_hf.integrations import trainer
 
@@ -37,5 +35,4 @@ if __name__ == "__main__":
     script, *sys.argv[1:] = sys.argv[1:]
     sys.argv[0] = script
     sys.path.insert(0, str(Path(script).parent))
-    torch.set_num_threads(1)
     runpy.run_path(script, run_name="__main__")
