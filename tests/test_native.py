@@ -43,23 +43,24 @@ ADOPT([p], backend="fused").step()
 KEPT = """
 print(next(line.split()[-1] for line in open("/proc/self/maps") if "cpu-" in line))
 """
-LOW_BITS = """
+ROUNDED = """
 import hashlib, torch
 from adopt_hf import ADOPT
 torch.manual_seed(0)
-params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((64, 300), (5000,), (33, 257), (4097,))]
-optimizer = ADOPT(params, lr=1e-2, backend="fused", state_bits=8, weight_decay=0.1)
+shapes = (64, 300), (5000,), (33, 257), (4097,)
+params = [torch.nn.Parameter(torch.randn(shape, dtype={dtype})) for shape in shapes]
+optimizer = ADOPT(params, lr=1e-2, backend="fused", weight_decay=0.1, {storage})
 for t in range(6):
     for p in params:
-        p.grad = torch.randn(p.shape) * torch.rand(p.shape).exp2()
+        p.grad = (torch.randn(p.shape) * torch.rand(p.shape).exp2()).to(p.dtype)
         p.grad[::5] = 0
         if t == 4:
-            p.grad.flatten()[3] = torch.inf
+            p.grad.view(-1)[3], p.grad.view(-1)[77] = torch.inf, torch.nan
     optimizer.step()
 found = hashlib.sha256()
 for p in params:
     for tensor in (p.detach(), *optimizer.state[p].values()):
-        found.update(tensor.numpy().tobytes())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
 print(found.hexdigest())
 """
 HIDDEN = ("CC", "TRITON_INTERPRET")  # under the latter the Triton kernel takes CPU tensors
@@ -206,5 +207,15 @@ def test_the_library_is_kept_by_compiler_and_options_and_links_nothing_of_python
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="switches off instructions of x86")
-def test_8_bit_moments_are_the_same_without_wide_vectors(tmp_path: Path) -> None:
-    assert run(LOW_BITS, tmp_path / "narrow", CC="cc -mno-avx2") == run(LOW_BITS, tmp_path / "native")
+@pytest.mark.parametrize(
+    ("dtype", "storage"),
+    [
+        ("torch.float32", "state_bits=8"),
+        ("torch.float32", "state_bits=16"),
+        ("torch.bfloat16", "state_bits=16, bf16_stochastic_round=True"),
+        ("torch.bfloat16", "bf16_stochastic_round=True"),
+    ],
+)
+def test_what_is_rounded_is_the_same_without_wide_vectors(dtype: str, storage: str, tmp_path: Path) -> None:
+    code = ROUNDED.format(dtype=dtype, storage=storage)
+    assert run(code, tmp_path / "narrow", CC="cc -mno-avx2") == run(code, tmp_path / "native")

@@ -45,20 +45,58 @@ static inline uint16_t stochastic_bfloat16(float x, uint32_t random) {  // of wh
     return (uint16_t)((bits & 0x7fffffff) < NOT_FINITE ? rounded : other);
 }
 
-static void store_stochastically(const Block *at, const float *restrict theta) {
-    uint16_t *restrict p = (uint16_t *)at->theta;
-    const Block b = *at;
-    for (int64_t i = 0; i < b.n; i++) p[i] = stochastic_bfloat16(theta[i], more_bits(random_bits(&b, i)));
+// Of elements from i on, one by one: what is not finite is not rounded.
+static void store_stochastically_from(int64_t i, const Block *at, const float *theta) {
+    uint16_t *p = (uint16_t *)at->theta;
+    for (; i < at->n; i++) p[i] = stochastic_bfloat16(theta[i], more_bits(random_bits(at, i)));
 }
 
-static void encode_bfloat16_moments(const Block *at, const float *restrict m, const float *restrict v) {
-    uint16_t *restrict ms = (uint16_t *)at->m, *restrict vs = (uint16_t *)at->v;
-    const Block b = *at;
-    for (int64_t i = 0; i < b.n; i++) {
-        uint32_t random = random_bits(&b, i), of_v = stochastic_bfloat16(v[i], random >> 16);
+static void encode_bfloat16_moments_from(int64_t i, const Block *at, const float *m, const float *v) {
+    uint16_t *ms = (uint16_t *)at->m, *vs = (uint16_t *)at->v;
+    for (; i < at->n; i++) {
+        uint32_t random = random_bits(at, i), of_v = stochastic_bfloat16(v[i], random >> 16);
         ms[i] = stochastic_bfloat16(m[i], random);
         vs[i] = (uint16_t)(of_v | ((v[i] > 0) & (of_v == 0)));  // above zero it does not become zero
     }
+}
+
+enum { PAIR = 2 * LANES };
+
+static void store_stochastically(const Block *at, const float *theta) {
+    const words key = all_words(at->key);
+    const int64_t n = at->n / PAIR * PAIR;
+    words places = first_words() + at->place, most = {0};
+    for (int64_t i = 0; i < n; i += PAIR) {
+        words x[2];
+        for (int k = 0; k < 2; k++) {
+            words bits = (words)load_floats(theta + i + LANES * k);
+            most = larger_words(most, bits & 0x7fffffff);
+            x[k] = bits + (mixed_words(mixed_words(places ^ key) + 0x9e3779b9) & 0xffff);
+            places += LANES;
+        }
+        store_upper_halves((uint16_t *)at->theta + i, x[0], x[1]);
+    }
+    store_stochastically_from(largest(most) < NOT_FINITE ? n : 0, at, theta);
+}
+
+static void encode_bfloat16_moments(const Block *at, const float *m, const float *v) {
+    const words key = all_words(at->key);
+    const int64_t n = at->n / PAIR * PAIR;
+    words places = first_words() + at->place, most = {0};
+    for (int64_t i = 0; i < n; i += PAIR) {
+        words of_m[2], of_v[2];
+        for (int k = 0; k < 2; k++) {
+            words random = mixed_words(places ^ key), bits_m = (words)load_floats(m + i + LANES * k),
+                  bits_v = (words)load_floats(v + i + LANES * k);
+            most = larger_words(most, larger_words(bits_m & 0x7fffffff, bits_v));
+            of_m[k] = bits_m + (random & 0xffff);
+            of_v[k] = larger_words(bits_v + (random >> 16), smaller_words(bits_v, all_words(1)) << 16);
+            places += LANES;
+        }
+        store_upper_halves((uint16_t *)at->m + i, of_m[0], of_m[1]);
+        store_upper_halves((uint16_t *)at->v + i, of_v[0], of_v[1]);
+    }
+    encode_bfloat16_moments_from(largest(most) < NOT_FINITE ? n : 0, at, m, v);
 }
 
 static void decode_bfloat16(float *restrict out, const uint16_t *restrict x, int64_t n) {

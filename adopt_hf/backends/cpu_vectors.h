@@ -84,6 +84,11 @@ INLINE words widened_with_sign(const uint8_t *x) {
     return (words)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)x));
 }
 
+INLINE void store_upper_halves(uint16_t *to, words x, words y) {
+    __m256i halves = _mm256_packus_epi32(_mm256_srli_epi32((__m256i)x, 16), _mm256_srli_epi32((__m256i)y, 16));
+    _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(halves, 0xd8));
+}
+
 INLINE void store_in_order(uint8_t *to, __m256i x) {  // packing has taken the halves of two vectors in turns
     __m256i ordered = _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_storeu_si256((__m256i *)to, ordered);
@@ -104,6 +109,10 @@ INLINE void store_narrowed_with_sign(uint8_t *to, const words x[VECTORS], const 
 }
 
 #else
+
+INLINE void store_upper_halves(uint16_t *to, words x, words y) {
+    for (int k = 0; k < LANES; k++) to[k] = (uint16_t)(x[k] >> 16), to[LANES + k] = (uint16_t)(y[k] >> 16);
+}
 
 typedef uint8_t few_bytes __attribute__((vector_size(LANES)));
 typedef int8_t few_signed_bytes __attribute__((vector_size(LANES)));
