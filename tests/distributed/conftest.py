@@ -1,9 +1,16 @@
 """Real launches on two processes of this machine's CPU, each once for all the tests that look at it."""
 
+import atexit
+import functools
+import importlib.util
+import json
 import os
+import queue
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,16 +37,35 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def run(*command: Any, fails: bool = False, gpus: bool = False, timeout: float = 400) -> str:
+HIDDEN_GPUS = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(*command: Any, fails: bool = False, gpus: bool = False, forked: bool = False, timeout: float = 400) -> str:
     """What a command printed; its exit code must be 0, or with `fails` another. GPUs are hidden unless asked for.
 
-    A command that takes longer than `timeout` seconds is killed with all that it has started.
+    A command that takes longer than `timeout` seconds is killed with all that it has started. With `forked` its
+    processes are forks of one that has imported what they need, in place of new ones: see forks.py.
     """
-    hidden = {} if gpus else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | ENVIRONMENT | ({} if gpus else HIDDEN_GPUS) | {"PYTHONPATH": str(ROOT)}
+    start = Forks.run if forked and not gpus else run_anew
+    code, output = start([*map(str, command)], environment, timeout)
+    if code is None:
+        raise AssertionError(f"no end after {timeout:.0f} s\n{output[-6000:]}")
+    assert (code != 0) == fails, f"exit code {code}\n{output[-6000:]}"
+    return output
+
+
+def kill(process: psutil.Process) -> None:
+    for started in (*process.children(recursive=True), process):
+        started.kill()
+
+
+def run_anew(command: list[str], environment: dict[str, str], timeout: float) -> tuple[int | None, str]:
+    """The exit code, None where it took too long, and what it printed."""
     process = subprocess.Popen(
-        [sys.executable, *map(str, command)],
+        [sys.executable, *command],
         cwd=ROOT,  # launch configs name files from there
-        env=os.environ | ENVIRONMENT | hidden | {"PYTHONPATH": str(ROOT)},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -47,12 +73,65 @@ def run(*command: Any, fails: bool = False, gpus: bool = False, timeout: float =
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        for started in (*psutil.Process(process.pid).children(recursive=True), process):
-            started.kill()
-        output, _ = process.communicate()
-        raise AssertionError(f"no end after {timeout:.0f} s\n{output[-6000:]}") from None
-    assert (process.returncode != 0) == fails, f"exit code {process.returncode}\n{output[-6000:]}"
-    return output
+        kill(psutil.Process(process.pid))
+        return None, process.communicate()[0]
+    return process.returncode, output
+
+
+class Forks:
+    """The process of forks.py, begun when it is first asked for."""
+
+    MODULES = (
+        "tests.distributed.job",
+        "accelerate.commands.launch",
+        "torch.distributed.run",
+        "torch.distributed.checkpoint.state_dict",
+        "torch.distributed.fsdp",
+        "transformers.models.gpt2.modeling_gpt2",
+        *(("deepspeed",) if importlib.util.find_spec("deepspeed") else ()),  # after adopt_hf, as job.py
+    )
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).parent / "forks.py", *self.MODULES],
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT | HIDDEN_GPUS | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.answers: queue.SimpleQueue[dict[str, int]] = queue.SimpleQueue()
+        threading.Thread(target=self.listen, daemon=True).start()
+        atexit.register(self.process.kill)
+
+    def listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.answers.put(json.loads(line))
+
+    @classmethod
+    @functools.cache
+    def once(cls) -> "Forks":
+        return cls()
+
+    @classmethod
+    def run(cls, command: list[str], environment: dict[str, str], timeout: float) -> tuple[int | None, str]:
+        """As `run_anew`."""
+        forks = cls.once()
+        assert forks.process.stdin is not None
+        with tempfile.NamedTemporaryFile("r", errors="replace") as log:
+            print(
+                json.dumps({"args": command, "env": environment, "cwd": str(ROOT), "log": log.name}),
+                file=forks.process.stdin,
+                flush=True,
+            )
+            pid = forks.answers.get(timeout=120)["pid"]
+            try:
+                return forks.answers.get(timeout=timeout)["exit_code"], log.read()
+            except queue.Empty:
+                kill(psutil.Process(pid))
+                forks.answers.get(timeout=60)
+                return None, log.read()
 
 
 def run_on_free_port(command: Callable[[int], tuple[Any, ...]], **options: Any) -> str:
@@ -66,9 +145,13 @@ def run_on_free_port(command: Callable[[int], tuple[Any, ...]], **options: Any) 
     return run(*command(free_port()), **options)
 
 
+FORKED = ("job.py", "dcp_job.py")  # the jobs whose imports are in the order of `Forks.MODULES`
+
+
 def torchrun(processes: int, script: str, *args: Any, **options: Any) -> str:
     """`torchrun --nproc_per_node PROCESSES tests/distributed/SCRIPT ARGS`; what it printed."""
     start = ("-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port")
+    options = {"forked": script in FORKED} | options
     return run_on_free_port(lambda port: (*start, port, Path(__file__).parent / script, *args), **options)
 
 
@@ -77,6 +160,7 @@ def launch(config: str, script: str, *args: Any, processes: int = 2, **options: 
     # Not `accelerate launch`: its other subcommands import timm, which needs torchvision.
     start = ("-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{config}.yaml")
     start += ("--num_processes", processes, "--main_process_port")
+    options = {"forked": script in FORKED} | options
     return run_on_free_port(lambda port: (*start, port, Path(__file__).parent / script, *args), **options)
 
 

@@ -40,7 +40,7 @@ def convert(source: Path, target: Path, tag: str, *more: str) -> None:
     command = re.search(r"`python (-m deepspeed\S+) ", OTHER_WORLD_SIZE)
     assert command is not None
     folders = ("--input_folder", source / tag, "--output_folder", target / f"{tag}_universal")
-    run(*command[1].split(), *folders, "--num_extract_workers", 1, "--num_merge_workers", 1, *more)
+    run(*command[1].split(), *folders, "--num_extract_workers", 1, "--num_merge_workers", 1, *more, forked=True)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
