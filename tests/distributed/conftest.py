@@ -1,23 +1,17 @@
 """Real launches on two processes of this machine's CPU, each once for all the tests that look at it."""
 
-import atexit
-import functools
-import importlib.util
-import json
 import os
-import queue
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from tests.distributed.forks import LAUNCHED, forks, kill
 from tests.distributed.matrix import Matrix
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +21,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+HIDDEN_GPUS = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 MATRIX = pytest.StashKey[Matrix]()
 COLUMN_OF = {"test_parity": "parity", "test_resume": "resume", "test_really_adopt": "really ADOPT"}
 
@@ -37,7 +32,12 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-HIDDEN_GPUS = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+MODULES = (
+    *LAUNCHED,
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "transformers.models.gpt2.modeling_gpt2",
+)
 
 
 def run(*command: Any, fails: bool = False, gpus: bool = False, forked: bool = False, timeout: float = 400) -> str:
@@ -46,92 +46,35 @@ def run(*command: Any, fails: bool = False, gpus: bool = False, forked: bool = F
     A command that takes longer than `timeout` seconds is killed with all that it has started. With `forked` its
     processes are forks of one that has imported what they need, in place of new ones: see forks.py.
     """
-    environment = os.environ | ENVIRONMENT | ({} if gpus else HIDDEN_GPUS) | {"PYTHONPATH": str(ROOT)}
-    start = Forks.run if forked and not gpus else run_anew
-    code, output = start([*map(str, command)], environment, timeout)
-    if code is None:
-        raise AssertionError(f"no end after {timeout:.0f} s\n{output[-6000:]}")
+    environment = ENVIRONMENT | ({} if gpus else HIDDEN_GPUS) | {"PYTHONPATH": str(ROOT)}
+    arguments = [str(part) for part in command]
+    with tempfile.NamedTemporaryFile("r", errors="replace") as log:
+        if forked and not gpus:
+            code = forks(MODULES, environment).run(arguments, os.environ | environment, ROOT, log.name, timeout=timeout)
+        else:
+            code = run_anew(arguments, os.environ | environment, log.name, timeout)
+        output = log.read()
+    assert code is not None, f"no end after {timeout:.0f} s\n{output[-6000:]}"
     assert (code != 0) == fails, f"exit code {code}\n{output[-6000:]}"
     return output
 
 
-def kill(process: psutil.Process) -> None:
-    for started in (*process.children(recursive=True), process):
-        started.kill()
-
-
-def run_anew(command: list[str], environment: dict[str, str], timeout: float) -> tuple[int | None, str]:
-    """The exit code, None where it took too long, and what it printed."""
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,  # launch configs name files from there
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        kill(psutil.Process(process.pid))
-        return None, process.communicate()[0]
-    return process.returncode, output
-
-
-class Forks:
-    """The process of forks.py, begun when it is first asked for."""
-
-    MODULES = (
-        "tests.distributed.job",
-        "accelerate.commands.launch",
-        "torch.distributed.run",
-        "torch.distributed.checkpoint.state_dict",
-        "torch.distributed.fsdp",
-        "transformers.models.gpt2.modeling_gpt2",
-        *(("deepspeed",) if importlib.util.find_spec("deepspeed") else ()),  # after adopt_hf, as job.py
-    )
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, Path(__file__).parent / "forks.py", *self.MODULES],
-            cwd=ROOT,
-            env=os.environ | ENVIRONMENT | HIDDEN_GPUS | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+def run_anew(command: list[str], environment: dict[str, str], log: str, timeout: float) -> int | None:
+    """The exit code, or None if it took too long."""
+    with open(log, "a") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,  # launch configs name files from there
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
-        self.answers: queue.SimpleQueue[dict[str, int]] = queue.SimpleQueue()
-        threading.Thread(target=self.listen, daemon=True).start()
-        atexit.register(self.process.kill)
-
-    def listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.answers.put(json.loads(line))
-
-    @classmethod
-    @functools.cache
-    def once(cls) -> "Forks":
-        return cls()
-
-    @classmethod
-    def run(cls, command: list[str], environment: dict[str, str], timeout: float) -> tuple[int | None, str]:
-        """As `run_anew`."""
-        forks = cls.once()
-        assert forks.process.stdin is not None
-        with tempfile.NamedTemporaryFile("r", errors="replace") as log:
-            print(
-                json.dumps({"args": command, "env": environment, "cwd": str(ROOT), "log": log.name}),
-                file=forks.process.stdin,
-                flush=True,
-            )
-            pid = forks.answers.get(timeout=120)["pid"]
-            try:
-                return forks.answers.get(timeout=timeout)["exit_code"], log.read()
-            except queue.Empty:
-                kill(psutil.Process(pid))
-                forks.answers.get(timeout=60)
-                return None, log.read()
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        kill(process.pid)
+        process.wait()
+        return None
 
 
 def run_on_free_port(command: Callable[[int], tuple[Any, ...]], **options: Any) -> str:
@@ -145,7 +88,7 @@ def run_on_free_port(command: Callable[[int], tuple[Any, ...]], **options: Any) 
     return run(*command(free_port()), **options)
 
 
-FORKED = ("job.py", "dcp_job.py")  # the jobs whose imports are in the order of `Forks.MODULES`
+FORKED = ("job.py", "dcp_job.py")  # jobs that do not care what has been imported before them, nor in which order
 
 
 def torchrun(processes: int, script: str, *args: Any, **options: Any) -> str:

@@ -1,23 +1,34 @@
 """`python ARGS` again and again, in forks of one process that has imported what all of them import.
 
-forks.py MODULES... imports the modules, then reads lines of JSON from stdin, {"args", "env", "cwd", "log"}, and answers
-each with {"pid"} when it has begun and {"exit_code"} when it has ended. ARGS are `-m MODULE ...` or `SCRIPT ...`.
+forks.py MODULES... imports those of the modules that are installed, then reads lines of JSON from stdin, {"args",
+"env", "cwd", "out", "err"}, and answers each with {"pid"} when it has begun and {"exit_code"} when it has ended. ARGS
+are `-m MODULE ...` or `SCRIPT ...`. `forks` below is for those who ask.
 
 A launcher, accelerate's or torch's, runs as it is, but for one thing: the processes that it starts are forks, too,
 made before the launcher has any threads or sockets.
 """
 
+import atexit
 import gc
 import importlib
+import importlib.util
 import json
 import os
+import queue
 import runpy
 import signal
+import subprocess
 import sys
+import tempfile
+import threading
+from pathlib import Path
 from typing import Any
 
+import psutil
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
+# What launchers and their processes import, in the order in which job.py does.
+LAUNCHED = ("tests.distributed.job", "accelerate.commands.launch", "torch.distributed.run", "deepspeed")
 LAUNCHERS = {"accelerate.commands.launch": "--num_processes", "torch.distributed.run": "--nproc_per_node"}
 
 
@@ -66,6 +77,7 @@ def run(args: list[str], env: dict[str, str]) -> None:
     try:
         if args[0] == "-m":
             sys.argv = args[1:]
+            sys.path[0] = os.getcwd()
             runpy.run_module(args[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = args
@@ -89,12 +101,11 @@ def launch_forks(count: int) -> None:
     SubprocessHandler._popen = lambda self, args, env: waiting.pop(0).start(args, env)  # type: ignore[method-assign]
 
 
-def in_child(args: list[str], env: dict[str, str], cwd: str, log: str) -> None:
+def in_child(args: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
     os.chdir(cwd)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     if args[0] == "-m" and args[1] in LAUNCHERS:
         launch_forks(int(args[args.index(LAUNCHERS[args[1]]) + 1]))
     run(args, env)
@@ -106,7 +117,8 @@ def answer(**what: Any) -> None:
 
 def main() -> None:
     for module in sys.argv[1:]:
-        importlib.import_module(module)
+        if importlib.util.find_spec(module.partition(".")[0]):
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()
     for line in sys.stdin:
@@ -115,6 +127,78 @@ def main() -> None:
             in_child(**json.loads(line))
         answer(pid=child)
         answer(exit_code=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+# ----- for those who ask -----
+
+
+def kill(pid: int) -> None:
+    """The process and all that it has started."""
+    process = psutil.Process(pid)
+    for started in (*process.children(recursive=True), process):
+        started.kill()
+
+
+class Forks:
+    def __init__(self, modules: tuple[str, ...], environment: dict[str, str]):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *modules],
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.answers: queue.SimpleQueue[dict[str, int]] = queue.SimpleQueue()
+        threading.Thread(target=self.listen, daemon=True).start()
+        atexit.register(self.process.kill)
+
+    def listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.answers.put(json.loads(line))
+
+    def run(
+        self,
+        args: list[str],
+        env: dict[str, str],
+        cwd: Path,
+        out: str | Path,
+        err: str | Path | None = None,
+        timeout: float = 400,
+    ) -> int | None:
+        """The exit code of `python ARGS`, which prints into two files or one; None if it took too long."""
+        told = {"args": args, "env": env, "cwd": str(cwd), "out": str(out), "err": str(err or out)}
+        print(json.dumps(told), file=self.process.stdin, flush=True)
+        pid = self.answers.get(timeout=200)["pid"]
+        try:
+            return self.answers.get(timeout=timeout)["exit_code"]
+        except queue.Empty:
+            kill(pid)
+            self.answers.get(timeout=60)
+            return None
+
+    def run_to_end(
+        self, args: list[str], env: dict[str, str], cwd: Path, timeout: float = 600
+    ) -> subprocess.CompletedProcess[str]:
+        """As `subprocess.run` with what was printed."""
+        with (
+            tempfile.NamedTemporaryFile("r", errors="replace") as out,
+            tempfile.NamedTemporaryFile("r", errors="replace") as err,
+        ):
+            code = self.run(args, env, cwd, out.name, err.name, timeout)
+            if code is None:
+                raise subprocess.TimeoutExpired(args, timeout, out.read(), err.read())
+            return subprocess.CompletedProcess(args, code, out.read(), err.read())
+
+
+BEGUN: dict[tuple[str, ...], Forks] = {}
+
+
+def forks(modules: tuple[str, ...], environment: dict[str, str]) -> Forks:
+    """The process that has imported these, begun with this environment when it is first asked for."""
+    if modules not in BEGUN:
+        BEGUN[modules] = Forks(modules, environment)
+    return BEGUN[modules]
 
 
 if __name__ == "__main__":

@@ -76,9 +76,9 @@ def test_another_number_of_processes_without_conversion_says_how(
 @pytest.mark.parametrize("stage", [2, 3])
 def test_tensors_that_came_late_keep_their_step_counts(stage: int, tmp_path: Path) -> None:
     """One process trains in two halves on what two have left after the first."""
-    torchrun(2, "deepspeed_job.py", tmp_path, "--half", stage)
+    torchrun(2, "deepspeed_job.py", tmp_path, "--half", stage, forked=True)
     convert(tmp_path / "half", tmp_path / "half", "global_step6")
-    torchrun(1, "deepspeed_job.py", tmp_path, "--other_half", stage)
+    torchrun(1, "deepspeed_job.py", tmp_path, "--other_half", stage, forked=True)
     found = json.loads((tmp_path / "rank0.json").read_text())
     assert found["world_size"] == 1
     assert found["other half"]["counted"] == [2.0, 4.0, 6.0]

@@ -23,6 +23,7 @@ import yaml
 from safetensors.torch import load_file
 
 from adopt_hf.integrations.checkpoints import MARK
+from tests.distributed.forks import LAUNCHED, forks
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "gpt2_pretraining"
@@ -32,6 +33,17 @@ OPTIMIZER = {"train.py": "optimizer.pt", "train_accelerate.py": "optimizer.bin"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "{port}"]
 # Not `accelerate launch`: its other subcommands import timm, which cannot be imported without torchvision.
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+# Helps the recipe where CPUs need that; so it is not what users start, and runs in forks that have these imported.
+RECIPE = str(ROOT / "tests" / "distributed" / "recipe.py")
+MODULES = (
+    *LAUNCHED,
+    "datasets",
+    "matplotlib.figure",
+    "tokenizers",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "transformers.models.gpt2.modeling_gpt2",
+)
 DDP = [*ACCELERATE, str(LAUNCHERS / "ddp.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
 
 
@@ -89,13 +101,22 @@ def environment(config: Path) -> dict[str, str]:
 ABORTED, DONE = "terminate called without an active exception", "model and curves (loss.png) in"
 
 
+def run_anew(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def run_forked(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return forks(MODULES, environment).run_to_end(command[1:], environment, Path.cwd())
+
+
 def run(config: Path, script: str, *argv: object, launcher: list[str] | None = None) -> subprocess.CompletedProcess:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
     command = [part.replace("{port}", port) for part in launcher or [sys.executable]]
     command += [str(EXAMPLE / script), str(config), *map(str, argv)]
-    result = subprocess.run(command, env=environment(config), capture_output=True, text=True, timeout=600)
+    start = run_forked if RECIPE in command else run_anew
+    result = start(command, environment(config))
     if ABORTED in result.stderr and DONE in result.stdout:
         result.returncode = 0
     return result
@@ -157,15 +178,32 @@ def test_killed_and_resumed_is_bit_for_bit_uninterrupted(script: str, config: Pa
     assert losses(whole, "eval_loss") == losses(killed, "eval_loss")
 
 
+OF_ONE_OR_TWO = ("--use_cpu", "--dropout", 0, "--max_steps", 20, "--save_steps", 10)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """`alone(script)`: a config, and the output folder of one process's run of it."""
+
+    @functools.cache
+    def once(script: str) -> tuple[Path, Path]:
+        config = write_toy(tmp_path_factory.mktemp("alone"))
+        output = config.parent / "single"
+        assert run(config, script, "--output_dir", output, *OF_ONE_OR_TWO).returncode == 0
+        return config, output
+
+    return once
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, DDP], ids=["torchrun", "accelerate"])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_two_processes_are_one_run(script: str, launcher: list[str], config: Path) -> None:
+def test_two_processes_are_one_run(
+    script: str, launcher: list[str], alone: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
     """Two processes with half the accumulation see the same sequences a step and make the same curve, then resume."""
-    single, double = config.parent / "single", config.parent / "double"
-    common = ("--use_cpu", "--dropout", 0, "--max_steps", 20, "--save_steps", 10)
-    assert run(config, script, "--output_dir", single, *common).returncode == 0
-    both = ("--output_dir", double, *common, "--gradient_accumulation_steps", 1)
+    (config, single), double = alone(script), tmp_path / "double"
+    both = ("--output_dir", double, *OF_ONE_OR_TWO, "--gradient_accumulation_steps", 1)
     result = run(config, script, *both, launcher=launcher)
     assert result.returncode == 0, result.stderr
     assert re.findall(r"8 sequences a step in 2 process\(es\)", result.stderr), "not one run of two processes"
@@ -227,7 +265,7 @@ def test_sharded_is_unsharded(
     pytest.importorskip("deepspeed")
     config, whole = unsharded(script)
     launcher = [*ACCELERATE, str(LAUNCHERS / f"{mode}.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
-    launcher += [str(ROOT / "tests" / "distributed" / "recipe.py"), str(tmp_path)]
+    launcher += [RECIPE, str(tmp_path)]
     output = tmp_path / "output"
     result = run(config, script, "--output_dir", output, *OF_TWO, launcher=launcher)
     assert result.returncode == 0, result.stderr

@@ -18,10 +18,22 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.distributed.forks import LAUNCHED, forks
 from tests.examples.test_llama_instruct import EXAMPLE, LORA, write_toy
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "examples" / "accelerate_configs"
+# Helps the recipe where CPUs need that; so it is not what users start, and runs in forks that have these imported.
+RECIPE = ROOT / "tests" / "distributed" / "recipe.py"
+MODULES = (
+    *LAUNCHED,
+    "datasets",
+    "matplotlib.figure",
+    "peft",
+    "torch.distributed.fsdp",
+    "transformers.models.llama.modeling_llama",
+    "trl.trainer.sft_trainer",
+)
 ABORTED = "terminate called without an active exception"  # by a thread of a library, after all work is done
 
 
@@ -41,7 +53,10 @@ def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
     parts = [str(part).replace("{port}", port) for part in (sys.executable, *command)]
-    result = subprocess.run(parts, env=environment(folder), capture_output=True, text=True, timeout=900)
+    if str(RECIPE) in parts:
+        result = forks(MODULES, environment(folder)).run_to_end(parts[1:], environment(folder), Path.cwd())
+    else:
+        result = subprocess.run(parts, env=environment(folder), capture_output=True, text=True, timeout=900)
     if ABORTED in result.stderr and "model and curves (loss.png) in" in result.stdout:  # the work is done
         result.returncode = 0
     return result
@@ -144,7 +159,7 @@ def test_two_processes_are_one_run(
     pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     folder, argv, whole = alone(kind)
     launch = ["-m", "accelerate.commands.launch", "--config_file", LAUNCHERS / f"{mode}.yaml", "--num_processes", 2]
-    launch += ["--main_process_port", "{port}", ROOT / "tests" / "distributed" / "recipe.py", tmp_path]
+    launch += ["--main_process_port", "{port}", RECIPE, tmp_path]
     options = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2]
     output = tmp_path / "out"
     command = [*launch, EXAMPLE / "train.py", *argv, *options, "--output_dir", output]
