@@ -13,6 +13,7 @@ import gc
 import importlib
 import importlib.util
 import json
+import math
 import os
 import queue
 import runpy
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,15 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import Subproc
 
 # What launchers and their processes import, in the order in which job.py does.
 LAUNCHED = ("tests.distributed.job", "accelerate.commands.launch", "torch.distributed.run", "deepspeed")
+OF_RECIPE = (  # and examples/gpt2_pretraining
+    *LAUNCHED,
+    "datasets",
+    "matplotlib.figure",
+    "tokenizers",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "transformers.models.gpt2.modeling_gpt2",
+)
 LAUNCHERS = {"accelerate.commands.launch": "--num_processes", "torch.distributed.run": "--nproc_per_node"}
 
 
@@ -56,16 +68,18 @@ class Waiting:
         return self
 
     def poll(self) -> int | None:
-        return self._wait(os.WNOHANG)
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        return self._wait(0)
-
-    def _wait(self, how: int) -> int | None:
         if self.returncode is None:
-            pid, status = os.waitpid(self.pid, how)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0)
+            time.sleep(0.01)
         return self.returncode
 
 
@@ -139,7 +153,31 @@ def kill(pid: int) -> None:
         started.kill()
 
 
+class Started:
+    """What `Forks.start` has started, with some of what a `subprocess.Popen` has."""
+
+    def __init__(self, answers: "queue.SimpleQueue[dict[str, int]]"):
+        self.answers = answers
+        self.returncode: int | None = None
+        self.pid = answers.get(timeout=200)["pid"]
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            try:
+                self.returncode = self.answers.get(timeout != 0, timeout)["exit_code"]
+            except queue.Empty:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0) from None
+        return self.returncode
+
+
 class Forks:
+    """One at a time."""
+
     def __init__(self, modules: tuple[str, ...], environment: dict[str, str]):
         self.process = subprocess.Popen(
             [sys.executable, __file__, *modules],
@@ -157,6 +195,12 @@ class Forks:
         for line in self.process.stdout:
             self.answers.put(json.loads(line))
 
+    def start(self, args: list[str], env: dict[str, str], cwd: Path, out: str | Path, err: str | Path) -> Started:
+        """`python ARGS`, which prints into two files or one."""
+        told = {"args": args, "env": env, "cwd": str(cwd), "out": str(out), "err": str(err)}
+        print(json.dumps(told), file=self.process.stdin, flush=True)
+        return Started(self.answers)
+
     def run(
         self,
         args: list[str],
@@ -166,15 +210,13 @@ class Forks:
         err: str | Path | None = None,
         timeout: float = 400,
     ) -> int | None:
-        """The exit code of `python ARGS`, which prints into two files or one; None if it took too long."""
-        told = {"args": args, "env": env, "cwd": str(cwd), "out": str(out), "err": str(err or out)}
-        print(json.dumps(told), file=self.process.stdin, flush=True)
-        pid = self.answers.get(timeout=200)["pid"]
+        """The exit code; None if it took too long."""
+        started = self.start(args, env, cwd, out, err or out)
         try:
-            return self.answers.get(timeout=timeout)["exit_code"]
-        except queue.Empty:
-            kill(pid)
-            self.answers.get(timeout=60)
+            return started.wait(timeout)
+        except subprocess.TimeoutExpired:
+            kill(started.pid)
+            started.wait(60)
             return None
 
     def run_to_end(

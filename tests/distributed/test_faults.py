@@ -11,8 +11,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,7 +27,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from adopt_hf.integrations.checkpoints import MARK, last_complete, missing
-from tests.distributed.conftest import CONFIGS, ENVIRONMENT, ROOT, free_port
+from tests.distributed.conftest import CONFIGS, ENVIRONMENT, HIDDEN_GPUS, ROOT, free_port
+from tests.distributed.forks import OF_RECIPE, forks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
@@ -123,20 +122,18 @@ class Launch:
         self.mode, self.output = mode, output
         self.ranks: list[psutil.Process] = []  # once they train
         self.started = time.time_ns()
-        # The folder's name is in the command line of every process, and in no other's.
         self.notes = config.parent / f"notes-{self.started}"
         self.notes.mkdir()
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{mode.config}.yaml"]
+        command = ["-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{mode.config}.yaml"]
         command += ["--num_processes", 2, "--main_process_port", free_port()]
         command += [ROOT / "tests" / "distributed" / "recipe.py", self.notes, EXAMPLE / mode.script, config]
         command += ["--output_dir", output, "--use_cpu", *args]
-        with open(self.notes / "log", "w") as log:
-            self.process = subprocess.Popen(
-                list(map(str, command)),
-                env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT), "HF_HOME": str(config.parent / "hf")},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        environment = ENVIRONMENT | HIDDEN_GPUS | {"PYTHONPATH": str(ROOT), "HF_HOME": str(config.parent / "hf")}
+        (self.notes / "log").touch()
+        self.process = forks(OF_RECIPE, environment).start(
+            list(map(str, command)), os.environ | environment, ROOT, self.notes / "log", self.notes / "log"
+        )
+        self.launcher = psutil.Process(self.process.pid)
 
     def __enter__(self) -> "Launch":
         return self
@@ -148,7 +145,10 @@ class Launch:
         return (self.notes / "log").read_text(errors="replace")
 
     def processes(self) -> list[psutil.Process]:
-        return [p for p in psutil.process_iter(["cmdline"]) if str(self.notes) in (p.info["cmdline"] or [])]
+        """The launcher and all that it has started; without it, the ranks that it may have left."""
+        with suppress(psutil.NoSuchProcess):
+            return [*self.launcher.children(recursive=True), self.launcher]
+        return [rank for rank in self.ranks if rank.is_running()]
 
     def kill_all(self) -> None:
         # The processes that are known first, and at once: to look for all others takes longer than a save.
@@ -156,7 +156,7 @@ class Launch:
         found = self.processes()
         kill(found)
         self.process.wait(60)
-        psutil.wait_procs(found, 60)
+        psutil.wait_procs([*self.ranks, *found], 60)
 
     def kill_rank(self, rank: int) -> None:
         """Kill one of the two; the launcher notices and ends the other."""

@@ -23,7 +23,7 @@ import yaml
 from safetensors.torch import load_file
 
 from adopt_hf.integrations.checkpoints import MARK
-from tests.distributed.forks import LAUNCHED, forks
+from tests.distributed.forks import OF_RECIPE, forks
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "gpt2_pretraining"
@@ -35,15 +35,6 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 # Helps the recipe where CPUs need that; so it is not what users start, and runs in forks that have these imported.
 RECIPE = str(ROOT / "tests" / "distributed" / "recipe.py")
-MODULES = (
-    *LAUNCHED,
-    "datasets",
-    "matplotlib.figure",
-    "tokenizers",
-    "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.fsdp",
-    "transformers.models.gpt2.modeling_gpt2",
-)
 DDP = [*ACCELERATE, str(LAUNCHERS / "ddp.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
 
 
@@ -106,7 +97,7 @@ def run_anew(command: list[str], environment: dict[str, str]) -> subprocess.Comp
 
 
 def run_forked(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return forks(MODULES, environment).run_to_end(command[1:], environment, Path.cwd())
+    return forks(OF_RECIPE, environment).run_to_end(command[1:], environment, Path.cwd())
 
 
 def run(config: Path, script: str, *argv: object, launcher: list[str] | None = None) -> subprocess.CompletedProcess:
