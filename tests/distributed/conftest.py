@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.forks import LAUNCHED, forks, kill
+from tests.distributed.forks import OF_RECIPE, forks, kill
 from tests.distributed.matrix import Matrix
 
 ROOT = Path(__file__).parents[2]
@@ -32,14 +32,6 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-MODULES = (
-    *LAUNCHED,
-    "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.fsdp",
-    "transformers.models.gpt2.modeling_gpt2",
-)
-
-
 def run(*command: Any, fails: bool = False, gpus: bool = False, forked: bool = False, timeout: float = 400) -> str:
     """What a command printed; its exit code must be 0, or with `fails` another. GPUs are hidden unless asked for.
 
@@ -50,7 +42,9 @@ def run(*command: Any, fails: bool = False, gpus: bool = False, forked: bool = F
     arguments = [str(part) for part in command]
     with tempfile.NamedTemporaryFile("r", errors="replace") as log:
         if forked and not gpus:
-            code = forks(MODULES, environment).run(arguments, os.environ | environment, ROOT, log.name, timeout=timeout)
+            code = forks(OF_RECIPE, environment).run(
+                arguments, os.environ | environment, ROOT, log.name, timeout=timeout
+            )
         else:
             code = run_anew(arguments, os.environ | environment, log.name, timeout)
         output = log.read()
