@@ -33,7 +33,7 @@ from tests.distributed.forks import OF_RECIPE, forks
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
 SEED = 2411
-KILLS = int(os.environ.get("ADOPT_HF_KILLS", "20"))  # over the three modes; each takes some 20 s
+KILLS = int(os.environ.get("ADOPT_HF_KILLS", "20"))  # over the three modes; each takes some 10 s
 STEPS, SAVE = 48, 4
 TOO_LATE = 4  # how often a chain's run may end before it is killed
 EXAMPLE = ROOT / "examples" / "gpt2_pretraining"
