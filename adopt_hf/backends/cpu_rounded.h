@@ -36,7 +36,10 @@ MIXED(mixed, uint32_t)
 MIXED(mixed_words, words)
 
 static inline uint32_t random_bits(const Block *at, int64_t i) { return mixed((at->place + (uint32_t)i) ^ at->key); }
-static inline uint32_t more_bits(uint32_t x) { return mixed(x + 0x9e3779b9); }
+// Random bits beside those of x.
+#define MORE(x) ((x) + 0x9e3779b9)
+static inline uint32_t more_bits(uint32_t x) { return mixed(MORE(x)); }
+static inline words more_words(words x) { return mixed_words(MORE(x)); }
 
 // -- bfloat16 ---------------------------------------------------------------------------------------------------------
 
@@ -71,7 +74,7 @@ static void store_stochastically(const Block *at, const float *theta) {
         for (int k = 0; k < 2; k++) {
             words bits = (words)load_floats(theta + i + LANES * k);
             most = larger_words(most, bits & 0x7fffffff);
-            x[k] = bits + (mixed_words(mixed_words(places ^ key) + 0x9e3779b9) & 0xffff);
+            x[k] = bits + (more_words(mixed_words(places ^ key)) & 0xffff);
             places += LANES;
         }
         store_upper_halves((uint16_t *)at->theta + i, x[0], x[1]);
@@ -89,8 +92,9 @@ static void encode_bfloat16_moments(const Block *at, const float *m, const float
             words random = mixed_words(places ^ key), bits_m = (words)load_floats(m + i + LANES * k),
                   bits_v = (words)load_floats(v + i + LANES * k);
             most = larger_words(most, larger_words(bits_m & 0x7fffffff, bits_v));
+            const words least = smaller_words(bits_v, all_words(1)) << 16;  // of what is above zero
             of_m[k] = bits_m + (random & 0xffff);
-            of_v[k] = larger_words(bits_v + (random >> 16), smaller_words(bits_v, all_words(1)) << 16);
+            of_v[k] = larger_words(bits_v + (random >> 16), least);
             places += LANES;
         }
         store_upper_halves((uint16_t *)at->m + i, of_m[0], of_m[1]);
