@@ -19,6 +19,11 @@ KEPT = (  # as they are here, or are not
 FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
 
 
+def is_adopt(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether `groups`, the param groups of an optimizer or of a saved state, are those of ADOPT."""
+    return any("clip_exp" in group for group in groups)
+
+
 def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
     """The param group `saved` in this class's terms; what it lacks is taken from `here`."""
     if OF_ADAM & saved.keys():

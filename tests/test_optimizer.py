@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from adopt_hf import ADOPT, backends
+from adopt_hf import ADOPT, LayerwiseADOPT, backends, states
 from tests.oracle import Oracle, Settings
 
 BACKENDS = backends.NAMES
@@ -291,6 +291,14 @@ def test_foreign_state_is_refused_and_nothing_changed(saved: dict[str, Any], mes
         optimizer.load_state_dict(saved)
     assert_same(everything(optimizer, params), before)
     assert str(optimizer.param_groups) == str(groups)
+
+
+def test_param_groups_say_whether_they_are_adopts() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    assert states.is_adopt(ADOPT([weight]).param_groups)
+    assert states.is_adopt(LayerwiseADOPT([torch.nn.Parameter(torch.zeros(2))]).state_dict()["param_groups"])
+    for other in (torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.SGD):
+        assert not states.is_adopt(other([weight]).state_dict()["param_groups"])
 
 
 # -- state of other ADOPTs ---------------------------------------------------------------------------------------------
