@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from adopt_hf.backends import capture
 from adopt_hf.optimizer import ADOPT
 
 
@@ -111,6 +112,7 @@ class LayerwiseADOPT(ADOPT):
         """
         loss = None
         if closure is not None:
+            capture.check(self.param_groups, self.state)
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:

@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from adopt_hf import algorithm, backends, moments, rounding, states, storage
 from adopt_hf.algorithm import HYPERPARAMETERS
+from adopt_hf.backends import capture
 from adopt_hf.partition import Partition
 from adopt_hf.plan import Plan, shard_of
 
@@ -169,10 +170,12 @@ class ADOPT(Optimizer):
             What `closure` returned.
 
         Raises:
-            RuntimeError: a gradient is sparse; nothing has been changed then.
+            RuntimeError: a gradient is sparse, or a CUDA graph captures the step without `capturable=True`; nothing has
+                been changed then.
         """
         loss = None
         if closure is not None:
+            capture.check(self.param_groups, self.state)
             with torch.enable_grad():
                 loss = closure()
         self._update()

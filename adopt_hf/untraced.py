@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adopt_hf import backends, plan
+from adopt_hf.backends import capture
 from adopt_hf.backends.bucket import RoundedBucket
 from adopt_hf.optimizer import ADOPT
 
@@ -22,6 +23,7 @@ def plan_of(
     # A GradScaler puts the last two there.
     scaled = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     groups, states, partitions = groups or optimizer.param_groups, optimizer.state, optimizer.partitions
+    capture.check(groups, states)
     return plan.make_plan(groups, states, partitions, *scaled, compiling=compiling, first=first)
 
 
