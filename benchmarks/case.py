@@ -14,7 +14,7 @@ from benchmarks import clock, cuda, temporaries
 from benchmarks.fresh import one_line
 from benchmarks.groups import groups
 from benchmarks.peers import BASELINE, OURS, PEERS
-from benchmarks.rounds import Round, Times, interleave, quartiles, summary
+from benchmarks.rounds import Round, Times, interleave, quartiles, ratio, summary
 from benchmarks.shapes import SHAPES, elements
 from benchmarks.stepper import DTYPES, WARMUP, Stepper, gradients, sizes_of
 from benchmarks.stream import NAME as STREAM
@@ -69,6 +69,7 @@ def measure(
         _release(device)
     anchors = [name for name in (BASELINE, OURS) if name in peers]
     own = case["elements"] * (grads[0].element_size() + 8)  # parameters and moments of one peer
+    own += case["elements"] * grads[0].element_size() * any(PEERS[name].unobserved for name in peers)
     shares = {"each": own, "shared": case["elements"] * grads[0].element_size() + own * (device == "cpu")}
     done: list[Round] = []
     rows: dict[str, Row] = {}
@@ -83,6 +84,8 @@ def measure(
     for name, row in rows.items():
         if not row["why"]:
             row.update(summary(done, name, BASELINE, OURS, STREAM))
+            if (dense := PEERS[name].dense) is not None:
+                row["to_dense"] = ratio(done, name, dense, "cpu_ms" if device == "cpu" else "ms")
             if case["copy_rate"]:
                 row["copy_share"] = case["bytes"] / (row["ms"]["median"] / 1e3) / case["copy_rate"]
     if any(STREAM in r for r in done):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from benchmarks.peers import EIGHT_BITS, OURS, PEERS
+from benchmarks.peers import EIGHT_BITS, FEW_UNOBSERVED, HALF_UNOBSERVED, OURS, PEERS
 
 LARGE = 124_000_000  # elements from which on a GPU's step should run at the speed of a copy
 
@@ -56,6 +56,11 @@ def _theirs(peer: str, digits: int, case: Case) -> float | None:
     return None if value is None else round(value, digits)
 
 
+def _to_dense(peer: str, case: Case) -> float | None:
+    value = _median(case["rows"].get(peer) or {}, "to_dense")
+    return None if value is None else round(value, 2)
+
+
 def _number(key: str, factor: float, digits: int, case: Case) -> float | None:
     value = _ours(case).get(key)
     return None if value is None else round(value * factor, digits)
@@ -77,6 +82,10 @@ def _others(limit: float) -> list[Goal]:
 
 
 TEMPORARIES = Goal("temporaries 0 MiB", partial(_number, "temporaries_bytes", 2**-20, 1), limit=0.0, form="{:.1f}")
+UNOBSERVED = [
+    Goal(f"8-bit moments, {share} unobserved / all observed <= 1.30", partial(_to_dense, peer), limit=1.3)
+    for share, peer in (("1 in 256", FEW_UNOBSERVED), ("half", HALF_UNOBSERVED))
+]
 TO_ADAMW = Goal("x AdamW fused <= 1.00", partial(_to, "to_adamw"), limit=1.0)
 
 GOALS: dict[str, list[Goal]] = {
@@ -86,6 +95,7 @@ GOALS: dict[str, list[Goal]] = {
         Goal("x stream <= 1.10", partial(_to, "to_floor"), limit=1.1),
         TEMPORARIES,
         Goal("8-bit moments / ours <= 1.30", partial(_theirs, EIGHT_BITS, 2), limit=1.3),
+        *UNOBSERVED,
         *_others(8),
     ],
     "cuda": [
@@ -101,6 +111,7 @@ GOALS: dict[str, list[Goal]] = {
         Goal("launches a group <= 3", partial(_number, "launches", 1, 1), limit=3, form="{:g}"),
         TEMPORARIES,
         Goal("8-bit moments / ours <= 1.00", partial(_theirs, EIGHT_BITS, 2), limit=1.0),
+        *UNOBSERVED,
         *_others(3),
     ],
 }

@@ -16,10 +16,12 @@ from torch.optim import Optimizer
 
 ALIKE: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.9999), "eps": 1e-6, "weight_decay": 0.0}
 BF16_STATE = "With bf16 parameters its moments are bf16 too: it moves 14 bytes an element, adopt_hf 22."
+UNOBSERVED = "Their gradient is zero in every step, at elements drawn once; all other rows have a gradient everywhere."
 
 BASELINE = "adamw-fused"
 OURS = "adopt_hf"
 EIGHT_BITS = "adopt_hf-8bit"
+FEW_UNOBSERVED, HALF_UNOBSERVED = "adopt_hf-8bit-1-in-256-unobserved", "adopt_hf-8bit-half-unobserved"
 
 
 class Peer(NamedTuple):
@@ -33,6 +35,8 @@ class Peer(NamedTuple):
     note: str = ""
     bf16_note: str = ""  # where the parameters are bf16
     compiles: bool = False  # anew for every list of tensors, some minutes for hundreds of them
+    unobserved: float = 0.0  # share of the elements whose gradient is zero in every step
+    dense: str | None = None  # the same optimizer where every element has a gradient
 
 
 def _ours(backend: str, state_bits: int = 32) -> Callable[[list[Tensor]], Optimizer]:
@@ -103,6 +107,20 @@ PEERS: dict[str, Peer] = {
     "adopt_hf-reference": Peer("adopt_hf, reference", _ours("reference")),
     "adopt_hf-16bit": Peer("adopt_hf, 16-bit moments", _ours("fused", 16)),
     EIGHT_BITS: Peer("adopt_hf, 8-bit moments", _ours("fused", 8)),
+    FEW_UNOBSERVED: Peer(
+        "adopt_hf, 8-bit moments, 1 element in 256 unobserved",
+        _ours("fused", 8),
+        note=UNOBSERVED,
+        unobserved=1 / 256,
+        dense=EIGHT_BITS,
+    ),
+    HALF_UNOBSERVED: Peer(
+        "adopt_hf, 8-bit moments, half of the elements unobserved",
+        _ours("fused", 8),
+        note=UNOBSERVED,
+        unobserved=1 / 2,
+        dense=EIGHT_BITS,
+    ),
     BASELINE: Peer("torch AdamW, fused", _adamw(fused=True), bf16_note=BF16_STATE),
     "adamw-foreach": Peer("torch AdamW, foreach", _adamw(foreach=True), bf16_note=BF16_STATE),
     "adamw-single": Peer("torch AdamW, single-tensor", _adamw(foreach=False), bf16_note=BF16_STATE),

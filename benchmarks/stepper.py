@@ -21,12 +21,18 @@ def gradients(sizes: list[Size], dtype: str, device: str, seed: int) -> list[Ten
     return [torch.randn(size, generator=generator, dtype=DTYPES[dtype], device=device) for size in sizes]
 
 
+def thinned(grad: Tensor, share: float) -> Tensor:
+    """A copy of which about `share` of the elements are zero, always the same ones."""
+    generator = torch.Generator(grad.device).manual_seed(0)
+    return grad * (torch.rand(grad.shape, generator=generator, device=grad.device) >= share).to(grad.dtype)
+
+
 class Stepper:
     """Steps of one peer."""
 
     def __init__(self, peer: Peer, grads: list[Tensor], peers_path: str | None) -> None:
-        """`grads` are not copied: nobody should change them, and nothing depends on their values."""
-        self.grads = grads
+        """`grads` are not copied, unless some elements are to be unobserved: no optimizer may change them."""
+        self.grads = [thinned(g, peer.unobserved) for g in grads] if peer.unobserved else grads
         self.params: list[Tensor] = [torch.nn.Parameter(g.clone()) for g in grads]
         with searching(peers_path):
             self.optimizer = peer.make(self.params)

@@ -211,6 +211,7 @@ def test_the_library_is_kept_by_compiler_and_options_and_links_nothing_of_python
     ("dtype", "storage"),
     [
         ("torch.float32", "state_bits=8"),
+        ("torch.float32", "state_bits=8, decouple=True"),  # elements without a gradient stay unobserved
         ("torch.float32", "state_bits=16"),
         ("torch.bfloat16", "state_bits=16, bf16_stochastic_round=True"),
         ("torch.bfloat16", "bf16_stochastic_round=True"),

@@ -180,11 +180,11 @@ typedef struct {                  // a block that is being updated
     int32_t v_shift;
     float *m, *v;
     int64_t n;                    // whole groups
-    int plain_m, plain_v;         // no code stands for something not finite or, as v, never observed
+    int kind;                     // of the codes
     Extremes extremes;            // of the new m and v
 } Work;
 
-static const Work NO_WORK = {.plain_m = 1, .plain_v = 1};
+static const Work NO_WORK = {.kind = ABOVE_ZERO};
 
 // Copies of the last element are what is missing of a whole group.
 #define PADDED(COPY, X)                                                                                       \
@@ -204,32 +204,33 @@ static Work begun(const Bucket *bucket, const Block *at, Copies *copies, float *
         PADDED(copies->v_codes, v_codes)
     }
     const int32_t shift = 23 - (int32_t)at->scales[2];
-    const int plain_m = are_plain_exp_avgs(m_codes, n), plain_v = are_plain_exp_avg_sqs(v_codes, n);
-    const Extremes none = {{0}, {0}, all_words(UINT32_MAX)};
-    return (Work){theta, g, m_codes, v_codes, at->scales[0], at->scales[1], shift, m, v, n, plain_m, plain_v, none};
+    const Extremes none = {{0}, {0}, all_words(UINT32_MAX), all_words(UINT32_MAX)};
+    const int kind = kind_of_codes(m_codes, v_codes, n);
+    return (Work){theta, g, m_codes, v_codes, at->scales[0], at->scales[1], shift, m, v, n, kind, none};
 }
 
-// Where all codes are `plain` nothing is asked element by element.
-INLINE void find_u_and_v(const Work *w, int64_t start, const Scalars *s, Extremes *extremes, int coupled, int plain) {
+// What no code of this `kind` stands for is not asked element by element.
+INLINE void find_u_and_v(const Work *w, int64_t start, const Scalars *s, Extremes *extremes, int coupled, int kind) {
     NUMBERS_OF_U_AND_V(floats, float)
     const floats v_scale = all_floats(w->v_scale);
     for (int64_t i = start; i < start + GROUP; i += LANES) {
         floats theta = load_floats(w->theta + i), g = load_floats(w->g + i),
-               v = decode_exp_avg_sq(w->v_codes + i, v_scale, w->v_shift, plain);
-        U_AND_V(floats, roots, plain ? ~(whole){0} : root != 0)
+               v = decode_exp_avg_sq(w->v_codes + i, v_scale, w->v_shift, kind);
+        U_AND_V(floats, roots, kind == ABOVE_ZERO ? ~(whole){0} : root != 0)
         store_floats(w->m + i, u);
         store_floats(w->v + i, v);
         extremes->most_v = larger_words(extremes->most_v, (words)v);
         extremes->least_v = smaller_words(extremes->least_v, (words)v);
+        if (kind != ABOVE_ZERO) extremes->below_v = smaller_words(extremes->below_v, (words)v - 1);
     }
 }
 
-INLINE void find_theta_and_m(const Work *w, int64_t start, const Scalars *s, Extremes *extremes, int plain) {
+INLINE void find_theta_and_m(const Work *w, int64_t start, const Scalars *s, Extremes *extremes, int kind) {
     NUMBERS_OF_THETA_AND_M(floats, float)
     const floats m_scale = all_floats(w->m_scale);
     for (int64_t i = start; i < start + GROUP; i += LANES) {
         floats theta = load_floats(w->theta + i), u = load_floats(w->m + i),
-               m = decode_exp_avg(w->m_codes + i, m_scale, plain);
+               m = decode_exp_avg(w->m_codes + i, m_scale, kind);
         THETA_AND_M
         store_floats(w->theta + i, theta);
         store_floats(w->m + i, m);
@@ -237,27 +238,30 @@ INLINE void find_theta_and_m(const Work *w, int64_t start, const Scalars *s, Ext
     }
 }
 
-INLINE void go_on_if(Work *now, Work *before, const Scalars *scalars, int coupled, int plain) {
+INLINE void go_on_if(Work *now, Work *before, const Scalars *scalars, int coupled, int kind) {
     const Work first = *now, second = *before;  // copies, which no store can change
     const Scalars s = *scalars;
     Extremes of_now = first.extremes, of_before = second.extremes;
     const int64_t both = first.n < second.n ? first.n : second.n;
     for (int64_t i = 0; i < both; i += GROUP) {
-        find_u_and_v(&first, i, &s, &of_now, coupled, plain);
-        find_theta_and_m(&second, i, &s, &of_before, plain);
+        find_u_and_v(&first, i, &s, &of_now, coupled, kind);
+        find_theta_and_m(&second, i, &s, &of_before, kind);
     }
-    for (int64_t i = both; i < first.n; i += GROUP) find_u_and_v(&first, i, &s, &of_now, coupled, plain);
-    for (int64_t i = both; i < second.n; i += GROUP) find_theta_and_m(&second, i, &s, &of_before, plain);
+    for (int64_t i = both; i < first.n; i += GROUP) find_u_and_v(&first, i, &s, &of_now, coupled, kind);
+    for (int64_t i = both; i < second.n; i += GROUP) find_theta_and_m(&second, i, &s, &of_before, kind);
     now->extremes = of_now;
     before->extremes = of_before;
 }
 
 // The first half of the update of one block, and the second half of the one before.
 static void go_on(Work *now, Work *before, const Scalars *s) {
-    const int coupled = (float)s->l2 != 0;
-    if (!now->plain_v || !before->plain_m) go_on_if(now, before, s, coupled, 0);
-    else if (coupled) go_on_if(now, before, s, 1, 1);
-    else go_on_if(now, before, s, 0, 1);
+    const int coupled = (float)s->l2 != 0, of_m = before->kind == ANYTHING ? ANYTHING : ABOVE_ZERO;
+    const int kind = now->kind < of_m ? now->kind : of_m;
+    if (kind == ANYTHING) go_on_if(now, before, s, coupled, ANYTHING);
+    else if (kind == UNSEEN && coupled) go_on_if(now, before, s, 1, UNSEEN);
+    else if (kind == UNSEEN) go_on_if(now, before, s, 0, UNSEEN);
+    else if (coupled) go_on_if(now, before, s, 1, ABOVE_ZERO);
+    else go_on_if(now, before, s, 0, ABOVE_ZERO);
 }
 
 // Up to TOGETHER blocks: what has to be known of a whole block before its codes can be written takes a processor long,
@@ -266,7 +270,7 @@ static void update_coded_blocks(const Bucket *bucket, const Block *blocks, int c
     _Alignas(64) float m[LARGEST_BLOCK], v[LARGEST_BLOCK];
     _Alignas(64) Copies copies[2];
     const int64_t stride = bucket->block_size;
-    Ranges ranges = {{0}, {0}, {0}};
+    Ranges ranges = {{0}, {0}, {0}, {0}};
     Work before = NO_WORK;
     for (int b = 0; b <= count; b++) {
         Work now = b < count ? begun(bucket, blocks + b, copies + b % 2, m + stride * b, v + stride * b) : NO_WORK;
@@ -276,6 +280,8 @@ static void update_coded_blocks(const Bucket *bucket, const Block *blocks, int c
             ranges.most_m[b - 1] = largest(before.extremes.most_m);
             ranges.most_v[b - 1] = largest(before.extremes.most_v);
             ranges.least_v[b - 1] = smallest(before.extremes.least_v);
+            ranges.below_v[b - 1] =
+                before.kind == ABOVE_ZERO ? ranges.least_v[b - 1] - 1 : smallest(before.extremes.below_v);
         }
         before = now;
     }

@@ -16,17 +16,21 @@ typedef struct {                  // where the elements of a block lie
     uint32_t place, key;          // of the random bits
 } Block;
 
-typedef struct { words most_m, most_v, least_v; } Extremes;  // of one block, as bits: largest |m| and v, smallest v
+// What the moments of a block may be. UNSEEN: v may be 0, never observed. ANYTHING: not finite, too.
+enum { ANYTHING, UNSEEN, ABOVE_ZERO };
+
+// Of one block, as bits: the largest |m| and v, the smallest v, and what precedes the smallest v above zero.
+typedef struct { words most_m, most_v, least_v, below_v; } Extremes;
 
 enum { TOGETHER = 8 };            // blocks of 8 bits
 
 typedef struct {                  // the extremes of each
-    uint32_t most_m[TOGETHER], most_v[TOGETHER], least_v[TOGETHER];
+    uint32_t most_m[TOGETHER], most_v[TOGETHER], least_v[TOGETHER], below_v[TOGETHER];
 } Ranges;
 
 typedef struct {                  // what encodes the moments of each
     float m_inverse[TOGETHER], v_inverse[TOGETHER];
-    int32_t shift[TOGETHER], special[TOGETHER];
+    int32_t shift[TOGETHER], kind[TOGETHER];
 } Grids;
 
 static inline int64_t whole_groups(int64_t n) { return (n + GROUP - 1) / GROUP * GROUP; }
@@ -109,26 +113,33 @@ static void decode_bfloat16(float *restrict out, const uint16_t *restrict x, int
 
 // -- 8 bits -----------------------------------------------------------------------------------------------------------
 
-INLINE int are_plain_exp_avgs(const uint8_t *codes, int64_t n) { return all_within(codes, n, 0x7f, 0, M_NOT_FINITE); }
-INLINE int are_plain_exp_avg_sqs(const uint8_t *codes, int64_t n) { return all_within(codes, n, 0xff, 1, LAST); }
+INLINE int are_finite_exp_avgs(const uint8_t *codes, int64_t n) { return all_within(codes, n, 0x7f, 0, M_NOT_FINITE); }
+INLINE int are_above_zero(const uint8_t *codes, int64_t n) { return all_within(codes, n, 0xff, 1, LAST); }
+INLINE int are_finite_exp_avg_sqs(const uint8_t *codes, int64_t n) { return all_within(codes, n, 0xff, 0, V_INF); }
 
-INLINE floats decode_exp_avg(const uint8_t *codes, floats scale, int plain) {
+static inline int kind_of_codes(const uint8_t *m_codes, const uint8_t *v_codes, int64_t n) {
+    if (!are_finite_exp_avgs(m_codes, n)) return ANYTHING;
+    if (are_above_zero(v_codes, n)) return ABOVE_ZERO;
+    return are_finite_exp_avg_sqs(v_codes, n) ? UNSEEN : ANYTHING;
+}
+
+INLINE floats decode_exp_avg(const uint8_t *codes, floats scale, int kind) {
     words code = widened_with_sign(codes), q = code << M_SHIFT & (127u << M_SHIFT);
     words size = (words)above_one_times((floats)(ONE + q), scale);
-    if (!plain) size = select_words((whole)(q == (uint32_t)M_NOT_FINITE << M_SHIFT), all_words(0x7fc00000), size);
+    if (kind == ANYTHING) size = select_words((whole)(q == (uint32_t)M_NOT_FINITE << M_SHIFT), all_words(0x7fc00000), size);
     return (floats)(size | (code & 0x80000000));
 }
 
-INLINE floats decode_exp_avg_sq(const uint8_t *codes, floats scale, int shift, int plain) {
+INLINE floats decode_exp_avg_sq(const uint8_t *codes, floats scale, int shift, int kind) {
     words q = widened(codes), word = (words)((floats)(ONE - (1u << shift) + (q << shift)) * scale);
-    if (plain) return (floats)word;
-    word = select_words((whole)(q >= V_INF), NOT_FINITE + (q - V_INF), word);
+    if (kind == ABOVE_ZERO) return (floats)word;
+    if (kind == ANYTHING) word = select_words((whole)(q >= V_INF), NOT_FINITE + (q - V_INF), word);
     return (floats)(word & (words)(q != 0));
 }
 
-// The range of what is finite, and of v what is above zero: the rest has codes of its own.
+// The range of what is finite: the rest has codes of its own.
 static void find_finite_range(const float *restrict m, const float *restrict v, int64_t n, Ranges *ranges, int which) {
-    uint32_t most_m = 0, most_v = 0, below = UINT32_MAX;  // what is before the smallest v above zero
+    uint32_t most_m = 0, most_v = 0, below = UINT32_MAX;
     for (int64_t i = 0; i < n; i++) {
         uint32_t of_m = as_bits(m[i]) & 0x7fffffff, of_v = as_bits(v[i]);
         of_m &= -(uint32_t)(of_m < NOT_FINITE);
@@ -139,7 +150,7 @@ static void find_finite_range(const float *restrict m, const float *restrict v, 
     }
     ranges->most_m[which] = most_m;
     ranges->most_v[which] = most_v;
-    ranges->least_v[which] = below < NOT_FINITE ? below + 1 : NOT_FINITE;
+    ranges->below_v[which] = below;
 }
 
 // Moves the scale of v by a power of two, and chooses the bits, as the new v ask for.
@@ -163,11 +174,11 @@ static Grids moved_grids(const Block *blocks, int count, const float *m, const f
         const float *scales = blocks[b < count ? b : 0].scales;
         v_scale[b] = scales[1];
         bits[b] = scales[2];
-        grids.special[b] = ranges->most_m[b] >= NOT_FINITE || ranges->most_v[b] >= NOT_FINITE;
-        grids.special[b] |= ranges->least_v[b] == 0;
+        grids.kind[b] = ranges->least_v[b] == 0 ? UNSEEN : ABOVE_ZERO;
+        if (ranges->most_m[b] >= NOT_FINITE || ranges->most_v[b] >= NOT_FINITE) grids.kind[b] = ANYTHING;
     }
     for (int b = 0; b < count; b++)
-        if (grids.special[b]) find_finite_range(m + stride * b, v + stride * b, whole_groups(blocks[b].n), ranges, b);
+        if (grids.kind[b] == ANYTHING || (ranges->below_v[b] == UINT32_MAX && ranges->most_v[b] > 0)) find_finite_range(m + stride * b, v + stride * b, whole_groups(blocks[b].n), ranges, b);
     for (int b = 0; b < TOGETHER; b++) {
         const int some = ranges->most_m[b] >= TINY;
         const float most = as_float(ranges->most_m[b]);
@@ -176,7 +187,8 @@ static Grids moved_grids(const Block *blocks, int count, const float *m, const f
         m_scale[b] = some ? scale : 0;
     }
     for (int b = 0; b < TOGETHER; b++) {
-        move_grid(v_scale + b, bits + b, beta2, ranges->most_v[b], ranges->least_v[b]);
+        const uint32_t below = ranges->below_v[b], least = below < NOT_FINITE ? below + 1 : NOT_FINITE;
+        move_grid(v_scale + b, bits + b, beta2, ranges->most_v[b], least);
         grids.v_inverse[b] = 1.0f / v_scale[b];
         grids.shift[b] = 23 - (int32_t)bits[b];
     }
@@ -198,7 +210,8 @@ INLINE words code_of_exp_avg_sq(floats v, float inverse, words random, int shift
     return ((words)over_scale - ONE + (1u << shift) + (random >> (32 - shift))) >> shift;
 }
 
-static void encode(const Block *at, const float *restrict m, const float *restrict v, const Grids *grids, int which) {
+INLINE void encode_if(const Block *at, const float *restrict m, const float *restrict v, const Grids *grids, int which,
+                      int kind) {
     uint8_t m_copy[LARGEST_BLOCK], v_copy[LARGEST_BLOCK];
     const float m_inverse = grids->m_inverse[which], v_inverse = grids->v_inverse[which];
     const int shift = grids->shift[which], is_whole = at->n == whole_groups(at->n);
@@ -214,20 +227,27 @@ static void encode(const Block *at, const float *restrict m, const float *restri
             ms[k] = load_floats(m + i + LANES * k);
             of_m[k] = code_of_exp_avg(ms[k], m_inverse, random);
             of_v[k] = code_of_exp_avg_sq(vs, v_inverse, random, shift);
+            if (kind != ABOVE_ZERO) of_v[k] &= (words)(vs != 0);
             places += LANES;
         }
         store_narrowed_with_sign(m_codes + i, of_m, ms);
         store_narrowed(v_codes + i, of_v);
     }
-    if (grids->special[which])
+    if (kind == ANYTHING)
         for (int64_t i = 0; i < at->n; i++) {
-            uint32_t word = as_bits(v[i]), of_v = word > NOT_FINITE ? V_NAN : word == NOT_FINITE ? V_INF : 0;
+            uint32_t word = as_bits(v[i]), of_v = word > NOT_FINITE ? V_NAN : V_INF;
             uint32_t of_m = M_NOT_FINITE | (as_bits(m[i]) >> 24 & 0x80);
             m_codes[i] = (uint8_t)((as_bits(m[i]) & 0x7fffffff) < NOT_FINITE ? m_codes[i] : of_m);
-            v_codes[i] = (uint8_t)(word == 0 || word >= NOT_FINITE ? of_v : v_codes[i]);
+            v_codes[i] = (uint8_t)(word >= NOT_FINITE ? of_v : v_codes[i]);
         }
     if (!is_whole) {
         memcpy(at->m, m_codes, (size_t)at->n);
         memcpy(at->v, v_codes, (size_t)at->n);
     }
+}
+
+static void encode(const Block *at, const float *m, const float *v, const Grids *grids, int which) {
+    if (grids->kind[which] == ABOVE_ZERO) encode_if(at, m, v, grids, which, ABOVE_ZERO);
+    else if (grids->kind[which] == UNSEEN) encode_if(at, m, v, grids, which, UNSEEN);
+    else encode_if(at, m, v, grids, which, ANYTHING);
 }

@@ -28,6 +28,8 @@ def cpu_result() -> Result:
         "torch-adopt-single": measured(350, 7.0, 7.04),
         "timm": {"why": "RuntimeError: planted | with a bar"},
         "heavyball": measured(500, 10.0, 10.0),
+        "adopt_hf-8bit-1-in-256-unobserved": measured(70, 1.4, 1.4, to_dense=same(1.12)),
+        "adopt_hf-8bit-half-unobserved": measured(400, 8.0, 8.0, to_dense=same(6.7)),
     }
     case = {
         "device": "cpu",

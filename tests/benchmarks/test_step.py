@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from benchmarks import case, clock, cuda, fresh, options, peers, plot, step, tables, temporaries
-from benchmarks.peers import PEERS
+from benchmarks.peers import EIGHT_BITS, FEW_UNOBSERVED, HALF_UNOBSERVED, PEERS
 from benchmarks.rounds import Times
-from benchmarks.stepper import gradients
+from benchmarks.stepper import Stepper, gradients
 
 ALONE = [name for name, peer in PEERS.items() if peer.module is None]  # what torch and this package have
 
@@ -171,6 +171,31 @@ def test_bf16_has_float32_moments_and_fewer_bytes(tmp_path: Path) -> None:
     found = json.loads(out.read_text(encoding="utf-8"))["cases"][0]
     assert found["bytes"] == 22 * found["elements"]
     assert found["rows"]["adopt_hf"]["why"] == ""
+
+
+def test_unobserved_elements_never_have_a_gradient() -> None:
+    """The share that the peer names, the same elements in every step; all others have the gradients that all share."""
+    grads = [torch.ones(200, 256), torch.ones(7)]
+    dense, half = (Stepper(PEERS[name], grads, None) for name in (EIGHT_BITS, HALF_UNOBSERVED))
+    for stepper in (dense, half):
+        for _ in range(2):
+            stepper.give_gradients()
+            stepper.step()
+    for p, g in zip(dense.params, grads, strict=True):
+        assert p.grad is g
+    codes = half.optimizer.state[half.params[0]]["exp_avg_sq_codes"]
+    assert 0.45 < (codes == 0).float().mean() < 0.55
+    assert torch.equal(codes == 0, half.params[0].grad == 0)
+    assert PEERS[FEW_UNOBSERVED].unobserved == 1 / 256
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_row_of_unobserved_elements_is_compared_with_the_dense_one(tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    assert step.main(toy(out, "--shapes", "flat-124m", "--peers", EIGHT_BITS, HALF_UNOBSERVED)) == 0
+    found = rows(out)
+    assert found[HALF_UNOBSERVED]["to_dense"]["median"] > 0
+    assert "to_dense" not in found[EIGHT_BITS]
 
 
 def test_bytes_of_float32() -> None:
