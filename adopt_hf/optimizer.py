@@ -66,6 +66,8 @@ class ADOPT(Optimizer):
         seed: of all stochastic rounding; >= 0. Processes that hold the same parameter must have the same.
         float32_apart: with 8-bit moments, the tensors that keep float32 ones get param groups of their own, with
             state_bits=32. For ZeRO, which makes one flat tensor of a group; `optim="adopt_8bit"` does so.
+        regroup: a function that takes `params` as a list and returns the list to use. `adopt_hf.trainer_kwargs` passes
+            one if `optim_args` has to reach the param groups that a Trainer makes.
 
     State of a parameter, created at its first gradient: `step` (0-d float32 tensor, on the CPU unless `capturable`),
     `exp_avg` and `exp_avg_sq` (shape of the parameter; float32 for 16-bit parameters, else its dtype; bfloat16 with
@@ -97,6 +99,7 @@ class ADOPT(Optimizer):
         bf16_stochastic_round: bool = False,
         seed: int = 0,
         float32_apart: bool = False,
+        regroup: Callable[[list[Any]], list[Any]] | None = None,
         **unknown: object,
     ) -> None:
         for name in unknown:
@@ -123,6 +126,8 @@ class ADOPT(Optimizer):
             "seed": seed,
         }
         self.partitions: dict[Tensor, Partition] = {}
+        if regroup is not None:
+            params = regroup(list(params))
         super().__init__(params, defaults | _check_group(defaults))
         if float32_apart:
             self.param_groups[:] = storage.float32_apart(self.param_groups)

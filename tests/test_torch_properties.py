@@ -276,6 +276,7 @@ def assert_close(a: list[Tensor], b: list[Tensor], steps: int) -> None:
 def test_the_inputs_leave_no_hyperparameter_out() -> None:
     arguments = set(inspect.signature(ADOPT).parameters) - {"params", "backend", "capturable", "unknown"}
     arguments -= {*storage.OPTIONS, "float32_apart"}  # tests/test_storage.py
+    arguments.remove("regroup")  # tests/integrations/test_groups.py
     assert arguments == set(HYPERPARAMETERS) - {"beta1", "beta2"} | {"betas"}
     varied = [x.kwargs for x in ADOPT_INFO.optim_inputs_func("cpu")]
     assert {name for kwargs in varied for name in kwargs} == arguments

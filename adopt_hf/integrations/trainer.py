@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, deepspeed, optim_args, peft
+from adopt_hf.integrations.groups import Regroup
 from adopt_hf.layerwise import LayerwiseADOPT
 from adopt_hf.optimizer import ADOPT
-from adopt_hf.param_groups import embeddings, param_groups
+from adopt_hf.param_groups import embeddings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,21 +67,22 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
     `adam_epsilon` at their own (Adam's) defaults count as not set. Weight decay is decoupled unless `optim_args` says
     otherwise, because that is what `weight_decay` means under the Trainer. One INFO line says which numbers are used.
 
+    The class is called with the param groups of the Trainer, or of a subclass, and with these arguments. In the groups
+    a `weight_decay` of `optim_args` then replaces the one of TrainingArguments. LoRA+ replaces the groups.
+
     Args:
-        args: read, but for one thing: a `weight_decay` in `optim_args` is written to `args.weight_decay`, where the
-            Trainer looks for it.
-        model: the model that the Trainer trains, if it has made its param groups already; a `weight_decay` in
-            `optim_args` then brings new ones. LoRA+ (`loraplus_lr_ratio` in `optim_args`) needs it. With 8-bit moments
-            its embeddings keep float32 ones, under DeepSpeed in groups of their own; without it all tensors are alike.
-            Groups are made of the parameters as they are now: give a model that nobody will wrap or shard, or write
-            `optim="adopt"`.
+        args: the training arguments; they are not changed.
+        model: the model that the Trainer trains. LoRA+ (`loraplus_lr_ratio` in `optim_args`) needs it: its groups hold
+            the parameters as they are now, so give a model that will not be wrapped or sharded, or write
+            `optim="adopt"`. 8-bit moments need it to find the embeddings, whose moments stay in float32.
 
     Raises:
         ValueError: `optim_args` or a field has a value that ADOPT does not allow; says what is allowed. Or LoRA+ is
-            asked for, and there is no model, or one without LoRA.
+            asked for, and there is no model, or one without LoRA. When the optimizer is made: the param groups do not
+            show which numbers `optim_args` replaces, or embeddings are to be found without the model.
         ImportError: LoRA+ is asked for, and peft is not installed.
     """
-    kwargs, given, loraplus = _resolve(args)
+    kwargs, _, loraplus = _resolve(args)
     cls = _layerwise(args) if args.optim == LAYERWISE else ADOPT
     if model is not None:
         storage.keep_float32(embeddings(model))
@@ -90,11 +92,13 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
     _say(kwargs, loraplus)
     if kwargs["state_bits"] == 8 and args.deepspeed_plugin is not None:
         kwargs["float32_apart"] = True
-    if args.weight_decay != given["weight_decay"]:
-        args.weight_decay = given["weight_decay"]
-        if groups is None and model is not None:
-            groups = param_groups(model, args.weight_decay)
-    return cls, kwargs if groups is None else {**kwargs, "params": groups}
+    fields = {"weight_decay": args.weight_decay, "lr": args.learning_rate}
+    regroup = Regroup(
+        **{name: (field, kwargs[name]) for name, field in fields.items() if field != kwargs[name] and groups is None},
+        loraplus=groups,
+        unseen_embeddings=model is None and kwargs["state_bits"] == 8,
+    )
+    return cls, {**kwargs, "regroup": regroup} if regroup else kwargs
 
 
 def _layerwise(args: "TrainingArguments") -> type[ADOPT]:

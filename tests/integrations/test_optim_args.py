@@ -151,7 +151,7 @@ PIECES = st.sampled_from([*KEYS, *"=, ()[]\n\x1c", "0.9", "1e-8", "true", "none"
 def test_keys_are_the_arguments_of_adopt() -> None:
     """Whatever ADOPT takes can be written, the betas also one by one; and what LoRA+ makes of its learning rate."""
     constructor = set(inspect.signature(ADOPT).parameters) - {"params", "unknown"}
-    constructor.remove("float32_apart")  # hangs on DeepSpeed, not on the user
+    constructor -= {"float32_apart", "regroup"}  # depend on DeepSpeed and the Trainer, not on the user
     assert set(KEYS) == constructor | {"beta1", "beta2", *peft.HYPERPARAMETERS}
     assert set(VALUES) == set(KEYS) - {"betas"}, "the properties below leave a key out"
 

@@ -116,7 +116,7 @@ def test_groups_are_the_trainers(optim_args: str | None, arguments: Any, make_tr
     assert names(adopt, ours) == names(adamw, theirs)
     assert [g["weight_decay"] for g in ours] == [g["weight_decay"] for g in theirs] == [0.1, 0.0]
     assert all(group["params"] for group in ours)
-    assert adopt.args.weight_decay == 0.1
+    assert adopt.args.weight_decay == field.get("weight_decay", 0.0), "the arguments were changed"
 
 
 def test_a_run_uses_them(arguments: Any, make_trainer: Any) -> None:
