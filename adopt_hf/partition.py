@@ -38,10 +38,10 @@ class Partition:
     Args:
         tensors: how many tensors share it, over all processes; they are numbered alike everywhere.
         stretches: this process's, by ascending start; what none covers is padding.
-        arrived: for each tensor, whether a gradient has arrived since the last step; None for one of which nobody has
-            ever seen a gradient arrive. The same in all processes. Where none has arrived the flat gradient may hold an
-            old one.
-        total: sums an int64 tensor, in place, over the processes that share the tensors.
+        arrived: for each tensor, whether a gradient has arrived since the last step; None if that is not known, so that
+            the values of the flat gradient have to tell. The same in all processes. Where none has arrived the flat
+            gradient may hold an old one.
+        total: sums an int64 tensor on the CPU, in place, over the processes that share the tensors.
         number: another one for each flat parameter, and in each process that has another part of the tensors.
     """
 
@@ -73,12 +73,15 @@ class Partition:
         return [nonzero if doubt else bool(there) for there, doubt, nonzero in zip(arrived, unsure, seen, strict=True)]
 
     def _nonzero(self, grad: Tensor, asked: Sequence[bool]) -> list[bool]:
-        """For each tensor that is asked for, whether its whole gradient has a non-zero element (NaN counts)."""
+        """For each tensor that is asked for, whether its whole gradient has a non-zero element (NaN counts).
+
+        The only place where a step waits for the device of a flat gradient.
+        """
         look = [s for s in self.stretches if asked[s.tensor] and s.numel]
-        nonzero = torch.zeros(self.tensors, dtype=torch.int64, device=grad.device)
+        nonzero = torch.zeros(self.tensors, dtype=torch.int64, device="cpu")
         if look:
-            counts = torch.stack([torch.count_nonzero(grad.narrow(0, s.start, s.numel)) for s in look])
-            nonzero.index_add_(0, torch.tensor([s.tensor for s in look], device=grad.device), counts)
+            counts = torch.stack([torch.count_nonzero(grad.narrow(0, s.start, s.numel)) for s in look]).cpu()
+            nonzero.index_add_(0, torch.tensor([s.tensor for s in look], device="cpu"), counts)
         self.total(nonzero)
         return [count > 0 for count in nonzero.tolist()]
 

@@ -480,14 +480,6 @@ def zero_old_gradients(optimizer: Any) -> None:
         buffer.zero_()
 
 
-def data_parallel_group(engine: Any) -> Any:
-    """The processes that average their gradients, as a process group of torch.distributed."""
-    try:
-        return engine.seq_data_parallel_group
-    except AttributeError as error:
-        raise _changed(engine, error) from error
-
-
 # -- ZeRO's optimizers: which tensors a flat partition is made of ------------------------------------------------------
 # Issue: ADOPT counts steps tensor by tensor, and ZeRO hands it one flat tensor for many.
 # Why:   their lists of groups are the only place that knows.
@@ -516,7 +508,7 @@ def zero_flat_groups(optimizer: Any) -> list[FlatGroup]:
     try:
         if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
             return [
-                FlatGroup(flat, list(tensors), _consecutive(tensors), optimizer.dp_process_group)
+                FlatGroup(flat, list(tensors), _consecutive(tensors), _group_of_all(tensors, optimizer))
                 for flat, tensors in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True)
             ]
         if isinstance(optimizer, DeepSpeedZeroOptimizer):
@@ -545,23 +537,51 @@ def zero_flat_groups(optimizer: Any) -> list[FlatGroup]:
         raise _changed(optimizer, error) from error
 
 
-def zero_whole_tensors(optimizer: Any) -> list[tuple[Tensor, Tensor]]:
-    """Under stage 0: each tensor of the model, and the one that is stepped for it (its fp32 copy, or itself).
+def _group_of_all(tensors: Any, optimizer: Any) -> Any:
+    """Return the processes among which stage 3 divides each of the tensors: the experts of AutoEP have their own."""
+    groups = [getattr(tensor, "ds_process_group", optimizer.dp_process_group) for tensor in tensors]
+    by_ranks = {tuple(torch.distributed.get_process_group_ranks(group)): group for group in groups}
+    if len(by_ranks) > 1:
+        raise RuntimeError(
+            "one param group has tensors that are divided among different processes "
+            f"({' and '.join(map(str, sorted(by_ranks)))}), and ADOPT counts the steps of a group's tensors together: "
+            "put the experts into param groups of their own"
+        )
+    return groups[0]
+
+
+def zero_whole_tensors(engine: Any) -> list[tuple[Any, list[tuple[Tensor, Tensor]]]]:
+    """Return the tensors that stage 0 leaves whole, by the processes that average their gradients.
+
+    Returns:
+        For each process group the pairs of a tensor of the model and the one that is stepped for it, which is its fp32
+        copy or itself. No groups in other stages.
 
     Raises:
-        ImportError: this DeepSpeed has changed the optimizer of stage 0.
+        ImportError: this DeepSpeed has changed the optimizer of stage 0, or its groups.
     """
+    from deepspeed.moe.utils import is_moe_param
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
-    if isinstance(optimizer, FP16_UnfusedOptimizer):
-        try:
-            models, stepped = optimizer.fp16_groups, optimizer.fp32_groups
-        except AttributeError as error:
-            raise _changed(optimizer, error) from error
-        return [pair for group in zip(models, stepped, strict=True) for pair in zip(*group, strict=True)]
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return [(p, p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    return []
+    optimizer = engine.optimizer
+    try:
+        if isinstance(optimizer, FP16_UnfusedOptimizer):
+            both = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+            pairs = [pair for group in both for pair in zip(*group, strict=True)]
+        elif isinstance(optimizer, torch.optim.Optimizer):
+            pairs = [(p, p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        else:
+            pairs = []
+        found: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+        for model, stepped in pairs:
+            of_experts = is_moe_param(model)
+            group = (
+                engine.expert_data_parallel_group[model.group_name] if of_experts else engine.seq_data_parallel_group
+            )
+            found.setdefault(group, []).append((model, stepped))
+    except AttributeError as error:
+        raise _changed(optimizer, error) from error
+    return list(found.items())
 
 
 def _changed(optimizer: Any, error: AttributeError) -> ImportError:

@@ -1,0 +1,179 @@
+"""Record which tensors of a DeepSpeed engine got a gradient, and let the processes agree on it without their devices.
+
+The host knows what arrives, because autograd calls a hook for each gradient. The agreement is therefore an all-reduce
+of CPU tensors over gloo, one a step for all tensors that the same processes share. No step waits for the device.
+"""
+
+import logging
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from adopt_hf.integrations import compat
+
+logger = logging.getLogger("adopt_hf")
+
+
+class Shared(NamedTuple):
+    """Tensors that the same processes share, in the same order in all of them."""
+
+    tensors: Sequence[Tensor]
+    process_group: Any  # of torch.distributed, on whatever device
+
+
+class Arrivals:
+    """The tensors of an engine that got a gradient since the last step, in any of the processes that share them.
+
+    All processes make it together, and ask it in the same order.
+
+    Args:
+        engine: a DeepSpeed engine.
+        shared: the tensors to watch. `take` takes an index into it.
+    """
+
+    def __init__(self, engine: Any, shared: Sequence[Shared]):
+        self.engine = weakref.ref(engine)  # the hooks live on the parameters, and must not keep the engine alive
+        self.shared = shared
+        self.ranks = [tuple(dist.get_process_group_ranks(one.process_group)) for one in shared]
+        groups = {ranks: one.process_group for ranks, one in zip(self.ranks, shared, strict=True)}
+        # The largest first: processes that have two groups in common make them in the same order.
+        self.hosts = {ranks: host_group(groups[ranks]) for ranks in sorted(groups, key=lambda r: (-len(r), r))}
+        self.micro_batches: dict[Tensor, tuple[int, set[int]]] = {}  # the engine's skipped_steps, and those with one
+        self.any_ever = False
+        self.step, self.passes = engine.global_steps, 0  # the step that is being gathered, and its calls of backward()
+        self.agreed: dict[int, list[bool | None]] = {}  # by index, until it is taken
+        self.agreed_step = -1
+        self.handles = [
+            tensor.register_post_accumulate_grad_hook(self._note)
+            for one in shared
+            for tensor in one.tensors
+            if tensor.requires_grad
+        ]
+        compat.before_backward(engine, self._begin_pass)
+
+    def _begin_pass(self, engine: Any) -> None:
+        # DeepSpeed counts micro-batches by calls of its step(); Accelerate only calls that at the last one.
+        if engine.global_steps != self.step:
+            self.step, self.passes = engine.global_steps, 0
+        self.passes += 1
+
+    def _micro_batch(self, engine: Any) -> int:
+        if self.passes and engine.global_steps == self.step:
+            return self.passes - 1
+        return int(engine.micro_steps % engine.gradient_accumulation_steps())  # loss.backward(), not the engine's
+
+    def _note(self, tensor: Tensor) -> None:
+        engine = self.engine()
+        if engine is None:
+            while self.handles:
+                self.handles.pop().remove()
+            return
+        skipped, micro_batches = self.micro_batches.get(tensor, (-1, set()))
+        if skipped != engine.skipped_steps:  # an overflow has made gradients from before it void
+            micro_batches = set()
+        micro_batches.add(self._micro_batch(engine))
+        self.micro_batches[tensor] = (engine.skipped_steps, micro_batches)
+
+    def take(self, index: int) -> list[bool | None]:
+        """Return, for each tensor of `shared[index]`, whether any process got a gradient for it since the last step.
+
+        The first call in a step agrees on all tensors of the same processes. Where no process has ever got a gradient
+        for any of these, hooks may not see gradients here: the answer is None for each then.
+
+        Raises:
+            RuntimeError: If DeepSpeed has lost or repeated a gradient, see `compat.loses_gradients`.
+        """
+        engine = self.engine()
+        assert engine is not None  # it is calling
+        if engine.global_steps != self.agreed_step:
+            self.forget()
+            self.agreed_step = engine.global_steps
+        if index not in self.agreed:
+            self._agree(engine, self.ranks[index])
+        return self.agreed.pop(index)
+
+    def forget(self) -> None:
+        """Forget what was agreed on: the engine is at another step now."""
+        self.agreed.clear()
+        self.agreed_step = -1
+
+    def _agree(self, engine: Any, ranks: tuple[int, ...]) -> None:
+        indices = [i for i, there in enumerate(self.ranks) if there == ranks]
+        tensors = [tensor for i in indices for tensor in self.shared[i].tensors]
+        # The last step of an epoch may have fewer micro-batches than the others.
+        counted = engine.global_steps == self.step and self.passes
+        steps = self.passes if counted else engine.gradient_accumulation_steps()
+        partly = compat.loses_gradients(engine)  # where the single micro-batches matter
+        seen = torch.zeros(1 + len(tensors), steps if partly else 1, dtype=torch.uint8, device="cpu")
+        for row, tensor in zip(seen[1:], tensors, strict=True):
+            skipped, micro_batches = self.micro_batches.pop(tensor, (-1, set()))
+            if skipped == engine.skipped_steps:
+                row[list(micro_batches) if partly else 0] = 1
+                self.any_ever = True
+        seen[0] = self.any_ever
+        reduce_on_host(seen, dist.ReduceOp.MAX, self.hosts[ranks])
+        any_ever, arrived = bool(seen[0, 0]), seen[1:].any(1).tolist()
+        if partly and seen[1:].all(1).tolist() != arrived:
+            raise RuntimeError(
+                "a parameter got a gradient in some of the micro-batches of a step and not in others: DeepSpeed, with "
+                f"the optimizer offloaded under ZeRO stage {engine.zero_optimization_stage()}, loses or repeats such a "
+                "gradient. Use gradient_accumulation_steps=1, stage 1, or no offload of the optimizer"
+            )
+        if not any_ever and counted:
+            _warn_of_hidden_gradients()
+        known: list[bool | None] = [bool(there) if any_ever else None for there in arrived]
+        for i in indices:
+            self.agreed[i], known = known[: len(self.shared[i].tensors)], known[len(self.shared[i].tensors) :]
+
+    def total(self, index: int, counts: Tensor) -> None:
+        """Sum `counts`, an int64 tensor on the CPU, in place over the processes that share `shared[index]`."""
+        reduce_on_host(counts, dist.ReduceOp.SUM, self.hosts[self.ranks[index]])
+
+
+_hidden_gradients_warned = False
+
+
+def _warn_of_hidden_gradients() -> None:
+    global _hidden_gradients_warned
+    if not _hidden_gradients_warned:
+        _hidden_gradients_warned = True
+        logger.warning(
+            "no parameter of the DeepSpeed engine has got a gradient that autograd's hooks can see, so ADOPT reads the "
+            "gradients' values in each step and waits for the device: a model that is compiled with DeepCompile hides "
+            "them, and parameters that are all frozen have none"
+        )
+
+
+# -- Process groups for CPU tensors ------------------------------------------------------------------------------------
+
+_made: dict[tuple[int, ...], Any] = {}  # by ranks, in the process group that follows
+_made_in: Any = None
+
+
+def host_group(process_group: Any) -> Any:
+    """Return a process group of the same ranks that reduces CPU tensors: `process_group` if it does, or one of gloo.
+
+    All processes of the group call this, and those that make several groups make them in the same order. A group of
+    gloo is made once for the same ranks: each has a connection to every other rank.
+    """
+    global _made_in
+    if "cpu:gloo" in dist.get_backend_config(process_group):
+        return process_group
+    if _made_in is not dist.group.WORLD:  # torch.distributed has been initialised again
+        _made.clear()
+        _made_in = dist.group.WORLD
+    ranks = tuple(dist.get_process_group_ranks(process_group))
+    if ranks not in _made:
+        # Only the members need to call this: an engine may be made by some of the processes.
+        _made[ranks] = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True)
+    return _made[ranks]
+
+
+def reduce_on_host(values: Tensor, operation: Any, group: Any) -> None:
+    """Reduce `values`, a tensor on the CPU, in place over the processes of `group`, which `host_group` returned."""
+    if dist.get_world_size(group) > 1:
+        dist.all_reduce(values, op=operation, group=group)
