@@ -442,8 +442,8 @@ def universal_groups(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) 
 
 # -- Gradients of tensors that have none -------------------------------------------------------------------------------
 # Issue: stage 3 keeps a tensor's last gradient in its buffer, and adds to it, or counts it in the norm, when the tensor
-#        has none in the next step. With the optimizer offloaded, stages 2 and 3 lose or repeat the gradient of a tensor
-#        that has one in some of the micro-batches of a step alone.
+#        has none in the next step; an inf there makes it skip the next steps, too. With the optimizer offloaded, stages
+#        2 and 3 lose or repeat the gradient of a tensor that has one only in some of the micro-batches of a step.
 # Why:   the first can be put right from outside, the second not.
 # Remove when: DeepSpeed clears its buffers.
 
@@ -466,18 +466,22 @@ def before_backward(engine: Any, call: Callable[[Any], None]) -> None:
     engine.backward = backward
 
 
-def steps_until_gradients_are_used(optimizer: Any) -> int:
-    """How often ZeRO 3 calls the optimizer's `step()` in a step of the engine; 0 for other optimizers."""
+def clear_used_gradients(optimizer: Any) -> None:
+    """Clear the gradients of a ZeRO 3 optimizer after each of its steps, one that an overflow skips included."""
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
-    return len(optimizer.fp16_groups) if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3) else 0
+    if not isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        return
+    original, of = type(optimizer).step, weakref.ref(optimizer)  # the optimizer is not to keep itself alive
 
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = original(of(), *args, **kwargs)
+        buffer = getattr(of(), "grad_partitions_flat_buffer", None)
+        if buffer is not None:
+            buffer.zero_()
+        return result
 
-def zero_old_gradients(optimizer: Any) -> None:
-    """Clear the gradients of a ZeRO 3 optimizer that have been used."""
-    buffer = getattr(optimizer, "grad_partitions_flat_buffer", None)
-    if buffer is not None:
-        buffer.zero_()
+    optimizer.step = step
 
 
 # -- ZeRO's optimizers: which tensors a flat partition is made of ------------------------------------------------------

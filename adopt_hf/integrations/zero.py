@@ -5,7 +5,6 @@ its place. Hooks on the model's own parameters bring back what is lost, so that 
 """
 
 import functools
-import weakref
 from typing import Any
 
 import torch
@@ -67,17 +66,7 @@ def follow(engine: Any) -> None:
 
         optimizer.register_step_pre_hook(forget_made_up_gradients)
 
-    calls = compat.steps_until_gradients_are_used(engine.optimizer)
-    if calls:
-        zero, done = weakref.ref(engine.optimizer), 0
-
-        def forget_old_gradients(*unused: Any) -> None:
-            nonlocal done
-            done = (done + 1) % calls
-            if done == 0:
-                compat.zero_old_gradients(zero())
-
-        optimizer.register_step_post_hook(forget_old_gradients)
+    compat.clear_used_gradients(engine.optimizer)
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

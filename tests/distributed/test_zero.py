@@ -1,0 +1,79 @@
+"""ADOPT inside an engine of DeepSpeed, on two processes: see zero_job.py for what each scenario does.
+
+- A step agrees once on the gradients that came, on the host. It looks at values on the device only for tensors whose
+  first gradient has just come; a trainable tensor that never gets one costs nothing.
+- What an overflow has skipped is forgotten, and experts count over the processes that share them.
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.distributed.conftest import torchrun
+
+pytestmark = pytest.mark.distributed
+
+BEGUN = 5  # from this step on every tensor that will ever get a gradient has begun
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the two processes found."""
+    folder = tmp_path_factory.mktemp("zero")
+    torchrun(2, "zero_job.py", folder, timeout=550, forked=True)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_two_processes_trained_together(found: list[dict[str, Any]]) -> None:
+    assert [rank["world_size"] for rank in found] == [2, 2]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("offload", ["", "offloaded, "])
+def test_a_step_agrees_once_and_does_not_wait(stage: int, offload: str, found: list[dict[str, Any]]) -> None:
+    if offload and stage == 0:
+        pytest.skip("stage 0 does not offload")
+    for rank in (r[f"counted, {offload}stage {stage}"] for r in found):
+        assert rank["difference"] < 1e-6
+        assert rank["calls"] == {0: 1, 1: 2, 2: 2, 3: 3}[stage]  # or one agreement a call would do
+        assert rank["devices"] == ["cpu"]
+        steps = list(zip(rank["reduced"], rank["fetched"], strict=True))
+        assert steps[BEGUN:] == [(1, 0)] * (len(steps) - BEGUN)
+        assert steps[3] == (1, 0)  # the expert has not begun then, and gets no gradient
+        assert stage == 0 or steps[0] > (1, 0)  # or nothing was counted
+        assert rank["unused has state"] is False
+
+
+def test_where_the_default_group_has_no_cpu_tensors_a_group_of_gloo_is_made_once(found: list[dict[str, Any]]) -> None:
+    for rank in (r["apart"] for r in found):
+        assert rank["made"] == [[0, 1]]  # for two engines
+        assert rank["only there"] is True
+        assert rank["difference"] < 1e-6
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("offload", ["", "offloaded, "])
+def test_a_gradient_of_a_skipped_step_has_not_come(stage: int, offload: str, found: list[dict[str, Any]]) -> None:
+    """Nor is its inf still there in the next step, which would skip that one, too."""
+    for rank in (r[f"overflow, {offload}stage {stage}"] for r in found):
+        assert rank["skipped"] == 1
+        assert {n: t for n, t in rank["counts"].items() if n.endswith("weight")} == {
+            "hidden.weight": 6,
+            "expert.weight": 1,
+        }
+
+
+def test_where_hooks_see_nothing_the_values_tell_and_a_warning_says_what_it_costs(found: list[dict[str, Any]]) -> None:
+    for rank in (r["hidden, stage 2"] for r in found):
+        assert rank["difference"] < 1e-6
+        assert len(rank["messages"]) == 1
+        assert "waits for the device" in rank["messages"][0]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_experts_that_one_process_has(stage: int, found: list[dict[str, Any]]) -> None:
+    for rank, steps in zip(found, (20, 15), strict=True):
+        assert rank[f"experts, stage {stage}"]["counts"] == {"weight": steps, "bias": steps}
+        assert rank[f"experts, stage {stage}"]["expert"] < 1e-6
+        assert rank[f"experts, stage {stage}"]["outside"] < 1e-6
