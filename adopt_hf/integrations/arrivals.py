@@ -142,9 +142,9 @@ def _warn_of_hidden_gradients() -> None:
     if not _hidden_gradients_warned:
         _hidden_gradients_warned = True
         logger.warning(
-            "autograd's hooks have not seen a gradient of any parameter of the DeepSpeed engine, so ADOPT reads the values "
-            "of the gradients in each step and waits for the device. A compiler that reduces gradients by itself, such as "
-            "DeepCompile, may hide them: leave it out"
+            "autograd's hooks have not seen a gradient of any parameter of the DeepSpeed engine, so ADOPT reads the "
+            "values of the gradients in each step and waits for the device. A compiler that reduces gradients itself, "
+            "such as DeepCompile, may hide them: leave it out"
         )
 
 
