@@ -363,6 +363,50 @@ def wrap_deepspeed(
     wrap(deepspeed.DeepSpeedEngine, "load_checkpoint", load_checkpoint)
 
 
+# -- OneCycle.__init__ -------------------------------------------------------------------------------------------------
+# Issue: unless it is told not to, it writes beta2 = 0.99 into every group that has betas, and lets beta1 grow above 1.
+# Why:   a "scheduler" block, a scheduler that is handed over and one in a loop of one's own are all made here.
+# Remove when: DeepSpeed cycles the first of the betas only.
+#
+# -- DeepSpeedEngine.offload_states ------------------------------------------------------------------------------------
+# Issue: stage 3 asserts that the optimizer is FusedAdam, which `python -O` does not do.
+# Why:   it is the public method.
+# Remove when: stage 3 moves the state of any optimizer, as stages 1 and 2 do.
+
+
+def wrap_deepspeed_adams(one_cycle: Around, offload_states: Around) -> None:
+    """Put them around what DeepSpeed has written for Adam, as far as this version has it."""
+    import deepspeed
+    from deepspeed.runtime import lr_schedules
+
+    if "cycle_momentum" in _parameters(getattr(lr_schedules, "OneCycle", None), "__init__"):
+        wrap(lr_schedules.OneCycle, "__init__", one_cycle)
+    if "include" in _parameters(deepspeed.DeepSpeedEngine, "offload_states"):
+        wrap(deepspeed.DeepSpeedEngine, "offload_states", offload_states)
+
+
+def unwrap_deepspeed_adams() -> None:
+    """Undo `wrap_deepspeed_adams`."""
+    import deepspeed
+    from deepspeed.runtime import lr_schedules
+
+    for owner, name in (
+        (getattr(lr_schedules, "OneCycle", None), "__init__"),
+        (deepspeed.DeepSpeedEngine, "offload_states"),
+    ):
+        if hasattr(owner, name):
+            unwrap(owner, name)
+
+
+def states_of_fused_adam(engine: Any, include: Any) -> list[str]:
+    """Return those of the states that `offload_states` is to move which stage 3 only moves for FusedAdam."""
+    from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as Kind
+
+    if engine.zero_use_cpu_optimizer():  # they are on the CPU, and left out
+        return []
+    return [kind.value for kind in (Kind.optim_states, Kind.hp_params) if include is None or kind in include]
+
+
 def support_in_zero(optimizer_class: type) -> None:
     """Let ZeRO call the class tested; it asks for the very class, and not for those it is derived from."""
     from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
@@ -387,6 +431,7 @@ def unwrap_deepspeed(optimizer_class: type) -> None:
     unwrap(deepspeed, "initialize")
     for name in ("__init__", "save_checkpoint", "load_checkpoint"):
         unwrap(deepspeed.DeepSpeedEngine, name)
+    unwrap_deepspeed_adams()
 
 
 # -- universal_checkpoint_info: what DeepSpeed's converter wants to find in a checkpoint of stages 1 and 2 -------------

@@ -19,6 +19,7 @@ import torch
 from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, zero
+from adopt_hf.integrations.deepspeed_adam import offload_states, offloads, one_cycle, replacements
 from adopt_hf.optimizer import ADOPT
 from adopt_hf.param_groups import embeddings
 
@@ -48,6 +49,7 @@ def _register_now() -> None:
     reason = compat.deepspeed_mismatch()
     if reason is None:
         compat.wrap_deepspeed(ADOPT, _initialize, _engine, zero.save_checkpoint, zero.load_checkpoint)
+        compat.wrap_deepspeed_adams(one_cycle, offload_states)
     else:
         compat.wrap_deepspeed_to_refuse(functools.partial(_refuse, reason))
 
@@ -167,19 +169,15 @@ def forget_auto(config: dict[str, Any], but: Sequence[str] = ()) -> None:
     config["optimizer"]["params"] = {k: v for k, v in params.items() if v != "auto" or k in but}
 
 
-def offloads(config: Mapping[str, Any]) -> bool:
-    """Whether the DeepSpeed config offloads the optimizer."""
-    optimization = config.get("zero_optimization") or {}
-    target = optimization.get("offload_optimizer") or {}
-    return target.get("device", "none") not in (None, "none") or bool(optimization.get("cpu_offload"))
-
-
 def keep_adopt(config: dict[str, Any]) -> None:
     """Say in the DeepSpeed config, in place, that the optimizer is not to be replaced where it is offloaded.
 
     Raises:
-        ValueError: the config asks for the opposite.
+        ValueError: the config asks for the opposite, or for something that only works with another optimizer.
     """
+    refused = replacements(config)
+    if refused:
+        raise ValueError(f"the optimizer is ADOPT, and {'; and '.join(refused)}, or train with another optimizer")
     if not offloads(config):
         return
     if config.get("zero_force_ds_cpu_optimizer") is True:
@@ -204,8 +202,12 @@ def _initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
     if optimizer is None and is_adopt_block(adopted):
         optimizer = functools.partial(_adopt_of_block, call.arguments["model"], **block_kwargs(adopted))
         del adopted["optimizer"]
-    elif callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer) and offloads(adopted):
-        # Whether to keep it depends on what it makes.
+    elif (
+        callable(optimizer)
+        and not isinstance(optimizer, torch.optim.Optimizer)
+        and (offloads(adopted) or replacements(adopted))
+    ):
+        # Whether to keep it, or to refuse it, depends on what it makes.
         parameters = call.arguments.get("model_parameters")
         parameters = list(call.arguments["model"].parameters() if parameters is None else parameters)
         call.arguments |= {"model_parameters": parameters, "optimizer": optimizer(parameters)}
