@@ -54,7 +54,7 @@ def measure(
     seed: int,
     peers_path: str | None,
 ) -> dict[str, Any]:
-    """Measure `peers`, which are installed; `BASELINE` and `OURS` belong to every group.
+    """Measure `peers`, which are installed; what others are compared to belongs to every group.
 
     Returns:
         The case, its `rows` by peer: times, or `why` it failed; temporaries and launches on a GPU alone.
@@ -67,7 +67,8 @@ def measure(
     if device == "cuda":
         case["copy_rate"] = cuda.copy_rate()
         _release(device)
-    anchors = [name for name in (BASELINE, OURS) if name in peers]
+    compared_to = dict.fromkeys([BASELINE, OURS, *(PEERS[name].dense for name in peers)])  # in the same rounds
+    anchors = [name for name in compared_to if name in peers]
     own = case["elements"] * (grads[0].element_size() + 8)  # parameters and moments of one peer
     own += case["elements"] * grads[0].element_size() * any(PEERS[name].unobserved for name in peers)
     shares = {"each": own, "shared": case["elements"] * grads[0].element_size() + own * (device == "cpu")}
