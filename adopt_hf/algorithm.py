@@ -110,6 +110,8 @@ def check_lr(lr: object) -> float | Tensor:
         raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
     if not lr.is_floating_point():
         raise ValueError(f"Tensor lr must be floating point, got {lr.dtype}")
+    if lr.is_meta:
+        raise ValueError("Tensor lr must hold a number, got one on the meta device")
     HYPERPARAMETERS["lr"].check("lr", lr.item())
     return lr
 

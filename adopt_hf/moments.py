@@ -59,6 +59,13 @@ def check_scales(
             )
 
 
+def loaded(t: Tensor, device: torch.device) -> Tensor:
+    """Return a saved tensor as one that can be written to, on `device`."""
+    t = t.detach().to(device)
+    repeated = any(stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True))  # by expand()
+    return t.contiguous() if repeated and not isinstance(t, DTensor) else t
+
+
 def bits_of(state: dict[str, Any]) -> int:
     """In how many bits the moments are."""
     if "scales" in state:

@@ -1,11 +1,10 @@
 """The optimizer: torch's interface, its hyperparameters, the dispatch of a step to backends, and loading."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from adopt_hf import algorithm, backends, moments, rounding, states, storage
@@ -241,32 +240,35 @@ class ADOPT(Optimizer):
 
         Moments of 16-bit parameters stay float32 (torch alone would cast them). How things are computed and stored
         (`backend`, `capturable`, `state_bits`, `block_size`, `bf16_stochastic_round`) is kept as it is here, and so is
-        every hyperparameter that the saved group lacks.
+        every hyperparameter that the saved group lacks. If both sides have `param_names`, parameters are paired by
+        name and not by their order.
 
         Raises:
-            ValueError: the state is Adam's, uses something that ADOPT here does not have, has a hyperparameter outside
-                its range, or has a shape that is not the parameter's; nothing has been changed then.
+            ValueError: If the state is not ADOPT's or uses something that ADOPT here does not have, if a hyperparameter
+                is outside its range, if names or shapes are not the parameters', or if a value cannot be that of a
+                state (a step that is no count, a negative v). Nothing has been changed then.
         """
-        loaded: dict[str, Any] = {}
+        states.check_structure(state_dict)
+        found: list[states.Member] = []
+        saved_state: dict[Any, Any] = {}
 
         def translate(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            loaded.update(self._translated(saved))
-            return loaded
+            translated = states.translated(saved, self.param_groups, self.state, self.partitions)
+            if translated is None:
+                return saved
+            found.extend(translated.members)
+            saved_state.update(translated.state_dict["state"])
+            return translated.state_dict
 
         def restore_precision(_: Optimizer) -> None:
-            for number, (saved_id, p) in enumerate(self._pairs(loaded["param_groups"])):
-                saved = loaded["state"].get(saved_id)
+            for member in found:
+                saved = saved_state.get(member.saved_id)
                 if saved:
                     for name in (*moments.FLOATS, *moments.CODES):
                         if name in saved:
-                            self.state[p][name] = saved[name].to(device=p.device)
-                    self._bring_into_form(p, number, block_sizes[saved_id])
+                            self.state[member.param][name] = moments.loaded(saved[name], member.param.device)
+                    self._bring_into_form(member)
 
-        block_sizes = {
-            saved_id: group.get("block_size", DEFAULTS["block_size"])
-            for group in state_dict["param_groups"]
-            for saved_id in group["params"]
-        }
         # torch casts the state to the parameters' dtype between these two; both are taken off again.
         hooks = (
             self.register_load_state_dict_pre_hook(translate),
@@ -278,57 +280,15 @@ class ADOPT(Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _translated(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """`saved` with the groups and the step counts as this class writes them; `saved` itself is not changed."""
-        groups = saved["param_groups"]
-        if [len(g["params"]) for g in groups] == [len(g["params"]) for g in self.param_groups]:
-            groups = [states.translated_group(old, new) for old, new in zip(groups, self.param_groups, strict=True)]
-        # else: torch's own error about the groups says what differs
-        state = {key: states.translated_state(value) for key, value in saved["state"].items()}
-        for saved_id, p in self._pairs(groups):
-            for name in (*moments.FLOATS, *moments.CODES[:2]):
-                moment = (state.get(saved_id) or {}).get(name, p)
-                if moment.shape != p.shape:
-                    raise ValueError(
-                        f"the saved state of parameter {saved_id} has {name} of shape {tuple(moment.shape)}, the "
-                        f"parameter has {tuple(p.shape)}: this is the state of another model"
-                    )
-                if isinstance(moment, DTensor) != isinstance(p, DTensor):
-                    raise ValueError(
-                        f"the saved state of parameter {saved_id} has {name} as a {type(moment).__name__}, the "
-                        f"parameter is a {type(p).__name__}: set_optimizer_state_dict of "
-                        "torch.distributed.checkpoint.state_dict shards a whole state, get_optimizer_state_dict with "
-                        "full_state_dict=True makes one"
-                    )
-        states.check_blocks(saved, self.param_groups)
-        sizes = {
-            i: group.get("block_size", DEFAULTS["block_size"])
-            for group in saved["param_groups"]
-            for i in group["params"]
-        }
-        for saved_id, p in self._pairs(groups):
-            if "scales" in (state.get(saved_id) or {}):
-                what = f"the saved state (parameter {saved_id})"
-                moments.check_scales(p, state[saved_id], self.partitions.get(p), sizes[saved_id], what)
-        return saved | {"param_groups": groups, "state": state}
-
-    def _bring_into_form(self, p: Tensor, number: int, block_size: int) -> None:
-        """The loaded state of parameter `number`, whose blocks have that size, as its group asks for it."""
-        before = 0
-        for group in self.param_groups:
-            position = number - before
-            if position < len(group["params"]):
-                break
-            before += len(group["params"])
-        partition, state = self.partitions.get(p), self.state[p]
-        wanted = storage.storage_of(p, group, position, is_flat=partition is not None)
-        key = rounding.key((group["seed"], number, *shard_of(p), int(state["step"])))
-        if "scales" not in state or wanted.bits != 8:
-            moments.bring_into_form(p, state, wanted, partition, key, block_size)
-
-    def _pairs(self, saved_groups: Iterable[Mapping[str, Any]]) -> Iterable[tuple[Any, Tensor]]:
-        saved_ids = (i for group in saved_groups for i in group["params"])
-        return zip(saved_ids, (p for group in self.param_groups for p in group["params"]), strict=False)
+    def _bring_into_form(self, member: states.Member) -> None:
+        """Bring the loaded state of a parameter into the form that its group asks for."""
+        p, partition, state = member.param, self.partitions.get(member.param), self.state[member.param]
+        group = self.param_groups[member.group_index]
+        wanted = storage.storage_of(p, group, member.position, is_flat=partition is not None)
+        key = rounding.key((group["seed"], member.number, *shard_of(p), int(state["step"])))
+        coded = "scales" in state
+        if not coded or wanted.bits != 8:
+            moments.bring_into_form(p, state, wanted, partition, key, member.block_size if coded else None)
 
 
 def _check_group(group: Mapping[str, Any]) -> dict[str, Any]:

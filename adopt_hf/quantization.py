@@ -110,6 +110,17 @@ def quantize(exp_avg: Tensor, exp_avg_sq: Tensor, block_size: int, key: int) -> 
     return encode(exp_avg, exp_avg_sq, scales, 1.0, block_size, random_bits(key, exp_avg.numel(), exp_avg.device)[0])
 
 
+def are_scales(scales: Tensor) -> Tensor:
+    """Return, for each block, whether its three numbers can be those of a block of finite or infinite moments."""
+    m, v, bits = scales.unbind(-1)
+    largest_v = torch.exp2(129.0 - (LAST - 2) // 2 ** bits.clamp(FEWEST_BITS, MOST_BITS))
+    return (
+        ((m >= 0) & (m <= torch.finfo(torch.float32).max / M_TOP))
+        & ((v >= TINIEST) & (v < largest_v))
+        & ((bits >= FEWEST_BITS) & (bits <= MOST_BITS) & (bits == bits.round()))
+    )
+
+
 def encode(
     exp_avg: Tensor,  # m, float32
     exp_avg_sq: Tensor,  # v, of the same shape, float32

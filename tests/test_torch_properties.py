@@ -96,6 +96,7 @@ def optim_error_inputs(device: str, dtype: torch.dtype) -> list[ErrorOptimizerIn
         ({"lr": torch.tensor(-1.0)}, ValueError, r"lr must be .* got -1\.0"),
         ({"lr": torch.tensor(1)}, ValueError, "Tensor lr must be floating point, got torch.int64"),
         ({"lr": torch.empty(0)}, ValueError, r"Tensor lr must be 1-element, got shape \(0,\)"),
+        ({"lr": torch.empty((), device="meta")}, ValueError, "Tensor lr must hold a number, got .* meta"),
         ({"betas": (1.0, 0.0)}, ValueError, r"beta1 .* in \[0, 1\), got 1\.0"),
         ({"betas": (0.0, 1.0)}, ValueError, r"beta2 .* in \[0, 1\), got 1\.0"),
         ({"betas": (0.9, -0.1)}, ValueError, r"beta2 .* got -0\.1"),
