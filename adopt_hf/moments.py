@@ -86,7 +86,7 @@ def add_zeros(p: Tensor, state: dict[str, Any], storage: Storage, partition: Par
                 for piece in pieces(partition, storage.block_size)
             ]
             m, v = (torch.zeros(local.shape, dtype=torch.uint8, device=local.device) for _ in range(2))
-            zeros = Quantized(m, v, torch.cat([torch.zeros(1, 0, 3, device=local.device), *scales], dim=1))
+            zeros = Quantized(m, v, torch.cat([_no_blocks(local), *scales], dim=1))
         state.update(zip(CODES, (_sharded_like(p, t) for t in zeros), strict=True))
         return
     dtype = torch.bfloat16 if storage.bits == 16 else algorithm.state_dtype(p.dtype)
@@ -137,25 +137,29 @@ def _as_floats(state: dict[str, Any], partition: Partition | None, block_size: i
     m, v, scales = (_local(state[name]) for name in CODES)
     if partition is None:
         return quantization.dequantize(Quantized(m, v, scales), block_size)
-    whole = (torch.zeros(m.shape, device=m.device), torch.zeros(m.shape, device=m.device))
+    whole = tuple(torch.zeros(m.shape, dtype=torch.float32, device=m.device) for _ in range(2))
     for piece in pieces(partition, block_size):
         codes = Quantized(piece.of(m), piece.of(v), piece.scales_of(scales, block_size))
         for flat, part in zip(whole, quantization.dequantize(codes, block_size), strict=True):
             piece.of(flat).copy_(part)
-    return whole
+    return whole[0], whole[1]
 
 
 def _quantized(m: Tensor, v: Tensor, partition: Partition | None, block_size: int, key: int) -> Quantized:
     if partition is None:
         return quantization.quantize(m.float(), v.float(), block_size, key)
     m_codes, v_codes = (torch.zeros(m.shape, dtype=torch.uint8, device=m.device) for _ in range(2))
-    scales = [torch.zeros(1, 0, 3, device=m.device)]
+    scales = [_no_blocks(m)]
     for piece in pieces(partition, block_size):
         new = quantization.quantize(piece.of(m).float(), piece.of(v).float(), block_size, key + piece.tensor)
         piece.of(m_codes).copy_(new.exp_avg)
         piece.of(v_codes).copy_(new.exp_avg_sq)
         scales.append(new.scales)
     return Quantized(m_codes, v_codes, torch.cat(scales, dim=1))
+
+
+def _no_blocks(like: Tensor) -> Tensor:
+    return torch.zeros(1, 0, 3, dtype=torch.float32, device=like.device)
 
 
 def _local(t: Tensor) -> Tensor:
@@ -169,5 +173,5 @@ def _sharded_like(p: Tensor, local: Tensor) -> Tensor:
     shape = torch.Size([p.shape[0] if p.dim() else 1, *local.shape[1:]]) if local.dim() else local.shape
     if local.shape == p.to_local().shape:
         shape = p.shape
-    stride = torch.empty(shape, device="meta").stride()
+    stride = torch.empty(shape, dtype=local.dtype, device="meta").stride()
     return DTensor.from_local(local, p.device_mesh, p.placements, run_check=False, shape=shape, stride=stride)

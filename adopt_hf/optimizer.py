@@ -149,7 +149,7 @@ class ADOPT(Optimizer):
         try:
             storage.check(group)
             for i, p in enumerate(group["params"]):
-                if p.device.type == "meta":  # it will have moved before it is updated
+                if p.device.type == "meta" or not p.requires_grad:  # it will have changed before it is updated
                     continue
                 rounded = not storage.storage_of(p, group, i, is_flat=False).is_plain
                 backends.choose(group["backend"], p.device, p.dtype, capturable=group["capturable"], rounded=rounded)

@@ -81,7 +81,7 @@ class Partition:
         nonzero = torch.zeros(self.tensors, dtype=torch.int64, device="cpu")
         if look:
             counts = torch.stack([torch.count_nonzero(grad.narrow(0, s.start, s.numel)) for s in look]).cpu()
-            nonzero.index_add_(0, torch.tensor([s.tensor for s in look], device="cpu"), counts)
+            nonzero.index_add_(0, torch.tensor([s.tensor for s in look], dtype=torch.int64, device="cpu"), counts)
         self.total(nonzero)
         return [count > 0 for count in nonzero.tolist()]
 

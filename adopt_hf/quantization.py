@@ -92,7 +92,7 @@ def zeros(shape: torch.Size, block_size: int, device: torch.device) -> Quantized
     """Moments that are zero: nothing observed."""
     where = layout(shape, block_size)
     m, v = (torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2))
-    scales = torch.zeros(where.rows, where.blocks, 3, device=device)
+    scales = torch.zeros(where.rows, where.blocks, 3, dtype=torch.float32, device=device)
     scales[..., 1], scales[..., 2] = TINIEST, FEWEST_BITS
     return Quantized(m, v, scales)
 
@@ -146,7 +146,7 @@ def _decode_v(codes: Tensor, scales: Tensor) -> Tensor:
     q, shift = codes.long(), 23 - scales[..., 2:].long()
     v = float_of(ONE + (q - 1).clamp(min=0) * (1 << shift)) * scales[..., 1:2]
     v = torch.where(q == 0, 0.0, v)
-    return torch.where(q >= INF, torch.where(q == INF, torch.inf, torch.nan), v)
+    return torch.where(q == INF, torch.inf, torch.where(q == NAN, torch.nan, v))
 
 
 def _grid(v: Tensor, scale: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,8 @@ def check(group: Mapping[str, Any]) -> None:
         what = "bf16_stochastic_round=True" if bits == 32 else f"state_bits={bits}"
         raise ValueError(f"{what} cannot be combined with capturable=True: its random bits are made on the host")
     for p in group["params"]:
-        _check_dtype(p, bits)
+        if p.requires_grad:  # else it has no state, unless it is unfrozen, and is looked at then
+            _check_dtype(p, bits)
 
 
 def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool) -> Storage:

@@ -1,7 +1,11 @@
 """For every test: nothing here depends on how fast the machine is."""
 
+import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Threads that wait by spinning slow each other down twenty times where something else shares the cores. Before torch.
@@ -17,3 +21,30 @@ settings.register_profile(
     "repo", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("repo")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--default-dtype", help="torch's default dtype inside of the optimizer's calls, such as bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def default_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--default-dtype`: the optimizer works under it, and the test makes its own tensors as ever."""
+    name = request.config.getoption("--default-dtype")
+    if name:
+        from adopt_hf import ADOPT
+
+        def under(method: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(method)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                before = torch.get_default_dtype()
+                torch.set_default_dtype(getattr(torch, name))
+                try:
+                    return method(*args, **kwargs)
+                finally:
+                    torch.set_default_dtype(before)
+
+            return call
+
+        for method in ("_update", "load_state_dict", "add_param_group"):
+            monkeypatch.setattr(ADOPT, method, under(getattr(ADOPT, method)))

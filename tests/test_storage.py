@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adopt_hf import ADOPT, keep_float32, param_groups
+from adopt_hf import ADOPT, LayerwiseADOPT, keep_float32, param_groups
 from adopt_hf.backends.cpu import why_not
 from adopt_hf.moments import CODES, bits_of
 from adopt_hf.quantization import Quantized, dequantize, quantize
@@ -346,6 +346,42 @@ def test_what_cannot_be_is_an_error(dtype: torch.dtype, options: dict[str, Any],
     with pytest.raises(ValueError, match=message):
         optimizer.add_param_group({"params": parameter(dtype), **options})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"backend": "fused"}, {"state_bits": 8}, {"state_bits": 16}, {"bf16_stochastic_round": True},
+     {"capturable": True}, {"state_bits": 8, "float32_apart": True}],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("cls", [ADOPT, LayerwiseADOPT])
+def test_what_never_gets_a_gradient_may_be_of_any_dtype(cls: type[ADOPT], options: dict[str, Any]) -> None:
+    """The quantised base of an adapter, left in the param groups."""
+    if options.get("backend") == "fused" and CPU_KERNEL is not None:
+        pytest.skip(f"no compiled kernel: {CPU_KERNEL}")
+    dtypes = (torch.int8, torch.uint8, torch.int32, torch.bool, torch.float8_e4m3fn, torch.float64, torch.complex64)
+    frozen = [nn.Parameter(torch.zeros(64, 128).to(dtype), requires_grad=False) for dtype in dtypes]
+    adapter = parameter()[0]
+    optimizer = cls([*frozen, adapter], **options)
+    for _ in range(3):
+        adapter.square().add(adapter).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (adapter < 0).all()
+    assert list(optimizer.state) == [adapter]
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3, dtype=torch.int64), requires_grad=False)]})
+
+
+def test_what_is_unfrozen_is_looked_at_when_it_gets_a_gradient() -> None:
+    late = nn.Parameter(torch.zeros(64, 128, dtype=torch.float64), requires_grad=False)
+    (other,) = parameter()
+    optimizer = ADOPT([other, late], state_bits=8)
+    late.requires_grad_(True)
+    (late.sum() + other.sum()).backward()
+    with pytest.raises(ValueError, match=r"state_bits=8 takes parameters of .* got torch.float64"):
+        optimizer.step()
+    assert (other == 0).all()
 
 
 def test_foreach_says_that_it_cannot() -> None:
