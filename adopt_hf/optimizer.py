@@ -79,6 +79,8 @@ class ADOPT(Optimizer):
         RuntimeError: a `backend` asked for by name that cannot run on a parameter.
     """
 
+    _is_adopt = True  # for `is_adopt_optimizer`
+
     def __init__(
         self,
         params: ParamsT,
@@ -289,6 +291,15 @@ class ADOPT(Optimizer):
         coded = "scales" in state
         if not coded or wanted.bits != 8:
             moments.bring_into_form(p, state, wanted, partition, key, member.block_size if coded else None)
+
+
+def is_adopt_optimizer(thing: object) -> bool:
+    """Return whether `thing` is an ADOPT or its class, of this copy of the module or of another.
+
+    A notebook or a test runner that imports the package again has two classes of that name, so that `isinstance` is not
+    enough.
+    """
+    return getattr(thing, "_is_adopt", False) is True
 
 
 def _check_group(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,11 @@ FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
 OF_ADAM = {"amsgrad", "momentum_decay", "decoupled_weight_decay", "bias_correction"}
 LARGEST_COUNT = 2**24  # float32 counts no further
 PIECE = 2**24  # elements that are looked at together
+# How a run goes on where an optimizer refuses the state of another one; the end of a sentence.
+WEIGHTS_ONLY = (
+    "the weights only: load the model from the checkpoint (from_pretrained), and start the new run without "
+    "resume_from_checkpoint, load_state or load_state_dict"
+)
 
 
 def is_adopt(groups: Iterable[Mapping[str, Any]]) -> bool:
@@ -141,8 +146,8 @@ def _not_adopts(group: Mapping[str, Any]) -> str:
         why = "ADOPT's have clip_exp (timm's too), or decouple and maximize (torch-adopt's)"
     return (
         f"the saved state is not ADOPT's. Its param groups have {keys}: {why}. Another optimizer's moments are means "
-        "of other numbers (Adam's of raw gradients, not of normalised ones): start ADOPT without this state, with the "
-        "weights only"
+        "of other numbers (Adam's of raw gradients, not of normalised ones): start ADOPT without this state, with "
+        f"{WEIGHTS_ONLY}"
     )
 
 

@@ -1,22 +1,36 @@
-"""ADOPT in `accelerate.Accelerator`: whoever prepares ADOPT trains with ADOPT, also where DeepSpeed offloads it."""
+"""ADOPT in `accelerate.Accelerator`: a prepared ADOPT stays ADOPT, also where DeepSpeed offloads it."""
 
+import functools
 from typing import Any
 
-from adopt_hf.integrations import compat
+from adopt_hf.integrations import compat, guard
 from adopt_hf.integrations.deepspeed import forget_auto, is_adopt_block, keep_adopt
-from adopt_hf.optimizer import ADOPT
+from adopt_hf.optimizer import is_adopt_optimizer
 
 
 def register() -> None:
     """Look at what is prepared, once accelerate is imported. A second call does nothing."""
-    compat.when_imported("accelerate", lambda: compat.wrap_accelerator_prepare(_prepare))
+    compat.when_imported("accelerate", _register_now)
 
 
 def unregister() -> None:
     """Undo `register()`."""
     compat.when_imported_no_more("accelerate")
-    compat.when_imported("accelerate", compat.unwrap_accelerator_prepare)
+    compat.when_imported("accelerate", _unregister_now)
     compat.when_imported_no_more("accelerate")
+
+
+def _register_now() -> None:
+    reason = compat.accelerate_mismatch()
+    compat.wrap_accelerator_prepare(_prepare if reason is None else functools.partial(_refuse, reason))
+    compat.wrap_accelerated_load(guard.load_state_dict)
+    compat.wrap_fsdp_load("accelerate.accelerator", guard.load_fsdp_optimizer)
+
+
+def _unregister_now() -> None:
+    compat.unwrap_accelerator_prepare()
+    compat.unwrap_accelerated_load()
+    compat.unwrap_fsdp_load("accelerate.accelerator")
 
 
 def _prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
@@ -25,6 +39,13 @@ def _prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
         config = plugin.deepspeed_config
         if is_adopt_block(config):
             forget_auto(config, but=("lr", "weight_decay"))  # those two Accelerate fills from its DummyOptim
-        if any(isinstance(arg, ADOPT) for arg in args):
+        if any(map(is_adopt_optimizer, args)):
             keep_adopt(config)
+    return original(accelerator, *args, **kwargs)
+
+
+def _refuse(reason: str, original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Accelerator.prepare` of an Accelerate that is not known: ADOPT is an error, the rest is unchanged."""
+    if any(map(is_adopt_optimizer, args)):
+        raise ImportError(reason)
     return original(accelerator, *args, **kwargs)

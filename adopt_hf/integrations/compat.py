@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from packaging.version import Version
 from torch import Tensor
 
 TRANSFORMERS_MIN = "5.2"
@@ -29,11 +28,17 @@ Around = Callable[..., Any]  # around(original, *args, **kwargs): what is called
 
 
 def wrap(owner: Any, name: str, around: Around) -> None:
-    """Let `owner.name(...)` be `around(original, ...)`, for a function, a method or a static method. Twice is once."""
+    """Let `owner.name(...)` be `around(original, ...)`, for a function, a method or a static method. Twice is once.
+
+    The wrapper of another copy of this module (of a notebook or a test runner that imports it again) is replaced.
+    """
     found = inspect.getattr_static(owner, name)
-    original = found.__func__ if isinstance(found, staticmethod) else found
+    original: Any = found.__func__ if isinstance(found, staticmethod) else found
     if getattr(original, "_adopt_hf_wraps", None) is not None:
-        return
+        if original.__code__.co_filename != __file__ or original.__globals__ is globals():
+            return
+        found = original._adopt_hf_wraps
+        original = found.__func__ if isinstance(found, staticmethod) else found
 
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -59,7 +64,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     """Calls `act` when `package` has been imported."""
 
     def __init__(self, package: str, act: Callable[[], None]):
-        self.package, self.act, self.looking = package, act, False
+        self.adopt_hf_waits_for = self.package = package  # other copies of this module know it by that name
+        self.act, self.looking = act, False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -86,17 +92,37 @@ def when_imported(package: str, act: Callable[[], None]) -> None:
     """Call `act` now if `package` is imported, otherwise when it will be: importing DeepSpeed takes seconds."""
     if package in sys.modules:
         act()
-    elif not any(isinstance(finder, _AfterImport) and finder.package == package for finder in sys.meta_path):
+    else:
+        when_imported_no_more(package)
         sys.meta_path.insert(0, _AfterImport(package, act))
 
 
 def when_imported_no_more(package: str) -> None:
     """Undo `when_imported`, as far as the future is concerned."""
-    sys.meta_path[:] = [f for f in sys.meta_path if not (isinstance(f, _AfterImport) and f.package == package)]
+    sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "adopt_hf_waits_for", None) != package]
 
 
 def _version(package: str) -> str:
     return importlib.metadata.version(package)
+
+
+def _is_older(installed: str, minimum: str) -> bool:
+    from packaging.version import Version  # transformers, Accelerate and DeepSpeed depend on it, torch does not
+
+    return Version(installed) < Version(minimum)
+
+
+def import_failure(*modules: str) -> str | None:
+    """Import `modules`. Return what went wrong, in one line, or None."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # noqa: BLE001  a dependency of another package can raise anything when it is imported
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # transformers wraps the error of a dependency in one of its own
+                cause = cause.__cause__
+            return f"{module} cannot be imported ({' '.join(f'{type(cause).__name__}: {cause}'.split())})"
+    return None
 
 
 def _parameters(owner: Any, name: str) -> list[str]:
@@ -114,8 +140,13 @@ def transformers_mismatch() -> str | None:
         installed = importlib.metadata.version("transformers")
     except importlib.metadata.PackageNotFoundError:
         return f"optim='adopt' needs transformers {TRANSFORMERS_MIN} or later, and transformers is not installed"
-    if Version(installed) < Version(TRANSFORMERS_MIN):
+    if _is_older(installed, TRANSFORMERS_MIN):
         return f"optim='adopt' needs transformers {TRANSFORMERS_MIN} or later, installed is {installed}"
+    failure = import_failure(
+        "transformers.training_args", "transformers.trainer", "transformers.integrations.deepspeed"
+    )
+    if failure:
+        return f"optim='adopt' needs the Trainer of transformers {installed}, and {failure}"
     from transformers import Trainer
     from transformers.training_args import OptimizerNames
 
@@ -144,55 +175,89 @@ def transformers_mismatch() -> str | None:
 # Remove when: transformers lets a package register an optimizer name.
 
 
-def add_optimizer_name(value: str, reduce: Callable[[Any], Any]) -> None:
-    """Make `OptimizerNames(value)` a member; members are pickled by `reduce`."""
+def add_optimizer_name(value: str, reduce: Callable[[Any], Any]) -> bool:
+    """Make `OptimizerNames(value)` a member; members are pickled by `reduce`.
+
+    Returns:
+        Whether the member is this package's. If transformers has the name itself, its own is left as it is.
+    """
     from transformers.training_args import OptimizerNames
 
-    if value in OptimizerNames._value2member_map_:
-        return
-    name = value.upper()
-    member = str.__new__(OptimizerNames, value)
-    member._name_ = name
-    member._value_ = value
-    member.__objclass__ = OptimizerNames  # type: ignore[attr-defined]
-    member._sort_order_ = len(OptimizerNames._member_names_)  # type: ignore[attr-defined]
-    type.__setattr__(OptimizerNames, name, member)
-    OptimizerNames._member_names_.append(name)
-    OptimizerNames._member_map_[name] = member
-    OptimizerNames._value2member_map_[value] = member
-    copyreg.pickle(OptimizerNames, reduce)
+    member = OptimizerNames._value2member_map_.get(value)
+    if member is None:
+        member = _new_member(value)
+        OptimizerNames._value2member_map_[value] = member
+        type.__setattr__(OptimizerNames, member._name_, member)
+    elif not _is_added(member):
+        return False
+    copyreg.pickle(OptimizerNames, reduce)  # again for a member of another copy of this module
+    return True
+
+
+def _new_member(value: str) -> Any:
+    """Return a member that iteration over OptimizerNames shows, and that `OptimizerNames(value)` does not find yet."""
+    from transformers.training_args import OptimizerNames
+
+    member: Any = str.__new__(OptimizerNames, value)
+    member._name_, member._value_ = value.upper(), value
+    member.__objclass__ = OptimizerNames
+    member._sort_order_ = len(OptimizerNames._member_names_)
+    member._adopt_hf_added = True
+    OptimizerNames._member_names_.append(member._name_)
+    OptimizerNames._member_map_[member._name_] = member
+    return member
+
+
+def _is_added(member: Any) -> bool:
+    return getattr(member, "_adopt_hf_added", False)
 
 
 def remove_optimizer_name(value: str) -> None:
-    """Undo `add_optimizer_name`."""
+    """Undo `add_optimizer_name` and `explain_optimizer_name`. A name that transformers has itself stays."""
     from transformers.training_args import OptimizerNames
 
-    member = OptimizerNames._value2member_map_.pop(value, None)
-    if member is not None:
-        name = member._name_
+    member: Any = OptimizerNames._member_map_.get(value.upper())
+    if not _is_added(member):
+        return
+    name = member._name_
+    OptimizerNames._member_names_.remove(name)
+    del OptimizerNames._member_map_[name]
+    if OptimizerNames._value2member_map_.pop(value, None) is not None:
         type.__delattr__(OptimizerNames, name)
-        OptimizerNames._member_names_.remove(name)
-        del OptimizerNames._member_map_[name]
+    if not any(map(_is_added, OptimizerNames._member_map_.values())):
         copyreg.dispatch_table.pop(OptimizerNames, None)
+    explained: Any = vars(OptimizerNames).get("_missing_")
+    if hasattr(explained, "_adopt_hf_reasons"):
+        explained._adopt_hf_reasons.pop(value, None)
+        if not explained._adopt_hf_reasons:
+            type.__delattr__(OptimizerNames, "_missing_")
 
 
 def explain_optimizer_name(value: str, reason: str) -> None:
-    """Let `OptimizerNames(value)` raise ImportError(reason); every other unknown name fails as before."""
+    """Let `OptimizerNames(value)` raise ImportError(reason), unless transformers has the name itself.
+
+    Every other unknown name fails as before.
+    """
     from transformers.training_args import OptimizerNames
 
-    original: Any = OptimizerNames._missing_
+    if value.upper() in OptimizerNames._member_map_:
+        return
+    _new_member(value)  # a choice of the argument parser, which lists the members
+    original: Any = vars(OptimizerNames).get("_missing_")
+    if hasattr(original, "_adopt_hf_reasons"):
+        original._adopt_hf_reasons[value] = reason
+        return
+    reasons: dict[object, str] = {value: reason}
+    inherited: Any = OptimizerNames._missing_
 
     def _missing_(cls: Any, missing: object) -> Any:
-        if missing == value:
-            raise ImportError(reason)
-        return original(missing)
+        if missing in reasons:
+            raise ImportError(reasons[missing])
+        return inherited(missing)
 
-    type.__setattr__(OptimizerNames, "_missing_", classmethod(_missing_))
-    # A choice of the argument parser, which lists the members, but no member that `OptimizerNames(value)` finds.
-    member = str.__new__(OptimizerNames, value)
-    member._name_, member._value_ = value.upper(), value
-    OptimizerNames._member_names_.append(member._name_)
-    OptimizerNames._member_map_[member._name_] = member
+    explained: Any = classmethod(_missing_)
+    explained._adopt_hf_reasons = reasons
+    type.__setattr__(OptimizerNames, "_missing_", explained)
 
 
 # -- Trainer.get_optimizer_cls_and_kwargs: an optimizer for our name ---------------------------------------------------
@@ -219,6 +284,68 @@ def unwrap_trainer_optimizers() -> None:
     from transformers import Trainer
 
     unwrap(Trainer, "get_optimizer_cls_and_kwargs")
+
+
+# -- Optimizer.load_state_dict: ADOPT's state in another optimizer -----------------------------------------------------
+# Issue: Adam, AdamW and whatever has states of these names take ADOPT's without a word, and the next step moves the
+#        weights by thousands of learning rates.
+# Why:   the Trainer, Accelerate, TRL, FSDP and distributed checkpoints all end in this public method. No form of the
+#        state stops Adam that older checkpoints and DCP can be read with (docs/integrations.md, "Another optimizer").
+# Remove when: torch's optimizers ask which optimizer a state is of.
+
+
+def wrap_optimizer_load(around: Around) -> None:
+    """Put `around` around `torch.optim.Optimizer.load_state_dict`."""
+    wrap(torch.optim.Optimizer, "load_state_dict", around)
+
+
+def unwrap_optimizer_load() -> None:
+    """Undo `wrap_optimizer_load`. RuntimeError if another library has wrapped the method since."""
+    unwrap(torch.optim.Optimizer, "load_state_dict")
+
+
+# -- AcceleratedOptimizer.load_state_dict: the same, for classes with a method of their own ----------------------------
+# Issue: bitsandbytes' optimizers do not call torch's method.
+# Why:   the Trainer and Accelerate load every optimizer through this wrapper of theirs.
+# Remove when: the one above is removed.
+
+
+def wrap_accelerated_load(around: Around) -> None:
+    """Put `around` around `AcceleratedOptimizer.load_state_dict`, if there is such a method."""
+    owner = _accelerated_optimizer()
+    if owner is not None:
+        wrap(owner, "load_state_dict", around)
+
+
+def unwrap_accelerated_load() -> None:
+    """Undo `wrap_accelerated_load`."""
+    owner = _accelerated_optimizer()
+    if owner is not None:
+        unwrap(owner, "load_state_dict")
+
+
+def _accelerated_optimizer() -> Any:
+    """Return the class of which Accelerate makes prepared optimizers, or None for a stand-in of the package."""
+    return getattr(sys.modules.get("accelerate.optimizer"), "AcceleratedOptimizer", None)
+
+
+# -- load_fsdp_optimizer: which optimizer a checkpoint of FSDP is of ---------------------------------------------------
+# Issue: torch's distributed checkpoints die with a KeyError of a name in the param groups when the state is another
+#        optimizer's.
+# Why:   both callers, the Trainer and `Accelerator.load_state`, have imported this public function by name.
+# Remove when: torch says there which optimizer it is.
+
+
+def wrap_fsdp_load(module: str, around: Around) -> None:
+    """Put `around` around the `load_fsdp_optimizer` that `module`, if it is imported, calls."""
+    if hasattr(sys.modules.get(module), "load_fsdp_optimizer"):
+        wrap(sys.modules[module], "load_fsdp_optimizer", around)
+
+
+def unwrap_fsdp_load(module: str) -> None:
+    """Undo `wrap_fsdp_load`."""
+    if hasattr(sys.modules.get(module), "load_fsdp_optimizer"):
+        unwrap(sys.modules[module], "load_fsdp_optimizer")
 
 
 # -- Trainer._load_from_checkpoint: the precision of a resumed adapter -------------------------------------------------
@@ -290,26 +417,32 @@ def unwrap_trainer_deepspeed() -> None:
 # Remove when: Accelerate keeps the optimizer that it was given, or raises.
 
 
-def wrap_accelerator_prepare(around: Around) -> None:
-    """Put `around` around `Accelerator.prepare`.
-
-    Raises:
-        ImportError: this Accelerate is too old, or has no such method.
-    """
+def accelerate_mismatch() -> str | None:
+    """Why ADOPT cannot be kept by the imported Accelerate, or None."""
     import accelerate
 
-    if Version(accelerate.__version__) < Version(ACCELERATE_MIN):
-        raise ImportError(f"adopt_hf needs accelerate {ACCELERATE_MIN} or later, installed is {accelerate.__version__}")
-    if "self" not in _parameters(accelerate.Accelerator, "prepare"):
-        raise ImportError(f"accelerate {accelerate.__version__} has changed Accelerator.prepare: update adopt_hf")
-    wrap(accelerate.Accelerator, "prepare", around)
+    installed = getattr(accelerate, "__version__", "of unknown version")
+    if "self" not in _parameters(getattr(accelerate, "Accelerator", None), "prepare"):
+        return f"accelerate {installed} has changed Accelerator.prepare: adopt_hf must be updated"
+    if _is_older(installed, ACCELERATE_MIN):
+        return f"ADOPT needs accelerate {ACCELERATE_MIN} or later, installed is {installed}"
+    return None
+
+
+def wrap_accelerator_prepare(around: Around) -> None:
+    """Put `around` around `Accelerator.prepare`, if there is such a method."""
+    import accelerate
+
+    if hasattr(accelerate, "Accelerator") and hasattr(accelerate.Accelerator, "prepare"):
+        wrap(accelerate.Accelerator, "prepare", around)
 
 
 def unwrap_accelerator_prepare() -> None:
     """Undo `wrap_accelerator_prepare`."""
     import accelerate
 
-    unwrap(accelerate.Accelerator, "prepare")
+    if hasattr(accelerate, "Accelerator") and hasattr(accelerate.Accelerator, "prepare"):
+        unwrap(accelerate.Accelerator, "prepare")
 
 
 # -- deepspeed.initialize: ADOPT in the config, under ZeRO and offloaded -----------------------------------------------
@@ -334,12 +467,12 @@ def deepspeed_mismatch() -> str | None:
     """Why the patches below do not fit the installed DeepSpeed, or None. Imports it."""
     import deepspeed
 
-    installed = _version("deepspeed")
-    if Version(installed) < Version(DEEPSPEED_MIN):
-        return f"ADOPT under DeepSpeed needs deepspeed {DEEPSPEED_MIN} or later, installed is {installed}"
+    installed = getattr(deepspeed, "__version__", "of unknown version")
     ours = {"model", "optimizer", "model_parameters", "config", "config_params"}
     if not ours.issubset(_parameters(deepspeed, "initialize")):
         return f"deepspeed {installed} has changed deepspeed.initialize: adopt_hf must be updated"
+    if _is_older(installed, DEEPSPEED_MIN):
+        return f"ADOPT under DeepSpeed needs deepspeed {DEEPSPEED_MIN} or later, installed is {installed}"
     from deepspeed.runtime.zero import utils
 
     if not isinstance(getattr(utils, "ZERO_SUPPORTED_OPTIMIZERS", None), list):
@@ -416,18 +549,19 @@ def support_in_zero(optimizer_class: type) -> None:
 
 
 def wrap_deepspeed_to_refuse(initialize: Around) -> None:
-    """Where the patches do not fit: put this alone around `deepspeed.initialize`."""
+    """Where the patches do not fit: put this alone around `deepspeed.initialize`, if there is one."""
     import deepspeed
 
-    wrap(deepspeed, "initialize", initialize)
+    if hasattr(deepspeed, "initialize"):
+        wrap(deepspeed, "initialize", initialize)
 
 
-def unwrap_deepspeed(optimizer_class: type) -> None:
-    """Undo `wrap_deepspeed` and `wrap_deepspeed_to_refuse`."""
+def unwrap_deepspeed(is_ours: Callable[[object], bool]) -> None:
+    """Undo `wrap_deepspeed`, `wrap_deepspeed_to_refuse` and `support_in_zero` for the classes that are ours."""
     import deepspeed
     from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
-    ZERO_SUPPORTED_OPTIMIZERS[:] = [c for c in ZERO_SUPPORTED_OPTIMIZERS if not issubclass(c, optimizer_class)]
+    ZERO_SUPPORTED_OPTIMIZERS[:] = [c for c in ZERO_SUPPORTED_OPTIMIZERS if not is_ours(c)]
     unwrap(deepspeed, "initialize")
     for name in ("__init__", "save_checkpoint", "load_checkpoint"):
         unwrap(deepspeed.DeepSpeedEngine, name)

@@ -20,7 +20,7 @@ from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, zero
 from adopt_hf.integrations.deepspeed_adam import offload_states, offloads, one_cycle, replacements
-from adopt_hf.optimizer import ADOPT
+from adopt_hf.optimizer import ADOPT, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
 
 KEYS = (
@@ -41,7 +41,7 @@ def register() -> None:
 def unregister() -> None:
     """Undo `register()`."""
     compat.when_imported_no_more("deepspeed")
-    compat.when_imported("deepspeed", lambda: compat.unwrap_deepspeed(ADOPT))
+    compat.when_imported("deepspeed", lambda: compat.unwrap_deepspeed(is_adopt_optimizer))
     compat.when_imported_no_more("deepspeed")
 
 
@@ -214,7 +214,7 @@ def _initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
         optimizer = call.arguments["optimizer"]
     if _makes_adopt(optimizer):
         keep_adopt(adopted)
-        compat.support_in_zero(type(optimizer) if isinstance(optimizer, ADOPT) else ADOPT)
+        compat.support_in_zero(_class_of(optimizer))
         call.arguments["optimizer"] = optimizer
         if where == "args":
             without = copy.copy(call.arguments["args"])
@@ -228,7 +228,7 @@ def _initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
 def _engine(original: Any, engine: Any, *args: Any, **kwargs: Any) -> None:
     """The constructor of an engine, after which its ADOPT knows the model's tensors."""
     original(engine, *args, **kwargs)
-    if isinstance(getattr(engine, "basic_optimizer", None), ADOPT):
+    if is_adopt_optimizer(getattr(engine, "basic_optimizer", None)):
         zero.follow(engine)
 
 
@@ -265,7 +265,15 @@ def _adopt_of_block(model: Any, params: Any, **kwargs: Any) -> ADOPT:
 
 def _makes_adopt(optimizer: Any) -> bool:
     made = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
-    return made is _adopt_of_block or isinstance(made, ADOPT) or (isinstance(made, type) and issubclass(made, ADOPT))
+    return made is _adopt_of_block or is_adopt_optimizer(made)
+
+
+def _class_of(optimizer: Any) -> type:
+    """The class of the ADOPT that `_makes_adopt` has found: of another copy of the module, it is another class."""
+    made = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
+    if not is_adopt_optimizer(made):
+        return ADOPT
+    return made if isinstance(made, type) else type(made)
 
 
 def _refuse(reason: str, original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from adopt_hf.integrations import compat
-from adopt_hf.optimizer import ADOPT
+from adopt_hf.optimizer import is_adopt_optimizer
 
 logger = logging.getLogger("adopt_hf")
 
@@ -117,9 +117,9 @@ def one_cycle(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     global _told_of_betas
     call = inspect.signature(original).bind(scheduler, *args, **kwargs)
     inner = call.arguments["optimizer"]
-    while not isinstance(inner, ADOPT) and hasattr(inner, "optimizer"):
+    while not is_adopt_optimizer(inner) and hasattr(inner, "optimizer"):
         inner = inner.optimizer
-    if isinstance(inner, ADOPT):
+    if is_adopt_optimizer(inner):
         if call.arguments.get("cycle_momentum"):
             raise ValueError(
                 "the optimizer is ADOPT, and cycle_momentum=True makes DeepSpeed's OneCycle scheduler set beta2 to 0.99"

@@ -1,8 +1,8 @@
-"""What `import adopt_hf` puts in place in transformers, accelerate and DeepSpeed, and takes back."""
+"""What `import adopt_hf` puts in place in torch, transformers, accelerate and DeepSpeed, and takes back."""
 
 import importlib.util
 
-from adopt_hf.integrations import accelerate, deepspeed, trainer
+from adopt_hf.integrations import accelerate, deepspeed, guard, trainer
 
 
 def register() -> None:
@@ -13,6 +13,7 @@ def register() -> None:
     Raises:
         ImportError: transformers is not installed, too old, or has changed what this relies on; says which.
     """
+    guard.register()
     accelerate.register()
     deepspeed.register()
     trainer.register()
@@ -23,11 +24,20 @@ def unregister() -> None:
     trainer.unregister()
     accelerate.unregister()
     deepspeed.unregister()
+    guard.unregister()
 
 
 def register_on_import() -> None:
     """`register()`, but where transformers does not fit, the error comes when the name is used."""
+    guard.register()
     accelerate.register()
     deepspeed.register()
-    if importlib.util.find_spec("transformers") is not None:
+    if _is_there("transformers"):
         trainer.register_on_import()
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # a stand-in for the package, without a spec
+        return False

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
-from adopt_hf.integrations import compat, deepspeed, optim_args, peft
+from adopt_hf.integrations import compat, deepspeed, guard, optim_args, peft
 from adopt_hf.integrations.groups import Regroup
 from adopt_hf.layerwise import LayerwiseADOPT
-from adopt_hf.optimizer import ADOPT
+from adopt_hf.optimizer import ADOPT, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NAME = "adopt"
 EIGHT_BITS, LAYERWISE = "adopt_8bit", "adopt_layerwise"
 NAMES = (NAME, EIGHT_BITS, LAYERWISE)
+_registered: set[str] = set()  # those of them that mean this package's ADOPT: a transformers may have one itself
 
 logger = logging.getLogger("adopt_hf")
 
@@ -35,29 +36,43 @@ def register() -> None:
     if reason:
         raise ImportError(reason)
     for name in NAMES:
-        compat.add_optimizer_name(name, _reduce_optimizer_name)
-    compat.wrap_trainer_optimizers(NAMES, trainer_kwargs)
+        if compat.add_optimizer_name(name, _reduce_optimizer_name):
+            _registered.add(name)
+        else:
+            logger.warning(
+                "transformers has optim=%r itself: that name builds the optimizer of transformers, and not adopt_hf's. "
+                "For adopt_hf's write Trainer(optimizer_cls_and_kwargs=adopt_hf.trainer_kwargs(args))",
+                name,
+            )
+    compat.wrap_trainer_optimizers(_registered, trainer_kwargs)
     compat.wrap_trainer_load(_load_from_checkpoint)
+    compat.wrap_fsdp_load("transformers.trainer", guard.load_fsdp_optimizer)
     compat.wrap_trainer_deepspeed(_process_deepspeed_config, _deepspeed_init, _deepspeed_optimizer)
 
 
 def unregister() -> None:
-    """Undo `register()`: transformers is as it was."""
-    compat.unwrap_trainer_optimizers()
-    compat.unwrap_trainer_load()
-    compat.unwrap_trainer_deepspeed()
-    for name in NAMES:
-        compat.remove_optimizer_name(name)
+    """Undo `register()` and `register_on_import()`: transformers is as it was."""
+    if compat.import_failure("transformers.training_args") is None:
+        for name in NAMES:
+            compat.remove_optimizer_name(name)
+    _registered.clear()
+    if compat.import_failure("transformers.trainer") is None:
+        compat.unwrap_trainer_optimizers()
+        compat.unwrap_trainer_load()
+        compat.unwrap_fsdp_load("transformers.trainer")
+        compat.unwrap_trainer_deepspeed()
 
 
 def register_on_import() -> None:
     """`register()`, but where transformers does not fit, the error comes when the name is used."""
     reason = compat.transformers_mismatch()
-    if reason:
+    if reason is None:
+        register()
+    elif compat.import_failure("transformers.training_args") is None:
         for name in NAMES:
             compat.explain_optimizer_name(name, reason)
-    else:
-        register()
+    else:  # there is no name that could say it
+        logger.warning("%s", reason)
 
 
 def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) -> tuple[type[ADOPT], dict[str, Any]]:
@@ -185,7 +200,7 @@ def _resolve(args: "TrainingArguments") -> _Resolved:
 def _load_from_checkpoint(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
     """`Trainer._load_from_checkpoint` that leaves an adapter's precision alone where ADOPT trains it."""
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    if trainer.args.optim in NAMES or isinstance(optimizer, ADOPT) or _was_given_the_class(trainer):
+    if trainer.args.optim in _registered or is_adopt_optimizer(optimizer) or _was_given_the_class(trainer):
         return peft.keep_precision(original, trainer, *args, **kwargs)
     return original(trainer, *args, **kwargs)
 
@@ -193,7 +208,7 @@ def _load_from_checkpoint(original: Any, trainer: Any, *args: Any, **kwargs: Any
 def _was_given_the_class(trainer: Any) -> bool:
     """Whether the Trainer has ADOPT, or a class derived from it, in `optimizer_cls_and_kwargs`."""
     cls = (getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,))[0]
-    return isinstance(cls, type) and issubclass(cls, ADOPT)
+    return is_adopt_optimizer(cls)
 
 
 # -- DeepSpeed under the Trainer ---------------------------------------------------------------------------------------
@@ -216,7 +231,7 @@ def _process_deepspeed_config(
             config["optimizer"] = block
         hf_config.mismatches += _fill_block(config, args)
         return result
-    if args.optim in NAMES and "optimizer" in config:
+    if args.optim in _registered and "optimizer" in config:
         raise ValueError(
             f'optim="{getattr(args.optim, "value", args.optim)}" asks for ADOPT, and {_another_block(config)}'
         )
@@ -240,10 +255,10 @@ def _deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> A
     """
     config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config
     by_class = _was_given_the_class(trainer)
-    if (by_class or isinstance(trainer.optimizer, ADOPT)) and not deepspeed.is_adopt_block(config):
+    if (by_class or is_adopt_optimizer(trainer.optimizer)) and not deepspeed.is_adopt_block(config):
         if "optimizer" in config:
             raise ValueError(f"the Trainer was given ADOPT, and {_another_block(config)}")
-        if not by_class and trainer.args.optim not in NAMES:
+        if not by_class and trainer.args.optim not in _registered:
             raise ValueError(
                 f"the Trainer was given an ADOPT in `optimizers`, which it drops under DeepSpeed to build "
                 f'optim="{trainer.args.optim.value}": write optim="{NAME}", or give optimizer_cls_and_kwargs'
@@ -273,7 +288,7 @@ def _deepspeed_optimizer(original: Any, trainer: Any, hf_config: Any, *rest: Any
         ValueError: LoRA+ is asked for, and the DeepSpeed config has a scheduler.
     """
     by_deepspeed = deepspeed.is_adopt_block(hf_config.config)
-    if by_deepspeed or trainer.args.optim in NAMES or _was_given_the_class(trainer):
+    if by_deepspeed or trainer.args.optim in _registered or _was_given_the_class(trainer):
         _refuse_scheduler(hf_config.config, trainer.args.optim_args)
     optimizer, scheduler = original(trainer, hf_config, *rest, **kwargs)
     if by_deepspeed:
@@ -308,7 +323,7 @@ def _groups(trainer: Any, numbers: dict[str, Any], loraplus: peft.LoraPlus | Non
 
 def _reduce_optimizer_name(member: Any) -> tuple[Any, tuple[str]]:
     """How an OptimizerNames is pickled: ours brings along the import that makes it known again."""
-    return (_optimizer_name if member.value in NAMES else type(member)), (member.value,)
+    return (_optimizer_name if member.value in _registered else type(member)), (member.value,)
 
 
 def _optimizer_name(value: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from adopt_hf import states
 from adopt_hf.integrations import compat
 from adopt_hf.integrations.arrivals import Arrivals, Shared
-from adopt_hf.optimizer import ADOPT
+from adopt_hf.optimizer import is_adopt_optimizer
 from adopt_hf.partition import Partition, Stretch
 
 COUNTS = "adopt_tensor_steps"  # in the universal_checkpoint_info of a checkpoint: name -> step count
@@ -74,7 +74,7 @@ def follow(engine: Any) -> None:
 
 def save_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
     """`DeepSpeedEngine.save_checkpoint` that writes the step counts where a universal checkpoint keeps them."""
-    if isinstance(getattr(engine, "basic_optimizer", None), ADOPT):
+    if is_adopt_optimizer(getattr(engine, "basic_optimizer", None)):
         info = compat.universal_checkpoint_info(engine.module)
         counts = _step_counts(engine)
         info.pop(COUNTS, None)
@@ -93,8 +93,8 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
         ValueError: a universal checkpoint holds the state of another optimizer; nothing has been loaded then.
         RuntimeError: the optimizer is on NVMe, from where DeepSpeed does not bring all of its state back.
     """
-    optimizer = getattr(engine, "basic_optimizer", None)
-    if not isinstance(optimizer, ADOPT):
+    optimizer: Any = getattr(engine, "basic_optimizer", None)
+    if not is_adopt_optimizer(optimizer):
         return original(engine, *args, **kwargs)
     if engine.zero_nvme_offload_optimizer() and compat.loads_state(original, engine, args, kwargs):
         raise RuntimeError(NO_NVME_RESUME)

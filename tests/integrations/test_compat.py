@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from transformers import Trainer
+from transformers.training_args import OptimizerNames
 
-from adopt_hf.integrations import compat
+import adopt_hf
+from adopt_hf.integrations import compat, trainer
 
 STEP = """
 def adopt_works():
@@ -71,6 +73,48 @@ theirs = Trainer.get_optimizer_cls_and_kwargs
 Trainer.get_optimizer_cls_and_kwargs = staticmethod(lambda args, model=None, context=None: theirs(args, model))
 """
 
+BROKEN = """
+import importlib.abc, sys
+class Broken(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "transformers.trainer_optimizer":
+            raise RuntimeError("operator torchvision::nms does not exist")
+sys.meta_path.insert(0, Broken())
+"""
+
+# Where TrainingArguments cannot be imported, there is no name that could explain itself.
+NO_ARGUMENTS = """
+import sys
+import adopt_hf
+adopt_works()
+refused(adopt_hf.register, ["transformers.training_args cannot be imported (RuntimeError: operator torchvision"])
+adopt_hf.unregister()
+print("fine")
+"""
+
+# What test suites put in the place of packages that they do not want to import.
+STAND_INS = """
+import sys, types
+for name in ("transformers", "accelerate", "deepspeed"):
+    sys.modules[name] = types.ModuleType(name)
+import adopt_hf
+adopt_works()
+refused(adopt_hf.register, ["transformers"])
+print("fine")
+"""
+
+OLD_ACCELERATE = """
+import accelerate
+accelerate.__version__ = "1.9.0"
+import adopt_hf, torch
+adopt_works()
+p = torch.nn.Parameter(torch.ones(2))
+prepare = accelerate.Accelerator(cpu=True).prepare
+refused(lambda: prepare(adopt_hf.ADOPT([p])), ["accelerate 1.10", "1.9.0"])
+prepare(torch.optim.SGD([p], lr=0.1))
+print("fine")
+"""
+
 MISSING = """
 import sys
 import adopt_hf
@@ -91,14 +135,28 @@ print("fine")
     [
         (OLDER, ["5.2", "4.57.1"]),
         (CHANGED, ["get_optimizer_cls_and_kwargs", importlib.metadata.version("transformers")]),
+        (BROKEN, ["transformers.trainer cannot be imported (RuntimeError: operator torchvision::nms does not exist)"]),
     ],
-    ids=["older", "changed"],
+    ids=["older", "changed", "broken"],
 )
 def test_an_unfit_transformers(simulated: str, words: list[str], start: Any, tmp_path: Path) -> None:
     done = start("-c", simulated + STEP + UNFIT, *words, cwd=tmp_path).result()
     assert "all but the parser" in done.stdout, done.stderr
     assert done.returncode == 0, done.stderr
     assert "\nthe parser" in done.stdout
+
+
+def test_broken_training_arguments(start: Any, tmp_path: Path) -> None:
+    """One's own loop works, and a line in the log says why the name does not."""
+    broken = BROKEN.replace("trainer_optimizer", "trainer_utils")
+    done = start("-c", broken + STEP + NO_ARGUMENTS, cwd=tmp_path).result()
+    assert done.stdout == "fine\n", done.stderr
+    assert "transformers.training_args cannot be imported" in done.stderr
+
+
+@pytest.mark.parametrize("code", [STAND_INS, OLD_ACCELERATE], ids=["stand-ins", "an old accelerate"])
+def test_the_import_never_fails_for_another_package(code: str, python: Any, tmp_path: Path) -> None:
+    assert python("-c", STEP + code, cwd=tmp_path) == "fine\n"
 
 
 def test_without_transformers(python: Any, no_transformers: dict[str, str], tmp_path: Path) -> None:
@@ -123,3 +181,99 @@ def test_a_changed_way_to_load_checkpoints_is_named(monkeypatch: pytest.MonkeyPa
     reason = compat.transformers_mismatch()
     assert reason is not None
     assert "has changed Trainer._load_from_checkpoint: adopt_hf must be updated" in reason
+
+
+# -- a name that transformers has itself -------------------------------------------------------------------------------
+
+
+def test_a_name_of_transformers_stays(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it would be after a pull request there: the name is theirs, before, in and after `register`."""
+    before = list(OptimizerNames)
+    monkeypatch.setattr(trainer, "NAMES", ("stable_adamw", "adopt_here"))
+    monkeypatch.setattr(trainer, "_registered", set())
+    try:
+        trainer.register()
+        assert trainer._registered == {"adopt_here"}
+        assert OptimizerNames("adopt_here") in list(OptimizerNames)
+        said = [record for record in caplog.records if "transformers has optim='stable_adamw' itself" in record.message]
+        assert [record.levelname for record in said] == ["WARNING"]
+        compat.explain_optimizer_name("stable_adamw", "not this one")
+        assert OptimizerNames("stable_adamw") is OptimizerNames.STABLE_ADAMW
+    finally:
+        for name in ("stable_adamw", "adopt_here"):
+            compat.remove_optimizer_name(name)
+    assert list(OptimizerNames) == before
+    assert OptimizerNames("stable_adamw") is OptimizerNames.STABLE_ADAMW
+
+
+def test_an_explained_name_can_be_removed() -> None:
+    before, attributes = list(OptimizerNames), dict(vars(OptimizerNames))
+    compat.explain_optimizer_name("adopt_there", "the reason")
+    compat.explain_optimizer_name("adopt_thence", "another reason")
+    with pytest.raises(ImportError, match="the reason"):
+        OptimizerNames("adopt_there")
+    with pytest.raises(ImportError, match="another reason"):
+        OptimizerNames("adopt_thence")
+    compat.remove_optimizer_name("adopt_there")
+    compat.remove_optimizer_name("adopt_thence")
+    with pytest.raises(ValueError, match="adopt_there is not a valid OptimizerNames"):
+        OptimizerNames("adopt_there")
+    assert list(OptimizerNames) == before
+    adopt_hf.register()  # the names of this package, and how members are pickled, are as they were
+    assert dict(vars(OptimizerNames)).keys() == attributes.keys()
+
+
+# -- a second copy of the module ---------------------------------------------------------------------------------------
+
+TWO_COPIES = """
+import pickle, sys
+import torch
+
+def imported():
+    for name in [name for name in sys.modules if name.split(".")[0] == "adopt_hf"]:
+        del sys.modules[name]
+    import adopt_hf
+    return adopt_hf
+
+first, second = imported(), imported()          # before accelerate is there, and transformers
+import accelerate
+from transformers import Trainer, TrainingArguments
+third = imported()                              # and after
+import adopt_hf
+assert len({first.ADOPT, second.ADOPT, third.ADOPT}) == 3 and adopt_hf is third
+
+config = {}
+plugin = type("Plugin", (), {"deepspeed_config": config})
+accelerator = type("Accelerator", (), {"state": type("State", (), {"deepspeed_plugin": plugin})})()
+def kept(copy, cls):
+    config.clear()
+    config["zero_optimization"] = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    optimizer = cls([torch.nn.Parameter(torch.ones(2))])
+    try:
+        accelerate.Accelerator.prepare(accelerator, optimizer)
+    except AttributeError:                      # the original, on this stand-in, after our part has run
+        pass
+    initialize = sys.modules["adopt_hf.integrations.deepspeed"]._makes_adopt
+    return config.get("zero_force_ds_cpu_optimizer"), initialize(optimizer), initialize(cls)
+for copy in (first, second, third):
+    assert kept(copy, copy.ADOPT) == (False, True, True), kept(copy, copy.ADOPT)
+assert kept(third, torch.optim.AdamW) == (None, False, False)
+
+args = TrainingArguments("x", optim="adopt", use_cpu=True)
+assert Trainer.get_optimizer_cls_and_kwargs(args)[0] is third.ADOPT     # the newest copy is in use
+assert pickle.loads(pickle.dumps(args)).optim == "adopt"
+third.unregister()                              # and takes back what the others have done
+assert not hasattr(accelerate.Accelerator.prepare, "_adopt_hf_wraps")
+assert not [finder for finder in sys.meta_path if type(finder).__name__ == "_AfterImport"]
+try:
+    TrainingArguments("x", optim="adopt", use_cpu=True)
+    raise AssertionError("still registered")
+except ValueError:
+    pass
+print("fine")
+"""
+
+
+def test_copies_of_the_module_know_each_other(python: Any, tmp_path: Path) -> None:
+    """Of a reload, a notebook or a test runner: ADOPT is known by a mark, not by its class."""
+    assert python("-c", TWO_COPIES, cwd=tmp_path) == "fine\n"

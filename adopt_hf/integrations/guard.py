@@ -1,0 +1,110 @@
+"""Keep ADOPT's saved state out of every optimizer that is not ADOPT.
+
+The state has Adam's names, which FSDP, distributed checkpoints and DeepSpeed's converter know. Adam therefore takes it,
+divides normalised gradients by sqrt(v) once more, and moves the weights by thousands of learning rates in one step.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+from adopt_hf import states
+from adopt_hf.integrations import compat
+from adopt_hf.optimizer import is_adopt_optimizer
+
+
+def register() -> None:
+    """Let the optimizers of torch, and those that Accelerate has prepared, refuse ADOPT's state."""
+    compat.wrap_optimizer_load(load_state_dict)
+
+
+def unregister() -> None:
+    """Undo `register()`."""
+    compat.unwrap_optimizer_load()
+
+
+def load_state_dict(original: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """`Optimizer.load_state_dict` that refuses ADOPT's state, unless the optimizer is ADOPT or wraps one.
+
+    Raises:
+        ValueError: If the state is ADOPT's and the optimizer is not. Nothing has been loaded.
+    """
+    optimizer, state_dict = (*args, *(kwargs[name] for name in ("self", "state_dict") if name in kwargs))[:2]
+    refuse(optimizer, state_dict)
+    return original(*args, **kwargs)
+
+
+def refuse(optimizer: Any, state_dict: Any) -> None:
+    """Raise ValueError if `state_dict` is the state of an ADOPT, and `optimizer` neither is ADOPT nor wraps one."""
+    saved = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
+    if not saved or not states.is_adopt(saved):
+        return
+    inner = _inner(optimizer)
+    if not is_adopt_optimizer(inner) and not states.is_adopt(optimizer.param_groups):
+        raise ValueError(refusal(type(inner).__name__))
+
+
+def _inner(optimizer: Any) -> Any:
+    """Return the optimizer inside of Accelerate's and other wrappers."""
+    while not is_adopt_optimizer(optimizer) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def refusal(name: str, what: str = "the saved state") -> str:
+    """Return why the optimizer class `name` must not load `what`, a state of ADOPT, and how to go on."""
+    return (
+        f"{what} is that of ADOPT, and the optimizer is {name}: ADOPT's exp_avg averages normalised gradients and not "
+        f"raw ones, so that the first step of {name} would move the weights by thousands of learning rates. Go on with "
+        f'ADOPT (optim="adopt" under the Trainer), or with {states.WEIGHTS_ONLY}'
+    )
+
+
+# -- FSDP --------------------------------------------------------------------------------------------------------------
+
+
+def load_fsdp_optimizer(
+    original: Any,
+    plugin: Any,
+    accelerator: Any,
+    optimizer: Any,
+    model: Any,
+    input_dir: Any,
+    index: int = 0,
+    **kwargs: Any,
+) -> Any:
+    """Accelerate's `load_fsdp_optimizer` that looks at the checkpoint first.
+
+    torch's functions, which it calls, die with a KeyError of a name in the param groups before they load anything.
+
+    Raises:
+        ValueError: If the checkpoint is ADOPT's and the optimizer is not, or the other way round.
+    """
+    folder = Path(input_dir)
+    saved, inner = _saved_groups(folder, index), _inner(optimizer)
+    if saved and states.is_adopt(saved) and not is_adopt_optimizer(inner):
+        raise ValueError(refusal(type(inner).__name__, f"the optimizer's state in {folder}"))
+    if saved and not states.is_adopt(saved) and is_adopt_optimizer(inner):
+        raise ValueError(
+            f"the optimizer's state in {folder} is not that of ADOPT, and the optimizer is {type(inner).__name__}: go "
+            f"on with the optimizer that has written it, or with {states.WEIGHTS_ONLY}"
+        )
+    return original(plugin, accelerator, optimizer, model, input_dir, index, **kwargs)
+
+
+def _saved_groups(folder: Path, index: int) -> list[dict[str, Any]]:
+    """Return the param groups of optimizer `index` in a checkpoint of FSDP; of a sharded one, their keys only."""
+    sharded = folder if folder.name == f"optimizer_{index}" else folder / f"optimizer_{index}"
+    if (sharded / ".metadata").is_file():
+        names = FileSystemReader(sharded).read_metadata().state_dict_metadata
+        groups = (name.rpartition(".") for name in names if ".param_groups." in name)
+        return [{key: None for _, _, key in groups}]
+    whole = folder / ("optimizer.bin" if index == 0 else f"optimizer_{index}.bin")
+    for path in (whole, *sorted(folder.glob(f"optimizer_{index}_rank*.bin"))[:1]):
+        if path.is_file():
+            groups_of: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            return list(groups_of["param_groups"])
+    return []  # Accelerate says what is missing
