@@ -143,7 +143,7 @@ def offload_states(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any
     Raises:
         ValueError: it is asked to move the moments or the float32 weights of ADOPT in stage 3.
     """
-    if isinstance(getattr(engine, "basic_optimizer", None), ADOPT) and engine.zero_optimization_stage() == 3:
+    if is_adopt_optimizer(getattr(engine, "basic_optimizer", None)) and engine.zero_optimization_stage() == 3:
         call = inspect.signature(original).bind(engine, *args, **kwargs)
         moved = compat.states_of_fused_adam(engine, call.arguments.get("include"))
         if moved:
