@@ -8,7 +8,8 @@ v second moment (`exp_avg_sq`), t steps completed so far (`step`).
         g <- g + weight_decay*theta if weight_decay and not decouple
     (2) new <- (v == 0)                                         element by element: never observed
     (3) theta <- theta*(1 - lr*weight_decay)                    if decouple and t > 0
-    (4) u <- clamp(g / max(sqrt(v), eps), -c_t, c_t), 0 where new     c_t = t**clip_exp, inf if clip_exp is None
+    (4) u <- clamp(g / max(sqrt(v), eps), -c_t, c_t), 0 where new, NaN where v is not finite
+                                                                 c_t = t**clip_exp, inf if clip_exp is None
     (5) m <- m + (1 - beta1)*(u - m)
     (6) theta <- theta - lr*m
     (7) v <- g*g where new, else beta2_t*v + (1 - beta2_t)*g*g   beta2_t = beta2, or min(beta2, 1 - 1/(t+1))
@@ -19,7 +20,9 @@ v second moment (`exp_avg_sq`), t steps completed so far (`step`).
 Where every first gradient is non-zero this is the paper's Algorithm 2. An element whose gradient has been exactly zero
 so far starts at its first non-zero gradient. "The gradient" of (8) is the one that came in, before (1): a framework
 that calls `step()` on zero gradients to allocate state leaves no trace under coupled weight decay either.
-NaN and inf propagate.
+NaN and inf propagate to theta. A gradient that is inf, or so large that its square is (in float32 from 1.9e19 on),
+makes v inf, and the element is NaN after the next step. With u = 0 it would stay where it is for ever, and nothing
+would show.
 """
 
 import math
@@ -230,6 +233,7 @@ def update(
     theta = theta * s.decay  # (3)
     u = torch.clamp(g / torch.clamp(v.sqrt(), min=s.eps), -s.clip, s.clip)  # (4)
     u = torch.where(new, 0.0, u)
+    u = torch.where(v.isfinite(), u, math.nan)
     m = m + (1 - s.beta1) * (u - m)  # (5)
     theta = theta - s.lr * m  # (6)
     v = torch.where(new, g * g, s.beta2 * v + (1 - s.beta2) * g * g)  # (7)

@@ -77,6 +77,19 @@ def test_an_element_starts_at_its_first_nonzero_gradient() -> None:
     assert v[1] == 9
 
 
+@pytest.mark.parametrize("g", [math.inf, -math.inf, 2e21])
+@pytest.mark.parametrize("clip_exp", [0.25, None])
+def test_an_element_whose_v_overflowed_is_nan_in_the_next_step(g: float, clip_exp: float | None) -> None:
+    """1e-4 times the square of 2e21 is beyond float32. An update of 0 would freeze the element without a sign."""
+    s = step_scalars(vars(Settings(clip_exp=clip_exp)), 16)
+    _, m, v = update(torch.ones(1), torch.tensor([g]), torch.ones(1), torch.ones(1), s)
+    assert v == math.inf
+    theta, m, v = update(torch.ones(1), torch.ones(1), torch.ones(1), v, s)
+    assert theta.isnan()
+    assert m.isnan()
+    assert v == math.inf
+
+
 @pytest.mark.parametrize(
     ("settings", "t", "expected"),
     [

@@ -180,6 +180,39 @@ def test_the_kernel_is_the_definition(dtype: torch.dtype, form: dict[str, Any], 
                 torch.testing.assert_close(of_p[name], of_q[name], rtol=1e-2, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("fused", marks=needs_kernel)])
+@pytest.mark.parametrize("odd", [torch.inf, -torch.inf, 2e21, torch.nan])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_what_v_cannot_hold_ends_as_nan(seen_before: bool, form: dict[str, Any], odd: float, backend: str) -> None:
+    """And nowhere else. The square of 2e21 is beyond float32."""
+    p = nn.Parameter(torch.zeros(64, 300, dtype=torch.bfloat16))
+    optimizer = ADOPT([p], lr=1e-2, backend=backend, **form)
+    for t in range(6):
+        p.grad = torch.ones_like(p)
+        p.grad[0, 1] = odd if t == 3 else float(seen_before or t > 3)
+        optimizer.step()
+    assert p[0, 1].isnan()
+    assert p.isfinite().sum() == p.numel() - 1
+    assert floats(optimizer, p)[0][0, 1].isnan()
+
+
+@needs_kernel
+def test_codes_that_are_rounded_up_to_inf_are_inf_in_the_kernel_too() -> None:
+    """The square of 1.8e19 is just below the largest float32, and the number of the next code is above it."""
+    results = []
+    for backend in ("reference", "fused"):
+        p = nn.Parameter(torch.zeros(64, 300))
+        optimizer = ADOPT([p], lr=1e-2, backend=backend, state_bits=8, betas=(0.9, 0.9))
+        for _ in range(3):
+            p.grad = torch.full_like(p, 1.8e19)
+            p.grad[:, ::64] = 1e-5  # a block of so wide a range has the coarsest grid
+            optimizer.step()
+        results.append((p.isnan(), *(optimizer.state[p][name] for name in CODES[:2])))
+    assert 0 < results[0][0].sum() < results[0][0].numel()
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_resumed_run_is_the_uninterrupted_one(form: dict[str, Any], dtype: torch.dtype) -> None:

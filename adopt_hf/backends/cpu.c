@@ -63,8 +63,8 @@ static inline double keep_double(int keep, double x) {
 
 // The update u and the new v from theta, g and v. Comparisons instead of fmin and fmax, which would lose NaN. Whether
 // there is an l2 is asked, since 0*inf is NaN, but outside the loop. A root is 0 where v is, and asking it instead
-// saves reading v again; SEEN is that, or true where all of v is known to be above zero.
-#define U_AND_V(REAL, SQRT, SEEN)                                                                             \
+// saves reading v again; it is inf or NaN where v is. SEEN and FINITE are that, or true where it is known of all of v.
+#define U_AND_V(REAL, SQRT, SEEN, FINITE)                                                                     \
     g = g * scale;                                                               /* (1) */                    \
     if (coupled) g = g + l2 * theta;                                                                          \
     REAL root = SQRT(v);                                                                                      \
@@ -73,6 +73,7 @@ static inline double keep_double(int keep, double x) {
     u = LARGER_##REAL(-clip, u);                                                                              \
     u = SMALLER_##REAL(clip, u);                                                                              \
     u = keep_##REAL(seen, u);                                                                                 \
+    u = SELECT_##REAL(FINITE, u, all_##REAL(NAN));                                                            \
     REAL next = beta2 * v + rest2 * g * g, first = g * g;                        /* (7) */                    \
     v = SELECT_##REAL(seen, next, first);
 
@@ -90,7 +91,7 @@ static inline double keep_double(int keep, double x) {
         const int coupled = l2 != 0;                                                                          \
         _Pragma("GCC unroll 4") for (int64_t i = 0; i < n; i++) {                                             \
             REAL theta = load_##P(p[i]), g = load_##G(gs[i]), m = ms[i], v = vs[i];                           \
-            U_AND_V(REAL, SQRT, root != 0)                                                                    \
+            U_AND_V(REAL, SQRT, root != 0, root < (REAL)INFINITY)                                          \
             THETA_AND_M                                                                                       \
             p[i] = store_##P(theta);                                                                          \
             ms[i] = m;                                                                                        \
@@ -205,7 +206,8 @@ static Work begun(const Bucket *bucket, const Block *at, Copies *copies, float *
     }
     const int32_t shift = 23 - (int32_t)at->scales[2];
     const Extremes none = {{0}, {0}, all_words(UINT32_MAX), all_words(UINT32_MAX)};
-    const int kind = kind_of_codes(m_codes, v_codes, n);
+    const float largest_v = as_float(ONE + ((LAST - 1u) << shift)) * at->scales[1];  // of the last code: maybe inf
+    const int kind = largest_v < INFINITY ? kind_of_codes(m_codes, v_codes, n) : ANYTHING;
     return (Work){theta, g, m_codes, v_codes, at->scales[0], at->scales[1], shift, m, v, n, kind, none};
 }
 
@@ -216,7 +218,8 @@ INLINE void find_u_and_v(const Work *w, int64_t start, const Scalars *s, Extreme
     for (int64_t i = start; i < start + GROUP; i += LANES) {
         floats theta = load_floats(w->theta + i), g = load_floats(w->g + i),
                v = decode_exp_avg_sq(w->v_codes + i, v_scale, w->v_shift, kind);
-        U_AND_V(floats, roots, kind == ABOVE_ZERO ? ~(whole){0} : root != 0)
+        const whole all = ~(whole){0};
+        U_AND_V(floats, roots, kind == ABOVE_ZERO ? all : root != 0, kind == ANYTHING ? root < all_floats(INFINITY) : all)
         store_floats(w->m + i, u);
         store_floats(w->v + i, v);
         extremes->most_v = larger_words(extremes->most_v, (words)v);

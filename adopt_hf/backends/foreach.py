@@ -4,6 +4,7 @@ On a CPU the lists are cut into pieces that stay in the cache while the nine ope
 tensors would be streamed through memory nine times. The temporaries are those of one piece, at any model size.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -92,6 +93,8 @@ def _step_batch(
         torch._foreach_mul_(theta, s.decay)
 
     u = torch._foreach_sqrt(v)  # (4)
+    for u_i in u:
+        u_i.nan_to_num_(nan=math.nan, posinf=math.nan)
     torch._foreach_clamp_min_(u, s.eps)
     if u[0].device.type == "cpu":
         for g_i, u_i in zip(g, u, strict=True):

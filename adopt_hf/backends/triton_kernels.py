@@ -56,6 +56,7 @@ def equations(
     u = tl.where(u < -clip, -clip, u)
     u = tl.where(u > clip, clip, u)
     u = tl.where(new, 0.0, u)
+    u = tl.where(root < float("inf"), u, float("nan"))  # the root of an inf is inf, and of a NaN NaN
     exp_avg = exp_avg + rest1 * (u - exp_avg)  # (5)
     theta = theta - lr * exp_avg  # (6)
     exp_avg_sq = tl.where(new, grad * grad, beta2 * exp_avg_sq + rest2 * grad * grad)  # (7)
