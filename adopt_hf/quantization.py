@@ -14,7 +14,7 @@ stochastically, on a grid that its decay does not touch:
     bits       2 to 5, as many as the block's range of v allows (62, 31, 15 or 7 octaves). A v below that range is
                raised to its lower end: it never becomes 0.
     m          sign * scale * (x - 1), x one of the numbers from 1 to 240 with 4 bits of mantissa: the grid is even near
-               zero and relative beyond. 7 bits of code, of which 127 is "not finite", and a sign. The scale follows
+               zero and relative beyond. 7 bits of code, and a sign; 127 without it is "not finite". The scale follows
                the largest |m| of the block. m is rounded stochastically, too.
 
 The three numbers of a block (scale of m, scale of v, bits of v) are float32, in `scales` of shape (rows, blocks of a
@@ -191,6 +191,5 @@ def _encode_m(m: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     shift = 23 - M_BITS
     word = word_of(1.0 + torch.where(finite, size, 0.0) * inverse[..., None])
     q = word - ONE + ((random & 0x7FF) << (shift - 11)) >> shift
-    q = torch.where(finite, q, M_NOT_FINITE)
-    codes = q + 0x80 * m.signbit()
+    codes = torch.where(finite, q + 0x80 * m.signbit(), M_NOT_FINITE)  # the sign of a NaN is chance
     return codes.to(torch.uint8), torch.where(some, largest * (1 / M_TOP), 0.0)

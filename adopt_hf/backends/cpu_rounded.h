@@ -236,8 +236,7 @@ INLINE void encode_if(const Block *at, const float *restrict m, const float *res
     if (kind == ANYTHING)
         for (int64_t i = 0; i < at->n; i++) {
             uint32_t word = as_bits(v[i]), of_v = word > NOT_FINITE ? V_NAN : V_INF;
-            uint32_t of_m = M_NOT_FINITE | (as_bits(m[i]) >> 24 & 0x80);
-            m_codes[i] = (uint8_t)((as_bits(m[i]) & 0x7fffffff) < NOT_FINITE ? m_codes[i] : of_m);
+            m_codes[i] = (as_bits(m[i]) & 0x7fffffff) < NOT_FINITE ? m_codes[i] : M_NOT_FINITE;
             v_codes[i] = (uint8_t)(word >= NOT_FINITE ? of_v : v_codes[i]);
         }
     if (!is_whole) {

@@ -92,8 +92,8 @@ def encode_exp_avg(exp_avg, random):
     inverse = tl.where(some, tl.div_rn(tl.full(largest.shape, 1.0, tl.float32), largest) * M_TOP, 0.0)
     scaled = (1.0 + size.to(tl.float32, bitcast=True) * inverse[:, None]).to(tl.uint32, bitcast=True)
     q = (scaled - ONE + ((random & 0x7FF) << (M_SHIFT - 11))) >> M_SHIFT
-    q = tl.where(is_finite, q, M_NOT_FINITE)
-    return q | ((word >> 24) & 0x80), tl.where(some, largest * PART_OF_TOP, 0.0)
+    code = tl.where(is_finite, q | ((word >> 24) & 0x80), M_NOT_FINITE)
+    return code, tl.where(some, largest * PART_OF_TOP, 0.0)
 
 
 @triton.jit
