@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from adopt_hf import algorithm, backends, moments, rounding, states, storage
+from adopt_hf import algorithm, backends, differences, moments, rounding, states, storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.backends import capture
 from adopt_hf.partition import Partition
@@ -243,7 +243,8 @@ class ADOPT(Optimizer):
         Moments of 16-bit parameters stay float32 (torch alone would cast them). How things are computed and stored
         (`backend`, `capturable`, `state_bits`, `block_size`, `bf16_stochastic_round`) is kept as it is here, and so is
         every hyperparameter that the saved group lacks. If both sides have `param_names`, parameters are paired by
-        name and not by their order.
+        name and not by their order. A warning names the loaded hyperparameters that differ from those here, which they
+        replace.
 
         Raises:
             ValueError: If the state is not ADOPT's or uses something that ADOPT here does not have, if a hyperparameter
@@ -251,6 +252,7 @@ class ADOPT(Optimizer):
                 state (a step that is no count, a negative v). Nothing has been changed then.
         """
         states.check_structure(state_dict)
+        before = differences.numbers(self.param_groups)
         found: list[states.Member] = []
         saved_state: dict[Any, Any] = {}
 
@@ -281,6 +283,7 @@ class ADOPT(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+        differences.warn(before, self.param_groups)
 
     def _bring_into_form(self, member: states.Member) -> None:
         """Bring the loaded state of a parameter into the form that its group asks for."""

@@ -19,6 +19,7 @@ BESIDE = {
     "quantization": 0,
     "storage": 0,
     "moments": 0,
+    "differences": 0,
     "states": 1,
     "plan": 1,
     "param_groups": 1,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adopt_hf import states
+from adopt_hf import differences, states
 from adopt_hf.integrations import compat
 from adopt_hf.integrations.arrivals import Arrivals, Shared
 from adopt_hf.optimizer import is_adopt_optimizer
@@ -105,6 +105,7 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
         states.translated_group(there, here) for there, here in zip(saved, optimizer.param_groups, strict=bool(saved))
     ]
     engine.adopt_arrivals.forget()
+    before = differences.numbers(optimizer.param_groups)
     try:
         load_path, client_state = original(engine, *args, **kwargs)
     except ZeRORuntimeException as error:
@@ -115,6 +116,7 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
         for here, there in zip(optimizer.param_groups, groups, strict=True):
             here.update({name: value for name, value in there.items() if name != "params"})
         _set_step_counts(engine, (client_state or {}).get(compat.UNIVERSAL_INFO, {}).get(COUNTS, {}))
+    differences.warn(before, optimizer.param_groups)
     return load_path, client_state
 
 
