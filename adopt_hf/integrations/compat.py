@@ -157,8 +157,9 @@ def transformers_mismatch() -> str | None:
         return f"transformers {installed} has changed OptimizerNames: adopt_hf must be updated"
     from transformers.integrations import deepspeed
 
-    if _parameters(Trainer, "_load_from_checkpoint")[:2] != ["self", "resume_from_checkpoint"]:
-        return f"transformers {installed} has changed Trainer._load_from_checkpoint: adopt_hf must be updated"
+    for name, first in (("_load_from_checkpoint", ["self", "resume_from_checkpoint"]), ("_load_best_model", ["self"])):
+        if _parameters(Trainer, name)[: len(first)] != first:
+            return f"transformers {installed} has changed Trainer.{name}: adopt_hf must be updated"
     for owner, name, first in (
         (deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process", ["self", "args"]),
         (deepspeed, "deepspeed_optim_sched", ["trainer", "hf_deepspeed_config"]),
@@ -348,26 +349,31 @@ def unwrap_fsdp_load(module: str) -> None:
         unwrap(sys.modules[module], "load_fsdp_optimizer")
 
 
-# -- Trainer._load_from_checkpoint: the precision of a resumed adapter -------------------------------------------------
-# Issue: it calls `PeftModel.load_adapter` with its default, autocast_adapter_dtype=True, which replaces the 16-bit
+# -- Trainer._load_from_checkpoint, _load_best_model: the precision of an adapter that is loaded -----------------------
+# Issue: they call `PeftModel.load_adapter` with its default, autocast_adapter_dtype=True, which replaces the 16-bit
 #        parameters of an adapter by new ones in float32: the run goes on in another precision, and an optimizer that
 #        was made before holds the old ones.
 # Why:   the adapter is loaded there and nowhere else; who calls it has no say in the arguments.
 # Remove when: the Trainer loads into the adapter that is there, as it is.
 
 
+TRAINER_LOADS = ("_load_from_checkpoint", "_load_best_model")
+
+
 def wrap_trainer_load(around: Around) -> None:
-    """Put `around` around `Trainer._load_from_checkpoint`."""
+    """Put `around` around the Trainer's methods that load an adapter."""
     from transformers import Trainer
 
-    wrap(Trainer, "_load_from_checkpoint", around)
+    for name in TRAINER_LOADS:
+        wrap(Trainer, name, around)
 
 
 def unwrap_trainer_load() -> None:
-    """Undo `wrap_trainer_load`. RuntimeError if somebody else has wrapped the method since."""
+    """Undo `wrap_trainer_load`. RuntimeError if another library has wrapped one of the methods since."""
     from transformers import Trainer
 
-    unwrap(Trainer, "_load_from_checkpoint")
+    for name in TRAINER_LOADS:
+        unwrap(Trainer, name)
 
 
 # -- HfTrainerDeepSpeedConfig.trainer_config_process: the Trainer's values in a DeepSpeed config -----------------------

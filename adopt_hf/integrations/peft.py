@@ -107,7 +107,7 @@ def _ndim(p: Tensor) -> int:
 
 
 def keep_precision(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-    """`Trainer._load_from_checkpoint` after which an adapter that the model has is in the precision that it was in."""
+    """Call a method of the Trainer that loads adapters. One that the model has stays in its precision."""
     model, peft = trainer.model, sys.modules.get("peft")
     if peft is None or not isinstance(model, peft.PeftModel):
         return original(trainer, *args, **kwargs)

@@ -45,7 +45,7 @@ def register() -> None:
                 name,
             )
     compat.wrap_trainer_optimizers(_registered, trainer_kwargs)
-    compat.wrap_trainer_load(_load_from_checkpoint)
+    compat.wrap_trainer_load(_load)
     compat.wrap_fsdp_load("transformers.trainer", guard.load_fsdp_optimizer)
     compat.wrap_trainer_deepspeed(_process_deepspeed_config, _deepspeed_init, _deepspeed_optimizer)
 
@@ -197,8 +197,8 @@ def _resolve(args: "TrainingArguments") -> _Resolved:
     return _Resolved(kwargs, set_by_user, loraplus)
 
 
-def _load_from_checkpoint(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-    """`Trainer._load_from_checkpoint` that leaves an adapter's precision alone where ADOPT trains it."""
+def _load(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    """A method of the Trainer that loads an adapter: its precision is unchanged if ADOPT trains it."""
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     if trainer.args.optim in _registered or is_adopt_optimizer(optimizer) or _was_given_the_class(trainer):
         return peft.keep_precision(original, trainer, *args, **kwargs)

@@ -176,11 +176,12 @@ def test_which_versions_fit(version: str, fits: bool, monkeypatch: pytest.Monkey
         assert "5.2" in reason
 
 
-def test_a_changed_way_to_load_checkpoints_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "_load_from_checkpoint", lambda self, model, folder: None)
+@pytest.mark.parametrize("name", ["_load_from_checkpoint", "_load_best_model"])
+def test_a_changed_way_to_load_checkpoints_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, name, lambda model, folder: None)
     reason = compat.transformers_mismatch()
     assert reason is not None
-    assert "has changed Trainer._load_from_checkpoint: adopt_hf must be updated" in reason
+    assert f"has changed Trainer.{name}: adopt_hf must be updated" in reason
 
 
 # -- a name that transformers has itself -------------------------------------------------------------------------------

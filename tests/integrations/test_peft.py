@@ -229,6 +229,31 @@ def test_other_optimizers_resume_as_they_did(tmp_path: Path) -> None:
     assert dtypes == [{torch.bfloat16}, {torch.float32}]
 
 
+@pytest.mark.parametrize("optim", ["adopt", "adamw_torch"])
+def test_the_best_adapter_is_loaded_as_it_is(optim: str, tmp_path: Path) -> None:
+    """And into the parameters that the optimizer has. The Trainer alone makes new ones, in float32."""
+    args = arguments(
+        tmp_path, optim=optim, eval_strategy="steps", eval_steps=SAVED, save_steps=SAVED, load_best_model_at_end=True
+    )
+    trainer = Trainer(adapted(lora(), "bf16"), args, train_dataset=data(), eval_dataset=data())
+    before = trainable(trainer.model)
+    trainer.train()
+    after = trainable(trainer.model)
+    same = [after[name] is p for name, p in before.items()]
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    if optim == "adopt":
+        assert all(same)
+        assert held == {id(p) for p in after.values()}
+        assert {p.dtype for p in after.values()} == {torch.bfloat16}
+        best = peft.utils.load_peft_weights(trainer.state.best_model_checkpoint)
+        assert {name: p.dtype for name, p in best.items()} == dict.fromkeys(best, torch.bfloat16)
+        for name, p in peft.get_peft_model_state_dict(trainer.model).items():
+            assert torch.equal(p, best[name])
+    else:  # where this no longer holds, our patch can go
+        assert not any(same)
+        assert {p.dtype for p in after.values()} == {torch.float32}
+
+
 # -- LoRA+ -------------------------------------------------------------------------------------------------------------
 
 

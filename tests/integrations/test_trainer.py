@@ -278,7 +278,8 @@ def patched():
                 values=dict(OptimizerNames._value2member_map_), order=list(OptimizerNames._member_names_),
                 attributes={name: id(value) for name, value in vars(OptimizerNames).items()},
                 method=id(vars(Trainer)["get_optimizer_cls_and_kwargs"]),
-                load=id(vars(Trainer)["_load_from_checkpoint"]), copyreg=dict(copyreg.dispatch_table),
+                load=id(vars(Trainer)["_load_from_checkpoint"]), best=id(vars(Trainer)["_load_best_model"]),
+                copyreg=dict(copyreg.dispatch_table),
                 torch=id(vars(torch.optim.Optimizer)["load_state_dict"]),
                 prepared=id(vars(AcceleratedOptimizer)["load_state_dict"]))
 
