@@ -16,6 +16,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from memory_model import Model  # beside this script
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
@@ -25,18 +26,6 @@ from torch.nn.parallel import DistributedDataParallel
 from adopt_hf.integrations.deepspeed import config
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compiler run of 100 seconds
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(101, 37)
-        self.layers = nn.Sequential(nn.Linear(37, 129), nn.LayerNorm(129), nn.Linear(129, 301), nn.Linear(301, 127))
-        self.head = nn.Linear(127, 101, bias=False)
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.layers(self.embedding(tokens))) * self.scale
 
 
 def groups_of(model: nn.Module) -> list[dict[str, Any]]:

@@ -16,16 +16,12 @@ import torch
 from torch import Tensor
 
 from tests.distributed.job import SAVED, STEPS, make_model
-from tests.distributed.matrix import LOOPS, MODES, Matrix, Mode
+from tests.distributed.matrix import BF16_SHARE, FP32_TOLERANCE, LOOPS, MODES, Matrix, Mode, seen_as
 
 pytestmark = pytest.mark.distributed
 
 Launched = Callable[..., Path]
 CELLS = [pytest.param(mode, loop, id=f"{mode}-{loop}") for mode in MODES for loop in LOOPS]
-FP32_TOLERANCE = 1e-6
-# In bf16 every matrix product rounds to 2**-9; a tenth of the way that the weights went is wide of that, and a fifth of
-# what another optimizer makes of it (a test).
-BF16_SHARE = 0.1
 
 
 def arguments(mode: Mode) -> list[str]:
@@ -81,9 +77,7 @@ def test_really_adopt(mode: Mode, loop: str, launched: Launched, matrix: Matrix)
         assert max(rank["moments"] for rank in seen) < 1.1 * all_moments / mode.world_size
     else:
         assert all_moments == 2 * parameters * mode.world_size
-    matrix.seen[mode.name] = (
-        f"{mode.world_size}, {mode.distributed_type}{'' if mode.stage is None else f' {mode.stage}'}"
-    )
+    matrix.seen[mode.name] = seen_as(mode)
     matrix.note(mode, loop, "really ADOPT", "yes")
 
 
