@@ -27,7 +27,7 @@ would show.
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple, cast
@@ -97,11 +97,19 @@ HYPERPARAMETERS = {
 
 
 def check_betas(betas: object) -> tuple[float, float]:
-    """Return `betas` as a pair of floats; ValueError if it is no pair or a beta lies outside [0, 1)."""
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
+    """Return `betas` as a pair of floats.
+
+    Args:
+        betas: any sequence of two numbers (a tuple, a list, the list of a configuration library), or an array of them.
+
+    Raises:
+        ValueError: If it is no pair, or a beta lies outside [0, 1).
+    """
+    pair = betas.tolist() if hasattr(betas, "tolist") else betas  # numpy's arrays are no sequences
+    if not isinstance(pair, Sequence) or isinstance(pair, str | bytes | bytearray) or len(pair) != 2:
         raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}")
-    beta1 = HYPERPARAMETERS["beta1"].check("beta1 = betas[0]", betas[0])
-    beta2 = HYPERPARAMETERS["beta2"].check("beta2 = betas[1]", betas[1])
+    beta1 = HYPERPARAMETERS["beta1"].check("beta1 = betas[0]", pair[0])
+    beta2 = HYPERPARAMETERS["beta2"].check("beta2 = betas[1]", pair[1])
     return cast(float, beta1), cast(float, beta2)
 
 

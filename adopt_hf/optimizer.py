@@ -46,7 +46,7 @@ class ADOPT(Optimizer):
         params: parameters, (name, parameter) pairs or param groups; real or complex, of any floating dtype, on any
             devices, plain tensors or DTensors. Gradients must be dense.
         lr: learning rate, >= 0; a float, or a one-element tensor.
-        betas: (beta1, beta2), each in [0, 1).
+        betas: (beta1, beta2), each in [0, 1); any sequence of two numbers.
         eps: >= 0, the lower bound of sqrt(v).
         weight_decay: >= 0; added to the gradient as L2 (the authors' default), or, with `decouple`, as AdamW does.
         decouple: weight decay like AdamW's: theta*(1 - lr*weight_decay), from the second step on.

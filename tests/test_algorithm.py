@@ -2,13 +2,17 @@
 checked; the numbers of a step are right where they are easily wrong."""
 
 import math
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adopt_hf import algorithm
+from adopt_hf import ADOPT, algorithm
 from adopt_hf.algorithm import HYPERPARAMETERS, step_scalars, update
 from tests.oracle import Oracle, Settings
 
@@ -157,6 +161,56 @@ def test_hyperparameters_become_plain_values() -> None:
     checked = algorithm.check_group({"lr": np.float64(0.1), "eps": np.float32(0.5), "betas": [0, np.float64(0.5)]})
     assert checked == {"lr": 0.1, "eps": 0.5, "betas": (0.0, 0.5)}
     assert [type(x) for x in (checked["lr"], checked["eps"], *checked["betas"])] == [float] * 4
+
+
+class ListConfig(Sequence[float]):
+    """As OmegaConf's, which hydra passes: a sequence that is neither a list nor a tuple."""
+
+    def __init__(self, *values: float):
+        self.values = values
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.values[i]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+NUMBERS = [0.5, 0.75]
+PAIRS: list[Any] = [
+    tuple(NUMBERS),
+    NUMBERS,
+    ListConfig(*NUMBERS),
+    deque(NUMBERS),
+    array("d", NUMBERS),
+    torch.tensor(NUMBERS),
+]
+
+
+@pytest.mark.parametrize("betas", PAIRS, ids=lambda x: type(x).__name__)
+def test_any_pair_of_numbers_is_betas(betas: Any) -> None:
+    checked = algorithm.check_betas(betas)
+    assert checked == (0.5, 0.75)
+    assert [type(x) for x in checked] == [float, float]
+    group = ADOPT([torch.ones(1)], betas=betas).param_groups[0]
+    assert type(group["betas"]) is tuple, "a state_dict must hold plain values"
+
+
+def test_numpy_betas() -> None:
+    np = pytest.importorskip("numpy", reason="comes with transformers, not with torch")
+    assert algorithm.check_betas(np.array([0.5, 0.75])) == (0.5, 0.75)
+    with pytest.raises(ValueError, match="betas must be a pair"):
+        algorithm.check_betas(np.array(0.5))
+
+
+@pytest.mark.parametrize(
+    "betas",
+    ["09", b"09", {0: 0.5, 1: 0.75}, {0.5, 0.75}, iter((0.5,)), ListConfig(0.5), torch.ones(2, 2), (0.5, "0.75"), None],
+    ids=lambda x: type(x).__name__,
+)
+def test_what_is_no_pair_of_numbers(betas: Any) -> None:
+    with pytest.raises(ValueError, match=r"betas\b"):
+        algorithm.check_betas(betas)
 
 
 def test_every_default_is_allowed() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from adopt_hf import storage
-from adopt_hf.algorithm import HYPERPARAMETERS
+from adopt_hf.algorithm import HYPERPARAMETERS, check_betas
 from adopt_hf.integrations import compat, zero
 from adopt_hf.integrations.deepspeed_adam import offload_states, offloads, one_cycle, replacements
 from adopt_hf.optimizer import ADOPT, is_adopt_optimizer
@@ -123,7 +123,7 @@ def config(
         result["zero_force_ds_cpu_optimizer"] = False
     if optimizer is not None:
         result["optimizer"] = {"type": "ADOPT", "params": dict(optimizer)}
-        block_kwargs(result, auto_is_filled=True)
+        result["optimizer"]["params"] |= block_kwargs(result, auto_is_filled=True)
     return result
 
 
@@ -131,6 +131,11 @@ def is_adopt_block(config: Mapping[str, Any]) -> bool:
     """Whether the DeepSpeed config has an "optimizer" block that names ADOPT, in any case."""
     block = config.get("optimizer")
     return isinstance(block, Mapping) and str(block.get("type", "")).lower() == "adopt"
+
+
+def is_auto(value: object) -> bool:
+    """Whether a value of a DeepSpeed config is "auto". (An array cannot be compared with a text.)"""
+    return isinstance(value, str) and value == "auto"
 
 
 def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dict[str, Any]:
@@ -150,23 +155,25 @@ def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dic
                 f"DeepSpeed config: optimizer.params has the unknown key {key!r}; ADOPT's are {', '.join(KEYS)}"
             )
     for key in ("lr", "weight_decay"):
-        if given.get(key) == "auto" and not auto_is_filled:
+        if is_auto(given.get(key)) and not auto_is_filled:
             raise ValueError(
                 f"DeepSpeed config: optimizer.params.{key} is 'auto', which the Trainer and Accelerate fill in and "
                 "deepspeed.initialize alone does not: write a number"
             )
-    kwargs = {key: value for key, value in given.items() if value != "auto"}
+    kwargs = {key: value for key, value in given.items() if not is_auto(value)}
     try:
         ADOPT([{"params": []}], **kwargs)
     except ValueError as error:
         raise ValueError(f"DeepSpeed config: optimizer.params: {error}") from None
+    if not isinstance(kwargs.get("betas", ()), list | tuple):  # DeepSpeed writes its config as JSON
+        kwargs["betas"] = list(check_betas(kwargs["betas"]))
     return kwargs
 
 
 def forget_auto(config: dict[str, Any], but: Sequence[str] = ()) -> None:
     """Take what is "auto" in ADOPT's block out of it, in place: ADOPT's own numbers are used then."""
     params = config["optimizer"].get("params") or {}
-    config["optimizer"]["params"] = {k: v for k, v in params.items() if v != "auto" or k in but}
+    config["optimizer"]["params"] = {k: v for k, v in params.items() if not is_auto(v) or k in but}
 
 
 def keep_adopt(config: dict[str, Any]) -> None:

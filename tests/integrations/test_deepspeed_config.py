@@ -5,10 +5,12 @@ Real training under DeepSpeed is in tests/distributed.
 
 import itertools
 import json
+from collections import UserList
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 from transformers import TrainingArguments
@@ -78,6 +80,15 @@ def test_a_block_is_adopts_in_any_case(name: str) -> None:
 @pytest.mark.parametrize("made", [{}, {"optimizer": None}, {"optimizer": {"type": "AdamW"}}, {"optimizer": {}}])
 def test_other_blocks_are_not(made: dict[str, Any]) -> None:
     assert not is_adopt_block(made)
+
+
+@pytest.mark.parametrize("betas", [[0.5, 0.75], (0.5, 0.75), UserList([0.5, 0.75]), np.array([0.5, 0.75])], ids=repr)
+def test_betas_are_any_pair_and_a_list_in_json(betas: Any) -> None:
+    """UserList is, like OmegaConf's ListConfig, a sequence that JSON does not know."""
+    made = config(2, optimizer={"lr": 1e-3, "betas": betas})
+    assert json.loads(json.dumps(made))["optimizer"]["params"]["betas"] == [0.5, 0.75]
+    block = {"type": "ADOPT", "params": {"lr": 0.1, "betas": betas}}
+    assert list(block_kwargs({"optimizer": block})["betas"]) == [0.5, 0.75]
 
 
 def test_auto_means_not_set() -> None:
