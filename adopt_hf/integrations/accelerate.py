@@ -4,8 +4,10 @@ import functools
 from typing import Any
 
 from adopt_hf.integrations import compat, guard
-from adopt_hf.integrations.deepspeed import forget_auto, is_adopt_block, keep_adopt
+from adopt_hf.integrations.deepspeed import forget_auto, is_adopt_block, is_auto, keep_adopt
 from adopt_hf.optimizer import is_adopt_optimizer
+
+FILLED = ("lr", "weight_decay")  # by Accelerate, from its DummyOptim
 
 
 def register() -> None:
@@ -38,7 +40,10 @@ def _prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
     if plugin is not None:
         config = plugin.deepspeed_config
         if is_adopt_block(config):
-            forget_auto(config, but=("lr", "weight_decay"))  # those two Accelerate fills from its DummyOptim
+            for arg in args:
+                if type(arg).__name__ == "DummyOptim":
+                    _fill(config["optimizer"], arg.kwargs)
+            forget_auto(config, but=FILLED)
         if any(map(is_adopt_optimizer, args)):
             keep_adopt(config)
     return original(accelerator, *args, **kwargs)
@@ -49,3 +54,24 @@ def _refuse(reason: str, original: Any, accelerator: Any, *args: Any, **kwargs: 
     if any(map(is_adopt_optimizer, args)):
         raise ImportError(reason)
     return original(accelerator, *args, **kwargs)
+
+
+def _fill(block: dict[str, Any], given: dict[str, Any]) -> None:
+    """Write what a DummyOptim was given, beside `lr` and `weight_decay`, into the "optimizer" block, in place.
+
+    Raises:
+        ValueError: If the block says something else.
+    """
+    params = block["params"] = dict(block.get("params") or {})
+    for name, value in given.items():
+        written = params.get(name, "auto")
+        if not is_auto(written) and _plain(written) != _plain(value):
+            raise ValueError(
+                f"DummyOptim was given {name}={value!r}, and optimizer.params of the DeepSpeed config has {written!r}: "
+                f'write "{name}": "auto" there, or leave {name} out of DummyOptim'
+            )
+        params[name] = value
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)

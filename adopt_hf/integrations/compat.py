@@ -57,7 +57,10 @@ def unwrap(owner: Any, name: str) -> None:
         return
     if wrapper.__code__.co_filename != __file__:  # functools.wraps has copied our mark to another's function
         raise RuntimeError(f"somebody else has wrapped {owner.__name__}.{name} since: undo that first")
-    setattr(owner, name, original)
+    if any(vars(base).get(name) is original for base in getattr(owner, "__mro__", ())[1:]):
+        delattr(owner, name)  # inherited
+    else:
+        setattr(owner, name, original)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -147,7 +150,7 @@ def transformers_mismatch() -> str | None:
     )
     if failure:
         return f"optim='adopt' needs the Trainer of transformers {installed}, and {failure}"
-    from transformers import Trainer
+    from transformers import Trainer, TrainingArguments
     from transformers.training_args import OptimizerNames
 
     method = inspect.getattr_static(Trainer, "get_optimizer_cls_and_kwargs", None)
@@ -160,6 +163,8 @@ def transformers_mismatch() -> str | None:
     for name, first in (("_load_from_checkpoint", ["self", "resume_from_checkpoint"]), ("_load_best_model", ["self"])):
         if _parameters(Trainer, name)[: len(first)] != first:
             return f"transformers {installed} has changed Trainer.{name}: adopt_hf must be updated"
+    if not {"beta1", "beta2", "epsilon"} <= set(_parameters(TrainingArguments, "set_optimizer")):
+        return f"transformers {installed} has changed TrainingArguments.set_optimizer: adopt_hf must be updated"
     for owner, name, first in (
         (deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process", ["self", "args"]),
         (deepspeed, "deepspeed_optim_sched", ["trainer", "hf_deepspeed_config"]),
@@ -347,6 +352,29 @@ def unwrap_fsdp_load(module: str) -> None:
     """Undo `wrap_fsdp_load`."""
     if hasattr(sys.modules.get(module), "load_fsdp_optimizer"):
         unwrap(sys.modules[module], "load_fsdp_optimizer")
+
+
+# -- TrainingArguments.__setattr__, set_optimizer: which fields were set -----------------------------------------------
+# Issue: they hold Adam's defaults, and do not say whether a user has set one. A trial of `hyperparameter_search` that
+#        sets adam_beta2=0.999 looks like arguments in which nothing was set.
+# Why:   trials and users assign fields after construction, which can be seen here.
+# Remove when: TrainingArguments say which fields were set, or an optimizer can have defaults of its own.
+
+
+def wrap_training_arguments(assign: Around, set_optimizer: Around) -> None:
+    """Put them around `TrainingArguments.__setattr__` and `TrainingArguments.set_optimizer`."""
+    from transformers import TrainingArguments
+
+    wrap(TrainingArguments, "__setattr__", assign)
+    wrap(TrainingArguments, "set_optimizer", set_optimizer)
+
+
+def unwrap_training_arguments() -> None:
+    """Undo `wrap_training_arguments`. RuntimeError if another package has wrapped a method since."""
+    from transformers import TrainingArguments
+
+    unwrap(TrainingArguments, "__setattr__")
+    unwrap(TrainingArguments, "set_optimizer")
 
 
 # -- Trainer._load_from_checkpoint, _load_best_model: the precision of an adapter that is loaded -----------------------

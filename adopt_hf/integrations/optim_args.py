@@ -24,6 +24,8 @@ Value = float | bool | str | None
 def parse(text: str | None) -> dict[str, Value]:
     """Read `key=value` pairs separated by commas; spaces are ignored, and so is a trailing comma.
 
+    None, an empty text and the text "None" say nothing.
+
     Returns:
         Checked values by key. The keys are those of `algorithm.HYPERPARAMETERS` ("beta1" and "beta2" one by one, also
         when `betas=(...)` was written) and `storage.OPTIONS`, "backend", "capturable", and those of LoRA+.
@@ -33,6 +35,8 @@ def parse(text: str | None) -> dict[str, Value]:
     """
     if text is not None and not isinstance(text, str):
         raise ValueError(f"optim_args: must be text like 'beta2=0.999, eps=1e-6', got {text!r}")
+    if (text or "").strip().lower() in ("none", "null"):  # of a trial that sets None where another has set a text
+        text = None
     values: dict[str, Value] = {}
     for item in _items(text or ""):
         key, equals, raw = item.partition("=")

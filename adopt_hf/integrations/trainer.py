@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
-from adopt_hf.integrations import compat, deepspeed, guard, optim_args, peft
+from adopt_hf.integrations import compat, deepspeed, fields, guard, optim_args, peft
 from adopt_hf.integrations.groups import Regroup
 from adopt_hf.layerwise import LayerwiseADOPT
-from adopt_hf.optimizer import ADOPT, is_adopt_optimizer
+from adopt_hf.optimizer import ADOPT, DEFAULTS, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def register() -> None:
                 "For adopt_hf's write Trainer(optimizer_cls_and_kwargs=adopt_hf.trainer_kwargs(args))",
                 name,
             )
+    fields.register()
     compat.wrap_trainer_optimizers(_registered, trainer_kwargs)
     compat.wrap_trainer_load(_load)
     compat.wrap_fsdp_load("transformers.trainer", guard.load_fsdp_optimizer)
@@ -53,6 +54,7 @@ def register() -> None:
 def unregister() -> None:
     """Undo `register()` and `register_on_import()`: transformers is as it was."""
     if compat.import_failure("transformers.training_args") is None:
+        fields.unregister()
         for name in NAMES:
             compat.remove_optimizer_name(name)
     _registered.clear()
@@ -79,8 +81,10 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
     """The optimizer class and its arguments for a Trainer: `Trainer(optimizer_cls_and_kwargs=trainer_kwargs(args))`.
 
     `optim_args` beats the fields of TrainingArguments, they beat ADOPT's defaults. `adam_beta1`, `adam_beta2` and
-    `adam_epsilon` at their own (Adam's) defaults count as not set. Weight decay is decoupled unless `optim_args` says
-    otherwise, because that is what `weight_decay` means under the Trainer. One INFO line says which numbers are used.
+    `adam_epsilon` at their own (Adam's) defaults count as not set, unless they were assigned after construction, as a
+    trial of a hyperparameter search does; one that was written and is not used is a WARNING. Weight decay is decoupled
+    unless `optim_args` says otherwise, because that is what `weight_decay` means under the Trainer. One INFO line says
+    which numbers are used.
 
     The class is called with the param groups of the Trainer, or of a subclass, and with these arguments. In the groups
     a `weight_decay` of `optim_args` then replaces the one of TrainingArguments. LoRA+ replaces the groups.
@@ -104,12 +108,12 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
     groups = None
     if loraplus is not None:
         groups = peft.loraplus_groups(model, loraplus, kwargs["lr"], kwargs["weight_decay"])
-    _say(kwargs, loraplus)
+    _say(args, kwargs, loraplus)
     if kwargs["state_bits"] == 8 and args.deepspeed_plugin is not None:
         kwargs["float32_apart"] = True
-    fields = {"weight_decay": args.weight_decay, "lr": args.learning_rate}
+    ours = {"weight_decay": args.weight_decay, "lr": args.learning_rate}
     regroup = Regroup(
-        **{name: (field, kwargs[name]) for name, field in fields.items() if field != kwargs[name] and groups is None},
+        **{name: (field, kwargs[name]) for name, field in ours.items() if field != kwargs[name] and groups is None},
         loraplus=groups,
         unseen_embeddings=model is None and kwargs["state_bits"] == 8,
     )
@@ -150,11 +154,13 @@ def _layerwise(args: "TrainingArguments") -> type[ADOPT]:
     return LayerwiseADOPT
 
 
-def _say(numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> None:
-    """One INFO line with what the run uses."""
+def _say(args: "TrainingArguments", numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> None:
+    """Log what the run uses in one INFO line, and warn if that is not what was written in `args`."""
     of_loraplus = {} if loraplus is None else dict(zip(peft.HYPERPARAMETERS, loraplus, strict=True))
     said = (f"{name}={value}" for name, value in {**numbers, **of_loraplus}.items())
     logger.info("ADOPT runs with %s", ", ".join(said))
+    beta1, beta2 = numbers.get("betas", DEFAULTS["betas"])
+    fields.warn_of_replaced(args, {"beta1": beta1, "beta2": beta2, "eps": numbers.get("eps", DEFAULTS["eps"])})
 
 
 class _Resolved(NamedTuple):
@@ -172,9 +178,6 @@ def _resolve(args: "TrainingArguments") -> _Resolved:
     """
     given = optim_args.parse(args.optim_args)
     loraplus = peft.take_loraplus(given)
-    adam = {"beta1": args.adam_beta1, "beta2": args.adam_beta2, "eps": args.adam_epsilon}
-    unset = {f.name: f.default for f in dataclasses.fields(args)}
-    adam_unset = {"beta1": unset["adam_beta1"], "beta2": unset["adam_beta2"], "eps": unset["adam_epsilon"]}
     values: dict[str, Any] = {
         **{name: hyperparameter.default for name, hyperparameter in HYPERPARAMETERS.items()},
         "decouple": True,
@@ -188,7 +191,7 @@ def _resolve(args: "TrainingArguments") -> _Resolved:
     set_by_user = {
         "lr": args.learning_rate,
         "weight_decay": args.weight_decay,
-        **{name: value for name, value in adam.items() if value != adam_unset[name]},
+        **fields.set_by_user(args),
         **given,
     }
     values |= set_by_user
@@ -295,7 +298,7 @@ def _deepspeed_optimizer(original: Any, trainer: Any, hf_config: Any, *rest: Any
         numbers = deepspeed.block_kwargs(hf_config.config)
         loraplus = _resolve(trainer.args).loraplus
         optimizer.params = _groups(trainer, numbers, loraplus)
-        _say(numbers, loraplus)
+        _say(trainer.args, numbers, loraplus)
     return optimizer, scheduler
 
 

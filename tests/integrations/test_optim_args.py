@@ -22,6 +22,8 @@ GOOD: list[tuple[str | None, dict[str, Any]]] = [
     (None, {}),
     ("", {}),
     ("  ", {}),
+    ("None", {}),
+    (" null ", {}),
     ("beta2=0.999", {"beta2": 0.999}),
     ("beta2=0.999,", {"beta2": 0.999}),
     (" beta2 = 0.999 , eps = 1e-8 , ", {"beta2": 0.999, "eps": 1e-8}),
