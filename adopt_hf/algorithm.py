@@ -144,6 +144,28 @@ def check_group(group: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def check_numbers(group: Mapping[str, Any]) -> None:
+    """Check the numbers of a param group that a schedule may have written since they were last checked.
+
+    A tensor `lr` is looked at only on the CPU: to look at another one would be to wait for its device.
+
+    Raises:
+        ValueError: If a number is outside its range; the message names it and the range.
+    """
+    lr, (beta1, beta2), clip_exp = group["lr"], group["betas"], group["clip_exp"]
+    if isinstance(lr, Tensor) and lr.device.type != "cpu":
+        lr = 0.0
+    if not (
+        0 <= lr < LARGEST
+        and 0 <= beta1 < 1
+        and 0 <= beta2 < 1
+        and 0 <= group["eps"] < LARGEST
+        and 0 <= group["weight_decay"] < LARGEST
+        and (clip_exp is None or 0 <= clip_exp < 5)
+    ):
+        check_group(group)
+
+
 class StepScalars(NamedTuple):
     """The numbers of one step: all that the equations (1) to (7) need beside the tensors.
 
@@ -176,8 +198,12 @@ def step_scalars(group: Mapping[str, Any], t: float, grad_scale: float = 1.0) ->
 
     Args:
         grad_scale: what the gradients are too large by: the factor of the loss under a GradScaler.
+
+    Raises:
+        ValueError: If a number of the group is outside its range.
     """
     lr = float(group["lr"])
+    check_numbers(group)
     beta1, beta2 = group["betas"]
     weight_decay, decouple = group["weight_decay"], group["decouple"]
     return StepScalars(

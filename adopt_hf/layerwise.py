@@ -58,6 +58,7 @@ class LayerwiseADOPT(ADOPT):
         if p not in self._places or position >= len(params) or params[position] is not p:
             places = ((q, i, j) for i, group in enumerate(self.param_groups) for j, q in enumerate(group["params"]))
             self._places = {q: (i, j, n) for n, (q, i, j) in enumerate(places)}
+            self.kept_plans = {q: plan for q, plan in self.kept_plans.items() if q in self._places}
         return self._places[p]
 
     @torch.no_grad()
@@ -79,7 +80,7 @@ class LayerwiseADOPT(ADOPT):
         index, position, number = self._place(p)
         group = self.param_groups[index]
         here = {"params": [p], "float32_state": [0] if position in group.get("float32_state", ()) else []}
-        self._update([group | here], number)
+        self._update([group | here], number, p)
         self._done.add(p)
         p.grad = None
 

@@ -1,6 +1,6 @@
 """The optimizer: torch's interface, its hyperparameters, the dispatch of a step to backends, and loading."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -10,8 +10,10 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from adopt_hf import algorithm, backends, differences, moments, rounding, states, storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.backends import capture
+from adopt_hf.kept_plan import Plan
 from adopt_hf.partition import Partition
-from adopt_hf.plan import Plan, shard_of
+from adopt_hf.plan import Kept
+from adopt_hf.sharding import shard_of
 
 DEFAULTS: dict[str, Any] = {
     "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
@@ -129,6 +131,7 @@ class ADOPT(Optimizer):
         self.partitions: dict[Tensor, Partition] = {}
         if regroup is not None:
             params = regroup(list(params))
+        self.kept_plans: Kept = {}  # of the last step, see `adopt_hf.kept_plan`; not in a pickle
         super().__init__(params, defaults | _check_group(defaults))
         if float32_apart:
             self.param_groups[:] = storage.float32_apart(self.param_groups)
@@ -187,11 +190,15 @@ class ADOPT(Optimizer):
         self._update()
         return loss
 
-    def _update(self, groups: Sequence[dict[str, Any]] | None = None, first: int = 0) -> None:
-        """Update all parameters that have a gradient, or those of `groups`, which are numbered from `first` on."""
+    def _update(self, groups: Sequence[dict[str, Any]] | None = None, first: int = 0, key: Hashable = None) -> None:
+        """Update all parameters that have a gradient, or those of `groups`, which are numbered from `first` on.
+
+        Args:
+            key: Under which the plan of `groups` is kept for the next call.
+        """
         from adopt_hf.untraced import count_steps, plan_of, step_rounded
 
-        plan: Plan = plan_of(self, torch.compiler.is_compiling(), groups, first)
+        plan: Plan = plan_of(self, torch.compiler.is_compiling(), groups, first, key)
         for backend, buckets in plan.buckets.items():
             backend.step(buckets)
         if plan.rounded:
@@ -230,6 +237,7 @@ class ADOPT(Optimizer):
         super().__setstate__(state)
         # torch calls this on every load as well as on unpickling; a pickle has no partitions.
         self.__dict__.setdefault("partitions", {})
+        self.kept_plans = {}
         self.defaults.pop("differentiable", None)  # torch puts it there
         for name, default in DEFAULTS.items():  # what a pickle of an earlier version lacks
             self.defaults.setdefault(name, default)

@@ -14,9 +14,12 @@ WORD = 0xFFFFFFFF
 GOLDEN = 0x9E3779B9  # 2**32 divided by the golden ratio
 
 
-def key(numbers: Iterable[int]) -> int:
-    """A 32-bit key that hangs on all of `numbers` (whole, of any size) and on their order."""
-    mixed = 0
+def key(numbers: Iterable[int], mixed: int = 0) -> int:
+    """A 32-bit key that hangs on all of `numbers` (whole, of any size) and on their order.
+
+    Args:
+        mixed: The key of the numbers that come before them.
+    """
     for number in numbers:
         while True:
             mixed = _well_mixed((mixed + GOLDEN) ^ (number & WORD))

@@ -4,12 +4,12 @@ Imported when a step is made and not with the package: `torch.compiler.disable` 
 second and changes how a process ends. What is given is as little as can be, since Dynamo guards on all of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from adopt_hf import backends, plan
+from adopt_hf import backends, kept_plan, plan
 from adopt_hf.backends import capture
 from adopt_hf.backends.bucket import RoundedBucket
 from adopt_hf.optimizer import ADOPT
@@ -17,17 +17,21 @@ from adopt_hf.optimizer import ADOPT
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def plan_of(
-    optimizer: ADOPT, compiling: bool, groups: Sequence[dict[str, Any]] | None = None, first: int = 0
-) -> plan.Plan:
-    """The plan of the optimizer's next step, or of what `groups` have of it, the parameters from number `first` on."""
+    optimizer: ADOPT,
+    compiling: bool,
+    groups: Sequence[dict[str, Any]] | None = None,
+    first: int = 0,
+    key: Hashable = None,
+) -> kept_plan.Plan:
+    """Return the plan of the optimizer's next step, or of `groups` only, whose parameters count from `first` on."""
     # A GradScaler puts the last two there.
     scaled = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     groups, states, partitions = groups or optimizer.param_groups, optimizer.state, optimizer.partitions
     capture.check(groups, states)
-    return plan.make_plan(groups, states, partitions, *scaled, compiling=compiling, first=first)
+    return plan.next_plan(groups, states, partitions, *scaled, compiling, first, optimizer.kept_plans, key)
 
 
-count_steps = torch.compiler.disable(plan.count_steps)
+count_steps = torch.compiler.disable(kept_plan.count_steps)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "adopt_hf"
 ROOMS = ("algorithm", "backends", "optimizer", "integrations", "__main__")  # each may import those before it
 BESIDE = {
     "partition": 0,
+    "sharding": 0,
     "rounding": 0,
     "quantization": 0,
     "storage": 0,
@@ -22,6 +23,7 @@ BESIDE = {
     "differences": 0,
     "states": 1,
     "plan": 1,
+    "kept_plan": 1,
     "param_groups": 1,
     "untraced": 2,
     "layerwise": 2,

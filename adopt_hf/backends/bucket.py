@@ -1,12 +1,24 @@
 """What a backend is given: tensors that are updated with the same numbers."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from adopt_hf.algorithm import StepScalars
 from adopt_hf.storage import Storage
+
+
+@dataclass(slots=True)
+class Memory:
+    """What buckets of one step after the other share: the same parameters and moments, which have not moved.
+
+    Their gradients may be other tensors, of the same dtype, layout and device.
+    """
+
+    grad_addresses: list[int] | None = None  # in this step; None in the first one
+    prepared: Any = None  # by the backend, in the first step
 
 
 class Bucket(NamedTuple):
@@ -21,6 +33,7 @@ class Bucket(NamedTuple):
     exp_avgs: list[Tensor]  # m, updated in place
     exp_avg_sqs: list[Tensor]  # v, updated in place
     scalars: StepScalars
+    memory: Memory | None = None  # None: nothing is known of a next step
 
 
 class CapturableBucket(NamedTuple):
@@ -38,6 +51,7 @@ class CapturableBucket(NamedTuple):
     grad_scale: Tensor | None  # of a GradScaler: one-element float32 tensors on the device
     found_inf: Tensor | None
     agree: Callable[[Tensor], None] | None  # sums an int32 tensor in place over the processes that share the parameters
+    memory: Memory | None = None
 
 
 class RoundedBucket(NamedTuple):
@@ -51,3 +65,4 @@ class RoundedBucket(NamedTuple):
     keys: list[int]  # of each parameter's random bits
     storage: Storage  # alike for all of them
     scalars: StepScalars
+    memory: Memory | None = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from adopt_hf.algorithm import StepScalars, state_dtype
 from adopt_hf.backends import native
 from adopt_hf.backends.bucket import Bucket, RoundedBucket
-from adopt_hf.backends.dense import Columns, dense
+from adopt_hf.backends.dense import Columns, are_same, dense
 from adopt_hf.quantization import layout
 
 logger = logging.getLogger("adopt_hf")
@@ -68,10 +69,15 @@ def step(buckets: Sequence[Bucket]) -> None:
     with ExitStack() as until_then:
         rows, kept = [], []
         for bucket in buckets:
-            columns = until_then.enter_context(dense(*bucket[:4]))
-            table, grad_type, converted = _table(columns, 5)
-            kept.append((table, converted))
-            rows.append(_row(bucket.params, table, 5, grad_type, bucket.scalars))
+            prepared = _prepared(bucket)
+            if prepared is None:
+                columns = until_then.enter_context(dense(*bucket[:4]))
+                table, grad_type, grads = _table(columns, 5)
+                row = _row(bucket.params, table, 5, grad_type, bucket.scalars)
+                prepared = _Prepared(row, table, grads)
+                _remember(bucket, columns, prepared)
+            kept.append(prepared)
+            rows.append(prepared.row)
         _run(rows)
     for bucket in buckets:
         _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs)
@@ -82,18 +88,49 @@ def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
     with ExitStack() as until_then:
         rows, kept = [], []
         for bucket in buckets:
-            columns = until_then.enter_context(dense(*bucket[:4], logically=True))
-            table, grad_type, converted = _table(columns, 8)
-            bits, block_size, round_param = bucket.storage
-            if bucket.scales:
-                table[5::8] = array("q", [t.data_ptr() for t in bucket.scales])
-            table[6::8] = array("q", [layout(t.shape, block_size).columns for t in bucket.params])
-            table[7::8] = array("q", bucket.keys)
-            kept.append((table, converted))
-            rows.append(_row(bucket.params, table, 8, grad_type, bucket.scalars, bits, block_size, round_param))
+            prepared = _prepared(bucket)
+            if prepared is None:
+                columns = until_then.enter_context(dense(*bucket[:4], logically=True))
+                table, grad_type, grads = _table(columns, 8)
+                bits, block_size, round_param = bucket.storage
+                if bucket.scales:
+                    table[5::8] = array("q", [t.data_ptr() for t in bucket.scales])
+                table[6::8] = array("q", [layout(t.shape, block_size).columns for t in bucket.params])
+                row = _row(bucket.params, table, 8, grad_type, bucket.scalars, bits, block_size, round_param)
+                prepared = _Prepared(row, table, grads)
+                _remember(bucket, columns, prepared)
+            prepared.table[7::8] = array("q", bucket.keys)
+            kept.append(prepared)
+            rows.append(prepared.row)
         _run(rows)
     for bucket in buckets:
         _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs, bucket.scales)
+
+
+class _Prepared(NamedTuple):
+    """A bucket as the kernel takes it."""
+
+    row: _Bucket
+    table: "array[int]"  # which the row points to
+    grads: list[Tensor]  # which the table points to; none in what is kept for the next step
+
+
+def _prepared(bucket: Bucket | RoundedBucket) -> _Prepared | None:
+    """Return what was prepared in an earlier step, with the numbers and gradients of this one."""
+    memory = bucket.memory
+    if memory is None or memory.prepared is None or memory.grad_addresses is None:
+        return None
+    prepared: _Prepared = memory.prepared
+    prepared.table[1 :: prepared.row.row_length] = array("q", memory.grad_addresses)
+    prepared.row.scalars = _Scalars(*bucket.scalars)
+    return prepared
+
+
+def _remember(bucket: Bucket | RoundedBucket, columns: Columns, prepared: _Prepared) -> None:
+    """Keep what was prepared for the next step, if it points to the bucket's tensors themselves."""
+    p, _, m, v = columns
+    if bucket.memory is not None and are_same((p, prepared.grads, m, v), bucket[:4]):
+        bucket.memory.prepared = prepared._replace(grads=[])
 
 
 def _table(columns: Columns, row_length: int) -> tuple["array[int]", int, list[Tensor]]:

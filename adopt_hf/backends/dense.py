@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import is_
 
 from torch import Tensor
 
@@ -53,6 +54,11 @@ def dense(
     yield columns
     for t, copy in replaced:
         t.copy_(copy)
+
+
+def are_same(columns: Columns, others: Columns) -> bool:
+    """Return whether both have the very same tensors."""
+    return all(all(map(is_, column, other)) for column, other in zip(columns, others, strict=True))
 
 
 def _check(columns: Columns) -> None:

@@ -21,7 +21,7 @@ Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # theta, g, m, v of one tensor 
 def step(buckets: Sequence[Bucket]) -> None:
     """Update parameters and moments in place (equations (1) to (7)); gradients are only read."""
     for bucket in buckets:
-        params, grads, exp_avgs, exp_avg_sqs, s = bucket
+        params, grads, exp_avgs, exp_avg_sqs, s, _ = bucket
         if params[0].device.type != "cpu":
             _step_batch(params, grads, exp_avgs, exp_avg_sqs, s)
             continue

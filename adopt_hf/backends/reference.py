@@ -13,7 +13,7 @@ from adopt_hf.rounding import random_bits, to_bfloat16
 
 def step(buckets: Sequence[Bucket]) -> None:
     """Update parameters and moments in place (equations (1) to (7)); gradients are only read."""
-    for params, grads, exp_avgs, exp_avg_sqs, scalars in buckets:
+    for params, grads, exp_avgs, exp_avg_sqs, scalars, _ in buckets:
         for param, grad, exp_avg, exp_avg_sq in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
             theta, m, v = update(param, grad, exp_avg, exp_avg_sq, scalars)
             param.copy_(theta)
@@ -23,7 +23,7 @@ def step(buckets: Sequence[Bucket]) -> None:
 
 def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
     """The same with (8), decided tensor by tensor on the device; `steps` are counted in place."""
-    for params, grads, exp_avgs, exp_avg_sqs, steps, group, grad_scale, found_inf, agree in buckets:
+    for params, grads, exp_avgs, exp_avg_sqs, steps, group, grad_scale, found_inf, agree, _ in buckets:
         observed = torch.stack([g.ne(0).any() for g in grads]).int()
         if agree is not None:
             agree(observed)
@@ -39,7 +39,7 @@ def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
 
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
     """The same with results that are rounded as the bucket's storage says."""
-    for params, grads, exp_avgs, exp_avg_sqs, scales, keys, storage, scalars in buckets:
+    for params, grads, exp_avgs, exp_avg_sqs, scales, keys, storage, scalars, _ in buckets:
         for i, (param, grad, exp_avg, exp_avg_sq) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
             if param.numel() == 0:
                 continue

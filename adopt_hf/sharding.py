@@ -1,0 +1,69 @@
+"""Local views of parameters that are not plain real memory: shards of DTensors, complex tensors, subclasses."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+def sharding_of(p: Tensor) -> Any:
+    """Return the mesh and the placements of a DTensor, None for any other tensor."""
+    return (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
+
+
+def shard_of(p: Tensor) -> tuple[int, ...]:
+    """As `shard`, of a parameter."""
+    return shard(sharding_of(p))
+
+
+def shard(sharding: Any) -> tuple[int, ...]:
+    """Return the coordinates of this process's shard of a DTensor; replicas of a shard have the same."""
+    if sharding is None:
+        return ()
+    mesh, placements = sharding
+    where = mesh.get_coordinate()
+    return tuple(where[dim] for dim, placement in enumerate(placements) if not placement.is_replicate())
+
+
+def locally(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the four of a DTensor, of a complex tensor or of a tensor of a subclass as real views, local shards.
+
+    Raises:
+        RuntimeError: If some of them are DTensors and others are not.
+    """
+    sharded = [isinstance(t, DTensor) for t in (p, grad, exp_avg, exp_avg_sq)]
+    if any(sharded) and not all(sharded):
+        kinds = ", ".join(type(t).__name__ for t in (p, grad, exp_avg, exp_avg_sq))
+        raise RuntimeError(
+            f"a parameter of shape {tuple(p.shape)}, its gradient, exp_avg and exp_avg_sq are {kinds}: all of them "
+            "must be DTensors, or none"
+        )
+    if needs_redistribution(p, grad):
+        assert isinstance(p, DTensor)
+        assert isinstance(grad, DTensor)
+        grad = grad.redistribute(placements=p.placements)
+    return local_real(p), local_real(grad.resolve_conj()), local_real(exp_avg), local_real(exp_avg_sq)
+
+
+def needs_redistribution(p: Tensor, grad: Tensor) -> bool:
+    """Return whether a gradient is divided in another way than its parameter: bringing it there is a collective."""
+    return isinstance(p, DTensor) and isinstance(grad, DTensor) and grad.placements != p.placements
+
+
+def local_real(t: Tensor) -> Tensor:
+    """Return the local shard of a DTensor, and of a complex tensor its real view."""
+    if isinstance(t, DTensor):
+        t = t.to_local()
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def sum_over_shards(sharding: Any, counts: Tensor) -> None:
+    """Sum `counts` in place over the processes among which `sharding` divides a tensor."""
+    mesh, placements = sharding
+    there = counts.to(mesh.device_type)
+    for dim, placement in enumerate(placements):
+        if not placement.is_replicate():
+            torch.distributed.all_reduce(there, group=mesh.get_group(dim))
+    if there is not counts:
+        counts.copy_(there)
