@@ -147,14 +147,14 @@ def check_group(group: Mapping[str, Any]) -> dict[str, Any]:
 def check_numbers(group: Mapping[str, Any]) -> None:
     """Check the numbers of a param group that a schedule may have written since they were last checked.
 
-    A tensor `lr` is looked at only on the CPU: to look at another one would be to wait for its device.
+    A tensor `lr` of a capturable group is not looked at: that would be to wait for its device.
 
     Raises:
         ValueError: If a number is outside its range; the message names it and the range.
     """
     lr, (beta1, beta2), clip_exp = group["lr"], group["betas"], group["clip_exp"]
-    if isinstance(lr, Tensor) and lr.device.type != "cpu":
-        lr = 0.0
+    if isinstance(lr, Tensor):
+        lr = 0.0 if group.get("capturable") else lr.item()
     if not (
         0 <= lr < LARGEST
         and 0 <= beta1 < 1

@@ -4,16 +4,15 @@ Without a GPU it runs in Triton's interpreter, and is compiled for GPUs in anoth
 read. Nothing here says how fast it is.
 """
 
-import gc
+import copy
 import json
 import math
 import os
 import re
 import subprocess
 import sys
-import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from adopt_hf import ADOPT
+from adopt_hf import ADOPT, LayerwiseADOPT, backends
 from adopt_hf.algorithm import state_dtype, step_scalars
 from adopt_hf.backends import reference
 from adopt_hf.backends import triton as backend
-from adopt_hf.backends.bucket import Bucket, CapturableBucket
+from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory
 from tests import triton_interpreter  # noqa: F401
 from tests.oracle import Settings
 
@@ -37,14 +36,12 @@ KERNELS = Path(backend.__file__).with_name("triton_kernels.py")
 
 
 @pytest.fixture(autouse=True)
-def kernels() -> Iterator[Any]:
-    """The module of the kernels, with no table kept."""
+def kernels() -> Any:
+    """The module of the kernels."""
     reason = backend.why_not(DEVICE, torch.float32)
     if reason is not None:
         pytest.skip(reason)
-    backend._tables.clear()
-    yield backend._kernels()
-    backend._tables.clear()
+    return backend._kernels()
 
 
 SETTINGS = {
@@ -163,32 +160,9 @@ def test_autograd_is_told() -> None:
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Pair:
-    """The same tensors twice: one set for the kernel, the other for the reference."""
-
-    got: list[list[Tensor]]
-    wanted: list[list[Tensor]]
-    t: int = 3
-
-    def step(self) -> None:
-        self.t += 1
-        s = step_scalars(vars(Settings(weight_decay=0.1)), self.t)
-        backend.step([Bucket(*self.got, s)])
-        reference.step([Bucket(*self.wanted, s)])
-        assert_same(self.got, self.wanted)
-
-    def replace(self, column: int, seed: int) -> None:
-        """Other tensors with other values; the old ones are kept, so that the addresses differ."""
-        fresh = columns([t.numel() for t in self.got[0]], seed=seed)[column]
-        self.got = [*self.got]
-        self.kept = self.got[column]
-        self.got[column], self.wanted[column] = cloned([fresh, fresh])
-
-
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[backend.Table]:
-    """The tables as they are built."""
+    """The tables as they are built, by an ADOPT with the fused backend among others."""
     tables = []
     new = backend._new
 
@@ -198,67 +172,103 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[backend.Table]:
         return made
 
     monkeypatch.setattr(backend, "_new", recorded)
+    monkeypatch.setitem(backends.TABLE, "fused", (backends.TRITON,))
     return tables
 
 
-def pair(sizes: tuple[int, ...] = (300, 7, 2000)) -> Pair:
-    four = columns(list(sizes))
-    return Pair(cloned(four), cloned(four))
+@dataclass
+class Pair:
+    """The same parameters twice: one set for the kernel, the other for the definition."""
+
+    sizes: tuple[int, ...] = (300, 7, 2000)
+    cls: type[ADOPT] = ADOPT
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.sets = [[torch.nn.Parameter(p.clone()) for p in cloned(columns(list(self.sizes)))[0]] for _ in range(2)]
+        fused, reference_ = ({"backend": name, "weight_decay": 0.1, **self.options} for name in ("fused", "reference"))
+        self.optimizers = [self.cls(self.sets[0], **fused), self.cls(self.sets[1], **reference_)]
+
+    def step(self, fresh: bool = True) -> None:
+        """A step with new gradients, in new tensors or in the old ones."""
+        self.seed += 1
+        grads = cloned(columns(list(self.sizes), seed=self.seed))[1]
+        for params, optimizer in zip(self.sets, self.optimizers, strict=True):
+            if self.cls is LayerwiseADOPT:
+                torch.stack([(p * g).sum() for p, g in zip(params, grads, strict=True)]).sum().backward()
+            for p, g in zip(params, grads, strict=True):
+                if fresh and self.cls is ADOPT:
+                    p.grad, self.kept = g.clone(), p.grad
+                elif self.cls is ADOPT:
+                    assert p.grad is not None
+                    p.grad.copy_(g)
+            optimizer.step()
+        assert_same(*[[[p.detach() for p in params]] for params in self.sets])
 
 
 def test_a_table_is_built_once_and_copied_only_where_an_address_has_changed(built: list[backend.Table]) -> None:
-    both = pair()
-    both.step()
-    copies = built[0].rows._version
-    both.step()
-    assert built[0].rows._version == copies
-    for seed in range(1, 4):  # gradients move every step under set_to_none=True
-        both.replace(1, seed)
+    both = Pair()
+    for _ in range(2):
         both.step()
-        assert built[0].rows._version == copies + seed
-    both.replace(2, 9)  # a state was loaded
-    both.replace(3, 9)
+    built.clear()
     both.step()
-    assert built[0].rows._version == copies + 5
+    assert len(built) == 0
+    table = both.optimizers[0].kept_plans[None].entries[0].bucket.memory.prepared
+    copies = table.rows._version
+    both.step(fresh=False)
+    assert table.rows._version == copies
+    for more in range(1, 4):  # gradients move every step under set_to_none=True
+        both.step()
+        assert table.rows._version == copies + more
+    for optimizer in both.optimizers:
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    both.step()
     assert len(built) == 1
-    both.replace(0, 5)  # p.data = ...
+    for params in both.sets:
+        params[0].data = params[0].data.clone()
     both.step()
     assert len(built) == 2
 
 
-def test_a_parameter_in_the_place_of_another_is_not_taken_for_it(built: list[backend.Table]) -> None:
-    """As when one is freed and the next allocated: the same addresses, fewer elements."""
-    both = pair((2000, 1000))
-    both.step()
-    both.got = [[t[:500] for t in column] for column in both.got]
-    untouched = [[t[500:].clone() for t in column] for column in both.wanted]
-    whole, both.wanted = both.wanted, [[t[:500] for t in column] for column in both.wanted]
-    both.step()
-    assert len(built) == 2
-    assert_same([[t[500:] for t in column] for column in whole], untouched)
-
-
-def test_sub_groups_and_optimizers_do_not_disturb_each_other(built: list[backend.Table]) -> None:
-    """ZeRO-3 updates one sub-group after another with one optimizer: each keeps its table."""
-    several = [pair(), pair(), pair((5,)), pair((300, 7, 2000))]
-    for seed in range(3):
-        for both in several:
-            both.replace(1, seed)
-            both.step()
-    assert len(built) == len(several)
-
-
-def test_the_tables_are_few_and_keep_no_tensor_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "TABLES", 3)
-    several = [pair((n,)) for n in range(1, 6)]
-    for both in [*several, several[3], several[2]]:
+@pytest.mark.parametrize("options", [{"state_bits": 16}, {"state_bits": 8}, {"capturable": True}], ids=str)
+def test_other_kinds_keep_their_tables_too(built: list[backend.Table], options: dict[str, Any]) -> None:
+    both = Pair(sizes=(300, 4100), options=options)
+    for _ in range(2):
         both.step()
-    keys = list(backend._tables)
-    assert [key[2] for key in keys] == [(5,), (4,), (3,)]  # least recently used first
-    tensor = weakref.ref(several[2].got[0][0])
-    del several, both
-    gc.collect()
-    assert tensor() is None
+    built.clear()
+    for _ in range(2):
+        both.step()
+    assert len(built) == 0
+
+
+def test_a_layerwise_optimizer_keeps_the_table_of_every_parameter(built: list[backend.Table]) -> None:
+    both = Pair(sizes=tuple(range(1, 71)), cls=LayerwiseADOPT)
+    for _ in range(2):
+        both.step()
+    built.clear()
+    both.step()
+    assert len(built) == 0
+
+
+def test_a_step_that_fails_leaves_no_table(built: list[backend.Table], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel has begun to read must not be written to, nor taken for complete."""
+    both = Pair()
+    for _ in range(2):
+        both.step()
+    entry = both.optimizers[0].kept_plans[None].entries[0]
+
+    def failing(table: backend.Table, row: int, numbers: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend.Table, "write", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            both.optimizers[0].step()
+    assert entry.bucket.memory.prepared is None
+    both.optimizers[1].step()
+    both.optimizers[0].step()
+    both.step()
 
 
 # -- steps whose numbers are on the device ----------------------------------------------------------------------------
@@ -694,28 +704,31 @@ def test_steps_neither_wait_nor_allocate(capturable: bool) -> None:
 @needs_gpu
 def test_addresses_wait_for_their_turn_in_pinned_memory() -> None:
     """The host runs ahead by many steps, each with other gradients, while the device is busy with something else."""
-    both = pair((40_000, 7))
+    four = columns([40_000, 7])
+    got, wanted = cloned(four), cloned(four)
     fresh = [columns([40_000, 7], seed=seed)[1] for seed in range(20)]
     gradients = [cloned([column])[0] for column in fresh]
-    s = step_scalars(vars(Settings()), 7)
-    backend.step([Bucket(*both.got, s)])  # compiles
+    s, memory = step_scalars(vars(Settings()), 7), Memory()
+    backend.step([Bucket(*got, s, memory)])  # compiles
     torch.cuda.synchronize()
     busy = torch.randn(4096, 4096, device=DEVICE)
     for _ in range(30):
         busy = busy @ busy * 1e-4
     for column in gradients:
-        both.got[1] = column
-        backend.step([Bucket(*both.got, s)])
-    for column in [both.wanted[1], *gradients]:
-        both.wanted[1] = column
-        reference.step([Bucket(*both.wanted, s)])
-    assert_same(both.got, both.wanted)
+        got[1] = column
+        memory.grad_addresses = list(map(Tensor.data_ptr, column))
+        backend.step([Bucket(*got, s, memory)])
+    for column in [wanted[1], *gradients]:
+        wanted[1] = column
+        reference.step([Bucket(*wanted, s)])
+    assert_same(got, wanted)
 
 
 @gpu
 @needs_gpu
 def test_a_table_is_used_on_one_stream(built: list[backend.Table]) -> None:
-    both = pair()
+    both = Pair()
+    both.step()
     both.step()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

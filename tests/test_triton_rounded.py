@@ -10,7 +10,7 @@ Without a GPU it runs in Triton's interpreter, and is compiled for GPUs in anoth
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ Step = Callable[[list[RoundedBucket]], None]
 
 
 @pytest.fixture(autouse=True)
-def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module of the kernels, with no table kept; the root of the definition is rounded correctly."""
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of the kernels; the root of the definition is rounded correctly."""
     reason = backend.why_not(DEVICE, torch.float32)
     if reason is not None:
         pytest.skip(reason)
@@ -51,9 +51,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(Tensor, "sqrt", lambda t: root(t.flatten()).view(t.shape))
     from adopt_hf.backends import triton_rounded_kernels
 
-    backend._tables.clear()
-    yield triton_rounded_kernels
-    backend._tables.clear()
+    return triton_rounded_kernels
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from adopt_hf.algorithm import StepScalars
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
-from adopt_hf.backends.dense import dense
+from adopt_hf.backends.dense import are_same, dense
 from adopt_hf.quantization import layout
 
 OLDEST = (3, 4)  # Triton that compiles the kernels
 LOWEST = (7, 5)  # compute capability that they have been compiled for
-TABLES = 64  # kept, of the buckets updated last: the sub-groups of ZeRO-3 take turns, a bucket or two each
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -50,9 +49,9 @@ def step(buckets: Sequence[Bucket]) -> None:
     kernels = _loaded()
     for bucket in buckets:
         s = bucket.scalars
-        with _on_device_of(bucket), dense(*bucket[:4]) as columns, _table(*columns) as table:
+        with _on_device_of(bucket), _table(bucket) as table:
             if table.programs:
-                types = [kernels.TYPES[column[0].dtype] for column in columns[:3]]
+                types = [kernels.TYPES[column[0].dtype] for column in bucket[:3]]
                 kernels.update[(table.programs,)](
                     table.rows, table.chunks, table.tensors, *_numbers(s), *types, s.l2 != 0, **kernels.OPTIONS
                 )
@@ -66,21 +65,13 @@ def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
 
     for bucket in buckets:
         s, (bits, block_size, round_param) = bucket.scalars, bucket.storage
-        if bits == 8:
-            of_row = tuple(layout(t.shape, block_size).columns for t in bucket.params)
-        else:
-            block_size, of_row = kernels.UNBLOCKED, tuple(t.numel() for t in bucket.params)
-        blocks = Blocks(block_size, kernels.CHUNK.value // block_size, of_row)
-        with (
-            _on_device_of(bucket),
-            dense(*bucket[:4], logically=True) as columns,
-            _table(*columns, bucket.scales, keys=bucket.keys, blocks=blocks) as table,
-        ):
+        block_size = block_size if bits == 8 else kernels.UNBLOCKED
+        with _on_device_of(bucket), _table(bucket, bucket.scales, keys=bucket.keys, block_size=block_size) as table:
             if table.programs:
                 kernels.update_rounded[(table.programs,)](
                     *(table.rows, table.chunks, table.tensors),
                     *_numbers(s),
-                    *(types[column[0].dtype] for column in columns[:2]),
+                    *(types[column[0].dtype] for column in bucket[:2]),
                     *(s.l2 != 0, bits, block_size, round_param),
                     **kernels.options(block_size),
                 )
@@ -104,8 +95,8 @@ def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
             *group["betas"],
             1.0 if group["beta2_warmup"] else 0.0,
         )
-        with _on_device_of(bucket), dense(*bucket[:4]) as columns, _table(*columns, steps) as table:
-            types = [kernels.TYPES[column[0].dtype] for column in columns[:3]]
+        with _on_device_of(bucket), _table(bucket, steps) as table:
+            types = [kernels.TYPES[column[0].dtype] for column in bucket[:3]]
             where = (table.rows, table.chunks, table.tensors, table.observed)
             if table.programs:
                 kernels.observe[(table.programs,)](*where, types[1], **kernels.OPTIONS)
@@ -169,8 +160,14 @@ class Table(NamedTuple):
     rows: Tensor  # int64 of shape (7, tensors), or (9, tensors) where results are rounded
     chunks: Tensor  # int32, one a chunk
     observed: Tensor  # int32, one a tensor; zero between steps
-    changing: list[tuple[int, ...]]  # the rows of `rows` that can change, as they are now
+    changing: list[Sequence[int]]  # the rows of `rows` that can change, as they are now
     stream: int  # on which it is used
+
+    def write(self, row: int, numbers: Sequence[int]) -> None:
+        """Write a row on the device, without waiting for it, if it is another one than before."""
+        if numbers != self.changing[row]:
+            self.rows[row].copy_(_host(array("q", numbers), self.rows.device), non_blocking=True)
+            self.changing[row] = numbers
 
 
 class Blocks(NamedTuple):
@@ -180,6 +177,14 @@ class Blocks(NamedTuple):
     a_chunk: int  # blocks
     columns: tuple[int, ...]  # of each tensor: elements of a row
 
+    @classmethod
+    def of(cls, params: list[Tensor], block_size: int, is_coded: bool) -> "Blocks":
+        """Those of a bucket; where moments are no codes, a tensor is one row."""
+        from adopt_hf.backends import triton_rounded_kernels as kernels
+
+        columns = tuple(layout(t.shape, block_size).columns if is_coded else t.numel() for t in params)
+        return cls(block_size, kernels.CHUNK.value // block_size, columns)
+
     def chunks(self, sizes: tuple[int, ...]) -> list[int]:
         """Of each tensor of so many elements."""
         rows = [n // columns if n else 0 for n, columns in zip(sizes, self.columns, strict=True)]
@@ -187,47 +192,58 @@ class Blocks(NamedTuple):
         return [-(-n // self.a_chunk) for n in blocks]
 
 
-# By what cannot change; the table used last stands last. A table in use is not in here: a step that fails leaves none.
-_tables: dict[tuple[torch.device, int, tuple[int, ...], tuple[int, ...], Blocks | None], Table] = {}
-
 # What a captured graph will copy from, each time that it is replayed: for good, since nobody says when it has ended.
 _captured: list[Tensor] = []
 
 
 @contextmanager
-def _table(*columns: list[Tensor], keys: Sequence[int] = (), blocks: Blocks | None = None) -> Iterator[Table]:
+def _table(
+    bucket: Bucket | CapturableBucket | RoundedBucket,
+    *more: list[Tensor],
+    keys: Sequence[int] = (),
+    block_size: int | None = None,
+) -> Iterator[Table]:
     """The table of a bucket, with the addresses that its tensors have now: theta, g, m, v, and maybe t, or scales.
 
-    Under capture it belongs to the graph, which fills it at each replay, whatever else has become of that memory.
+    It is kept in the bucket's memory for the next step, which copies no more to the device than what has changed: as a
+    rule the addresses of the gradients, and the keys. Under capture it belongs to the graph, which fills it at each
+    replay, whatever else has become of that memory.
+
+    Args:
+        more: Further columns: t of a capturable bucket, or the scales of one whose results are rounded.
+        keys, block_size: Of a bucket whose results are rounded.
     """
-    device = columns[0][0].device
-    sizes = tuple(map(Tensor.numel, columns[0]))
-    changing = [tuple(map(Tensor.data_ptr, column)) for column in columns]
-    if blocks is not None:
-        changing[4:] = [changing[4] or (0,) * len(sizes), tuple(keys)]
+    device, memory = bucket.params[0].device, bucket.memory
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        captured, host = _new(sizes, changing, device, stream, blocks)
-        _captured.append(host)
-        yield captured
-        return
-    key = (device, len(columns), sizes, changing[0], blocks)
-    table = _tables.pop(key, None)
-    if table is None or table.stream != stream:  # of another stream: a kernel may still read it there
-        table, _ = _new(sizes, changing, device, stream, blocks)
-    for row, numbers in enumerate(changing):
-        if numbers != table.changing[row]:  # at most steps, the addresses of the gradients, and the keys
-            table.rows[row].copy_(_host(array("q", numbers), device), non_blocking=True)
-            table.changing[row] = numbers
-    yield table
-    _tables[key] = table
-    if len(_tables) > TABLES:
-        del _tables[next(iter(_tables))]
+    is_captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if memory is not None and not is_captured and memory.grad_addresses is not None and memory.prepared is not None:
+        table: Table = memory.prepared
+        if table.stream == stream:  # else a kernel may still read it on the other one
+            memory.prepared = None  # so that a step that fails leaves none
+            table.write(1, memory.grad_addresses)
+            if block_size is not None:
+                table.write(5, keys)
+            yield table
+            memory.prepared = table
+            return
+    with dense(*bucket[:4], logically=block_size is not None) as columns:
+        sizes = tuple(map(Tensor.numel, columns[0]))
+        changing: list[Sequence[int]] = [list(map(Tensor.data_ptr, column)) for column in (*columns, *more)]
+        blocks = None
+        if block_size is not None:
+            blocks = Blocks.of(bucket.params, block_size, is_coded=bool(bucket.exp_avgs[0].dtype == torch.uint8))
+            changing[4:] = [changing[4] or [0] * len(sizes), keys]
+        table, host = _new(sizes, changing, device, stream, blocks)
+        if is_captured:
+            _captured.append(host)
+        yield table
+        if memory is not None and not is_captured and are_same(columns, bucket[:4]):
+            memory.prepared = table
 
 
 def _new(
     sizes: tuple[int, ...],
-    changing: list[tuple[int, ...]],
+    changing: list[Sequence[int]],
     device: torch.device,
     stream: int,
     blocks: Blocks | None = None,
