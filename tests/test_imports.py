@@ -21,6 +21,7 @@ BESIDE = {
     "storage": 0,
     "moments": 0,
     "differences": 0,
+    "names": 0,
     "states": 1,
     "plan": 1,
     "kept_plan": 1,
