@@ -9,11 +9,12 @@ from torch import Tensor
 
 def is_capturing() -> bool:
     """Return whether a graph is being captured on the current stream. Neither waits for CUDA nor initialises it."""
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None:  # torch was built without one, and its functions for CUDA raise
-        return False
-    captures = getattr(getattr(torch, accelerator.type, None), "is_current_stream_capturing", None)
-    return captures is not None and bool(captures())
+    for module in (torch.cuda, torch.xpu):
+        captures = getattr(module, "is_current_stream_capturing", None)  # torch.xpu has it in later releases
+        # Without a driver, or in a build without CUDA, the question itself raises.
+        if captures is not None and module.is_initialized() and captures():
+            return True
+    return False
 
 
 def check(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
