@@ -2,6 +2,7 @@
 
 import copyreg
 import functools
+import glob
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
@@ -10,7 +11,8 @@ import inspect
 import os
 import sys
 import weakref
-from collections.abc import Callable, Collection, Sequence
+import zipfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -621,11 +623,12 @@ def universal_checkpoint_info(model: Any) -> dict[str, Any]:
     return info
 
 
-# -- Universal checkpoints: the param groups' own numbers --------------------------------------------------------------
-# Issue: stage 3 gives every param group the hyperparameters of the first, so that biases and norms are decayed from
-#        then on, and in no stage does anybody ask whether it is the state of this optimizer.
+# -- Checkpoints: the param groups as they were saved ------------------------------------------------------------------
+# Issue: of a universal checkpoint stage 3 gives every param group the hyperparameters of the first, so that biases and
+#        norms are decayed from then on, and no stage asks whether it is the state of this optimizer. Of others the
+#        weights are loaded before the optimizer can say that the state is of another one.
 # Why:   the checkpoint has the groups as they were saved.
-# Remove when: DeepSpeed loads them through the optimizer's load_state_dict, as it does from other checkpoints.
+# Remove when: DeepSpeed asks the optimizer first, and loads universal checkpoints through its load_state_dict.
 
 
 def loads_state(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) -> bool:
@@ -635,22 +638,35 @@ def loads_state(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) -> bo
     return bool(call.arguments.get("load_optimizer_states")) and not call.arguments.get("load_module_only")
 
 
-def universal_groups(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) -> list[dict[str, Any]]:
-    """The param groups in the universal checkpoint that a call of `load_checkpoint` will load; else none."""
-    if not engine.load_universal_checkpoint() or not loads_state(load_checkpoint, engine, args, kwargs):
+def saved_groups(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) -> list[dict[str, Any]]:
+    """Return the param groups of the optimizer's state that a call of `load_checkpoint` will load.
+
+    None if it loads no state, or if DeepSpeed will not find the file either and says what is missing.
+    """
+    if not loads_state(load_checkpoint, engine, args, kwargs):
         return []
     call = inspect.signature(load_checkpoint).bind(engine, *args, **kwargs)
     call.apply_defaults()
-    folder, tag = str(call.arguments["load_dir"]), call.arguments["tag"]
-    latest = os.path.join(folder, "latest_universal")
+    folder, tag, universal = str(call.arguments["load_dir"]), call.arguments["tag"], engine.load_universal_checkpoint()
+    latest = os.path.join(folder, "latest_universal" if universal else "latest")
     if tag is None and os.path.isfile(latest):
         with open(latest, encoding="utf-8") as file:
             tag = file.read().strip()
-    path = os.path.join(folder, str(tag), "zero", "optimizer_state.pt")
-    if not os.path.isfile(path):
-        return []  # DeepSpeed says what is missing
-    groups: list[dict[str, Any]] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["param_groups"]
-    return groups
+    folder = os.path.join(folder, str(tag))
+    names = (os.path.join("zero", "optimizer_state.pt"),) if universal else ("*optim_states.pt", "*model_states.pt")
+    for name in names:
+        for path in sorted(glob.glob(os.path.join(glob.escape(folder), name)))[:1]:
+            saved = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=False)
+            return _groups_in(saved)
+    return []
+
+
+def _groups_in(saved: Any) -> list[dict[str, Any]]:
+    """Return the param groups in a file of a checkpoint, where each stage has them in other dictionaries."""
+    while isinstance(saved, Mapping) and "param_groups" not in saved:
+        inside = [saved[key] for key in ("optimizer_state_dict", "base_optimizer_state", "optimizer") if key in saved]
+        saved = inside[0] if inside else None
+    return list(saved["param_groups"]) if isinstance(saved, Mapping) else []
 
 
 # -- Gradients of tensors that have none -------------------------------------------------------------------------------

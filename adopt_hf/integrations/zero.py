@@ -24,6 +24,17 @@ NO_NVME_RESUME = (
     "(load_checkpoint(..., load_optimizer_states=False))"
 )
 
+WEIGHTS_ONLY = (
+    "To go on from the weights only: load_checkpoint(..., load_optimizer_states=False), or under the Trainer load the "
+    "model from the checkpoint (from_pretrained) and do not resume"
+)
+
+OTHER_OPTIMIZER = (
+    "the checkpoint holds the state of ADOPT, and the engine's optimizer is {0}: ADOPT's exp_avg averages normalised "
+    "gradients and not raw ones, so that the first step of {0} would move the weights by thousands of learning rates. "
+    'Go on with ADOPT (optim="adopt", or "type": "ADOPT" in the "optimizer" block). ' + WEIGHTS_ONLY
+)
+
 OTHER_WORLD_SIZE = (
     "To go on with another number of processes, make a universal checkpoint of it: "
     "`python -m deepspeed.checkpoint.ds_to_universal --input_folder CHECKPOINT/global_stepN --output_folder "
@@ -84,26 +95,36 @@ def save_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
 
 
 def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
-    """`DeepSpeedEngine.load_checkpoint` that refuses Adam's state, and says what to do about another world size.
+    """`DeepSpeedEngine.load_checkpoint` that keeps ADOPT's state and that of other optimizers apart.
 
-    Of a universal checkpoint it restores what DeepSpeed does not: each param group's own hyperparameters, and the step
-    counts of tensors that came late.
+    It says what to do about another world size. Of a universal checkpoint it restores what DeepSpeed does not: each
+    param group's own hyperparameters, and the step counts of tensors that came late.
 
     Raises:
-        ValueError: a universal checkpoint holds the state of another optimizer; nothing has been loaded then.
-        RuntimeError: the optimizer is on NVMe, from where DeepSpeed does not bring all of its state back.
+        ValueError: If the checkpoint holds the state of another optimizer, or that of ADOPT and the engine has another
+            optimizer. Nothing has been loaded.
+        RuntimeError: If the optimizer is on NVMe, from where DeepSpeed does not bring all of its state back.
     """
     optimizer: Any = getattr(engine, "basic_optimizer", None)
+    saved = [] if optimizer is None else compat.saved_groups(original, engine, args, kwargs)
     if not is_adopt_optimizer(optimizer):
+        if states.is_adopt(saved):
+            raise ValueError(OTHER_OPTIMIZER.format(type(optimizer).__name__))
         return original(engine, *args, **kwargs)
     if engine.zero_nvme_offload_optimizer() and compat.loads_state(original, engine, args, kwargs):
         raise RuntimeError(NO_NVME_RESUME)
     from deepspeed.runtime.zero.utils import ZeRORuntimeException
 
-    saved = compat.universal_groups(original, engine, args, kwargs)
-    groups = [
-        states.translated_group(there, here) for there, here in zip(saved, optimizer.param_groups, strict=bool(saved))
-    ]
+    universal, here = engine.load_universal_checkpoint(), optimizer.param_groups
+    if universal and saved and len(saved) != len(here):
+        raise ValueError(
+            f"the universal checkpoint has {len(saved)} param groups and the engine's ADOPT has {len(here)}: make the "
+            "groups as they were made for the checkpoint"
+        )
+    try:
+        groups = [states.translated_group(there, group) for there, group in zip(saved, here, strict=False)]
+    except ValueError as error:
+        raise ValueError(f"{error}. {WEIGHTS_ONLY}") from error
     engine.adopt_arrivals.forget()
     before = differences.numbers(optimizer.param_groups)
     try:
@@ -112,9 +133,9 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
         if "world size" in str(error):
             raise ZeRORuntimeException(f"{error} {OTHER_WORLD_SIZE}") from error
         raise
-    if groups:
-        for here, there in zip(optimizer.param_groups, groups, strict=True):
-            here.update({name: value for name, value in there.items() if name != "params"})
+    if groups and universal:
+        for group, there in zip(here, groups, strict=True):
+            group.update({name: value for name, value in there.items() if name != "params"})
         _set_step_counts(engine, (client_state or {}).get(compat.UNIVERSAL_INFO, {}).get(COUNTS, {}))
     differences.warn(before, optimizer.param_groups)
     return load_path, client_state

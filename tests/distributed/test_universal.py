@@ -64,7 +64,7 @@ def test_another_number_of_processes(stage: int, before: int, after: int, launch
     assert largest_difference(weights(tmp_path / "resumed", "trainer"), single) < FP32_TOLERANCE
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_another_number_of_processes_without_conversion_says_how(
     stage: int, launched: Launched, tmp_path: Path
 ) -> None:
@@ -91,3 +91,11 @@ def test_the_state_of_adam_is_refused(stage: int, launched: Launched, tmp_path: 
     converted = universal(trained, tmp_path / "universal", "--inject_missing_state")  # which with ADOPT is there
     output = train(tmp_path / "resumed", 2, stage, "--universal", "--resume", converted, fails=True)
     assert "this is the state of Adam or one of its kind" in output
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_and_that_of_adopt_by_adam(stage: int, launched: Launched, tmp_path: Path) -> None:
+    converted = universal(launched(f"zero{stage}"), tmp_path / "universal")
+    options = ("--optim", "adamw_torch", "--universal", "--resume", converted)
+    output = train(tmp_path / "resumed", 2, stage, *options, fails=True)
+    assert "the checkpoint holds the state of ADOPT, and the engine's optimizer is AdamW" in output

@@ -77,3 +77,35 @@ def test_experts_that_one_process_has(stage: int, found: list[dict[str, Any]]) -
         assert rank[f"experts, stage {stage}"]["counts"] == {"weight": steps, "bias": steps}
         assert rank[f"experts, stage {stage}"]["expert"] < 1e-6
         assert rank[f"experts, stage {stage}"]["outside"] < 1e-6
+
+
+WEIGHTS = "load_checkpoint(..., load_optimizer_states=False)"
+TAKEN = {
+    "AdamW takes ADOPT": ["the state of ADOPT", "the engine's optimizer is AdamW", WEIGHTS],
+    "ADOPT takes AdamW": ["the state of Adam", "start ADOPT without", WEIGHTS],
+    "ADOPT takes FusedAdam": ["the state of Adam", "start ADOPT without", WEIGHTS],
+    "ADOPT takes the former AdamW": ["is not ADOPT's", "correct_bias", "start ADOPT without", WEIGHTS],
+}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", TAKEN)
+def test_the_state_of_another_optimizer_is_refused_before_anything_is_loaded(
+    name: str, stage: int, found: list[dict[str, Any]]
+) -> None:
+    """And the way that the error names works."""
+    for rank in (r[f"{name}, stage {stage}"] for r in found):
+        assert [words for words in TAKEN[name] if words not in rank["text"]] == [], rank["text"]
+        assert rank["unchanged"] == 0
+        assert rank["weights only"] == 0
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_states_that_are_moved_away_come_back(stage: int, found: list[dict[str, Any]]) -> None:
+    assert max(rank[f"moved, stage {stage}"]["difference"] for rank in found) < 1e-6
+
+
+def test_stage_3_moves_the_states_of_fused_adam_only(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        wanted = ["ValueError", "ADOPT", "optim_states and hp_params", "FusedAdam", "`include`"]
+        assert [words for words in wanted if words not in rank["error: moved, stage 3"]] == []

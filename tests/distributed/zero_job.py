@@ -200,6 +200,66 @@ def engine_counts(engine: Any) -> dict[str, float]:
     return {n: float(states[p]["step"]) for n, p in engine.module.named_parameters() if p.requires_grad}
 
 
+def other(model: nn.Module, stage: int) -> Any:
+    """An engine with torch's AdamW."""
+    adam = torch.optim.AdamW(groups(model), lr=1e-2)
+    return deepspeed.initialize(model=model, optimizer=adam, config=numbers(stage))[0]
+
+
+def refused(stage: int, by: Callable[..., Any], of: Callable[..., Any], folder: Path, **edited: Any) -> dict[str, Any]:
+    """An engine that `by` makes loads what one that `of` makes has saved, with the options `edited` in its groups."""
+    folder = folder / f"refused, stage {stage}, {by.__name__} {of.__name__} {len(edited)}"
+    saved = of(make_model(), stage)
+    continued(saved, 0, 3)
+    saved.save_checkpoint(str(folder))
+    dist.barrier()
+    if edited and dist.get_rank() == 0:
+        edit_groups(folder, **edited)
+    dist.barrier()
+    torch.manual_seed(5)
+    engine = by(Late(), stage)
+    before = weights_of(engine)
+    try:
+        engine.load_checkpoint(str(folder))
+        text = "taken"
+    except ValueError as error:
+        text = str(error)
+    unchanged = largest(weights_of(engine), before)
+    engine.load_checkpoint(str(folder), load_optimizer_states=False)
+    weights_only = largest(weights_of(engine), weights_of(saved))
+    continued(engine, 3, 5)
+    return {"text": text, "unchanged": unchanged, "weights only": weights_only}
+
+
+def edit_groups(folder: Path, **options: Any) -> None:
+    """Give the saved groups these options and no others, and let the groups count the steps, as FusedAdam's do."""
+    for path in folder.glob("global_step*/*.pt"):
+        content = torch.load(path, weights_only=False)
+        inside = content
+        while isinstance(inside, dict) and "param_groups" not in inside:
+            keys = [k for k in ("optimizer_state_dict", "base_optimizer_state", "optimizer") if k in inside]
+            inside = inside[keys[0]] if keys else None
+        if isinstance(inside, dict):
+            inside["param_groups"] = [{"params": group["params"], **options} for group in inside["param_groups"]]
+            for state in inside["state"].values():
+                state.pop("step", None)
+            torch.save(content, path)
+
+
+FUSED_ADAM = {"lr": 1e-2, "bias_correction": True, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "step": 3}
+FORMER_ADAMW = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "correct_bias": True}
+
+
+def moved(stage: int) -> dict[str, Any]:
+    """What `offload_states` moves between two steps, and back."""
+    engine = engine_of(make_model(), stage)
+    continued(engine, 0, 3)
+    engine.offload_states(pin_memory=False)
+    engine.reload_states()
+    continued(engine, 3, STEPS)
+    return {"difference": largest(weights_of(engine), reference()[0])}
+
+
 class Gate(nn.Module):
     """Tokens of the first half of the table go to the first expert, and the others to the second."""
 
@@ -282,6 +342,18 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
             f"overflow, offloaded, stage {stage}": functools.partial(overflow, stage, "optimizer")
             for stage in (1, 2, 3)
         },
+        **{
+            f"{name}, stage {stage}": functools.partial(refused, stage, by, of, folder, **edited)
+            for name, by, of, edited in (
+                ("AdamW takes ADOPT", other, engine_of, {}),
+                ("ADOPT takes AdamW", engine_of, other, {}),
+                ("ADOPT takes FusedAdam", engine_of, other, FUSED_ADAM),
+                ("ADOPT takes the former AdamW", engine_of, other, FORMER_ADAMW),
+            )
+            for stage in (0, 1, 2, 3)
+        },
+        **{f"moved, stage {stage}": functools.partial(moved, stage) for stage in (1, 2)},
+        "error: moved, stage 3": functools.partial(moved, 3),
         **{f"experts, stage {stage}": functools.partial(experts, stage) for stage in (0, 1, 2)},
     }
 
