@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adopt_hf import ADOPT, param_groups
-from adopt_hf.integrations import deepspeed, memory, optim_args
+from adopt_hf.integrations import deepspeed, deepspeed_adam, memory, optim_args
 from adopt_hf.integrations.zero import OTHER_WORLD_SIZE
 from tests.distributed.matrix import (
     BEGIN,
@@ -155,3 +155,9 @@ def test_the_measured_bytes_in_the_docs_are_those_of_the_shapes() -> None:
     assert measured_bytes() in INTEGRATIONS
     elements = sum(p.numel() for p in Model().parameters())
     assert f"{elements:,} parameters of odd shapes in {len(list(Model().parameters()))} tensors" in INTEGRATIONS
+
+
+def test_the_docs_list_the_settings_of_deepspeed_that_are_refused() -> None:
+    lines = [f"| `{'.'.join(row.path)}` | {row.what} |" for row in deepspeed_adam.REPLACEMENTS]
+    table = "\n".join(["| setting | it |", "| --- | --- |", *lines])
+    assert INTEGRATIONS.split("<!-- refused settings -->\n\n")[1].split("\n\n<!-- end")[0] == table

@@ -383,7 +383,9 @@ def unwrap_training_arguments() -> None:
 # Issue: they call `PeftModel.load_adapter` with its default, autocast_adapter_dtype=True, which replaces the 16-bit
 #        parameters of an adapter by new ones in float32: the run goes on in another precision, and an optimizer that
 #        was made before holds the old ones.
-# Why:   the adapter is loaded there and nowhere else; who calls it has no say in the arguments.
+#        And the second has DeepSpeed load all of the best checkpoint, which of an optimizer on NVMe brings back a part
+#        of the state and no weights.
+# Why:   the weights are loaded there and nowhere else; who calls it has no say in the arguments.
 # Remove when: the Trainer loads into the adapter that is there, as it is.
 
 

@@ -15,11 +15,19 @@ from adopt_hf.optimizer import is_adopt_optimizer
 logger = logging.getLogger("adopt_hf")
 
 
-def offloads(config: Mapping[str, Any]) -> bool:
-    """Whether the DeepSpeed config offloads the optimizer."""
-    optimization = config.get("zero_optimization") or {}
+def offload_device(config: Mapping[str, Any]) -> str:
+    """Return where the DeepSpeed config has the optimizer: "none", "cpu" or "nvme"."""
+    optimization = config.get("zero_optimization")
+    if not isinstance(optimization, Mapping):  # true and false are allowed
+        return "none"
     target = optimization.get("offload_optimizer") or {}
-    return target.get("device", "none") not in (None, "none") or bool(optimization.get("cpu_offload"))
+    device = target.get("device") or "none"
+    return "cpu" if device == "none" and optimization.get("cpu_offload") else str(device)
+
+
+def offloads(config: Mapping[str, Any]) -> bool:
+    """Return whether the DeepSpeed config offloads the optimizer."""
+    return offload_device(config) != "none"
 
 
 class Replacement(NamedTuple):

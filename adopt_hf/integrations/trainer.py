@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
-from adopt_hf.integrations import compat, deepspeed, fields, guard, optim_args, peft
+from adopt_hf.integrations import compat, deepspeed, deepspeed_adam, fields, guard, optim_args, peft, zero
 from adopt_hf.integrations.groups import Regroup
 from adopt_hf.layerwise import LayerwiseADOPT
 from adopt_hf.optimizer import ADOPT, DEFAULTS, is_adopt_optimizer
@@ -201,7 +201,16 @@ def _resolve(args: "TrainingArguments") -> _Resolved:
 
 
 def _load(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-    """A method of the Trainer that loads an adapter: its precision is unchanged if ADOPT trains it."""
+    """A method of the Trainer that loads weights: an adapter's precision is unchanged if ADOPT trains it.
+
+    The best model is taken from its file if the optimizer is an ADOPT on NVMe.
+    """
+    if (
+        original.__name__ == "_load_best_model"
+        and trainer.is_deepspeed_enabled
+        and zero.is_on_nvme(trainer.model_wrapped)
+    ):
+        return zero.load_weights(trainer.model_wrapped, trainer.state.best_model_checkpoint)
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     if trainer.args.optim in _registered or is_adopt_optimizer(optimizer) or _was_given_the_class(trainer):
         return peft.keep_precision(original, trainer, *args, **kwargs)
@@ -254,10 +263,12 @@ def _deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> A
     """`deepspeed_init` that does not drop an ADOPT which the Trainer was given.
 
     Raises:
-        ValueError: it would train with another optimizer.
+        ValueError: it would train with another optimizer, or could not load the best model at the end.
     """
     config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config
     by_class = _was_given_the_class(trainer)
+    if by_class or trainer.args.optim in _registered or deepspeed.is_adopt_block(config):
+        _refuse_best_model_from_nvme(trainer, config)
     if (by_class or is_adopt_optimizer(trainer.optimizer)) and not deepspeed.is_adopt_block(config):
         if "optimizer" in config:
             raise ValueError(f"the Trainer was given ADOPT, and {_another_block(config)}")
@@ -267,6 +278,24 @@ def _deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> A
                 f'optim="{trainer.args.optim.value}": write optim="{NAME}", or give optimizer_cls_and_kwargs'
             )
     return original(trainer, *rest, **kwargs)
+
+
+def _refuse_best_model_from_nvme(trainer: Any, config: dict[str, Any]) -> None:
+    """Raise ValueError if the best model is to be loaded at the end and only the optimizer's disk will have it."""
+    optimization = config.get("zero_optimization") or {}
+    if not trainer.args.load_best_model_at_end or deepspeed_adam.offload_device(config) != "nvme":
+        return
+    gathered = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
+    missing = ""
+    if hasattr(trainer.model, "peft_config"):
+        missing = "with an adapter that is not possible: leave load_best_model_at_end out"
+    elif not any(optimization.get(key) for key in gathered):
+        missing = f'write "{gathered[0]}": true in "zero_optimization" of the DeepSpeed config'
+    if missing:
+        raise ValueError(
+            "load_best_model_at_end=True with the optimizer on NVMe: DeepSpeed does not load weights from such a "
+            f"checkpoint, so they are taken from its model.safetensors; {missing}"
+        )
 
 
 def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:

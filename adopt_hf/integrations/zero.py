@@ -5,6 +5,8 @@ its place. Hooks on the model's own parameters bring back what is lost, so that 
 """
 
 import functools
+import glob
+import os
 from typing import Any
 
 import torch
@@ -139,6 +141,37 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
         _set_step_counts(engine, (client_state or {}).get(compat.UNIVERSAL_INFO, {}).get(COUNTS, {}))
     differences.warn(before, optimizer.param_groups)
     return load_path, client_state
+
+
+def is_on_nvme(engine: Any) -> bool:
+    """Return whether `engine` is a DeepSpeed engine whose optimizer is an ADOPT with its state on NVMe."""
+    return is_adopt_optimizer(getattr(engine, "basic_optimizer", None)) and bool(engine.zero_nvme_offload_optimizer())
+
+
+def load_weights(engine: Any, folder: str) -> None:
+    """Load the weights that the Trainer has saved in `folder` into the model of a ZeRO 3 engine, one after the other.
+
+    All processes call this. The float32 copies of the optimizer stay as they are: the weights are not trained further.
+
+    Raises:
+        FileNotFoundError: If there are no weights in the folder.
+    """
+    from deepspeed.runtime.zero import GatheredParameters
+    from safetensors import safe_open
+
+    files = sorted(glob.glob(os.path.join(glob.escape(folder), "model*.safetensors")))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} has no model.safetensors: the Trainer saves it under ZeRO 3 if the DeepSpeed config has "
+            '"stage3_gather_16bit_weights_on_model_save": true'
+        )
+    tensors = dict(engine.module.named_parameters(remove_duplicate=False)) | dict(engine.module.named_buffers())
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  it is no dictionary
+                with GatheredParameters([tensors[name]], modifier_rank=0), torch.no_grad():
+                    if torch.distributed.get_rank() == 0 or not hasattr(tensors[name], "ds_id"):
+                        tensors[name].copy_(file.get_tensor(name))
 
 
 def _step_counts(engine: Any) -> dict[str, float]:

@@ -109,3 +109,16 @@ def test_stage_3_moves_the_states_of_fused_adam_only(found: list[dict[str, Any]]
     for rank in found:
         wanted = ["ValueError", "ADOPT", "optim_states and hp_params", "FusedAdam", "`include`"]
         assert [words for words in wanted if words not in rank["error: moved, stage 3"]] == []
+
+
+def test_the_best_model_is_loaded_where_the_optimizer_is_on_nvme(found: list[dict[str, Any]]) -> None:
+    for rank in (r["best, on NVMe"] for r in found):
+        assert rank["best"].endswith("checkpoint-1")
+        assert rank["from the best"] == 0
+        assert rank["from the last"] > 1e-3
+
+
+def test_or_refused_before_training(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        wanted = ["ValueError", "load_best_model_at_end", '"stage3_gather_16bit_weights_on_model_save": true']
+        assert [words for words in wanted if words not in rank["error: best, on NVMe, without weights"]] == []

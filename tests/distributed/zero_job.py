@@ -21,12 +21,16 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
 from deepspeed.moe.layer import MoE
 from deepspeed.moe.utils import configure_moe_param_groups
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from adopt_hf import ADOPT
 from adopt_hf.integrations import arrivals
+from adopt_hf.integrations.deepspeed import config as adopt_config
 from adopt_hf.integrations.zero import _step_counts
 from tests.distributed.deepspeed_job import (
     NUMBERS,
@@ -260,6 +264,61 @@ def moved(stage: int) -> dict[str, Any]:
     return {"difference": largest(weights_of(engine), reference()[0])}
 
 
+def best(folder: Path, gathered: bool = True) -> dict[str, Any]:
+    """The Trainer loads the best of its checkpoints at the end, where the engine says that its optimizer is on NVMe."""
+    config = adopt_config(3, offload="optimizer", precision="fp32")
+    config["zero_optimization"]["offload_optimizer"]["pin_memory"] = False
+    if not gathered:
+        del config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
+        config["zero_optimization"]["offload_optimizer"] |= {"device": "nvme", "nvme_path": str(folder)}
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    args = TrainingArguments(
+        str(folder / "best"),
+        deepspeed=config,
+        use_cpu=True,
+        max_steps=4,
+        per_device_train_batch_size=2,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=1,
+        save_steps=1,
+        load_best_model_at_end=True,
+        greater_is_better=True,  # so that the first is the best
+        report_to="none",
+        disable_tqdm=True,
+        optim="adopt",
+        learning_rate=1e-2,
+    )
+    tokens = torch.randint(61, (32, 8), generator=torch.Generator().manual_seed(1))
+    data = [{"input_ids": t, "labels": t} for t in tokens]
+    trainer = Trainer(model=model, args=args, train_dataset=data, eval_dataset=data[:4])
+    last: dict[str, Tensor] = {}
+    load, engine_class = Trainer._load_best_model, deepspeed.DeepSpeedEngine
+    on_nvme = engine_class.zero_nvme_offload_optimizer
+
+    def as_if_on_nvme(trainer: Any) -> None:
+        last.update(weights_of(trainer.model_wrapped))
+        engine_class.zero_nvme_offload_optimizer = lambda engine: True
+        try:
+            load(trainer)
+        finally:
+            engine_class.zero_nvme_offload_optimizer = on_nvme
+
+    trainer._load_best_model = functools.partial(as_if_on_nvme, trainer)  # type: ignore[method-assign]
+    trainer.train()
+    loaded, path = weights_of(trainer.model_wrapped), trainer.state.best_model_checkpoint
+    saved = load_file(Path(path, "model.safetensors"))
+    found = {
+        "best": str(path),
+        "from the last": largest(loaded, last),
+        "from the best": largest(loaded, {name: saved[name] for name in loaded}),
+    }
+    AcceleratorState._reset_state(reset_partial_state=False)
+    GradientState._reset_state()
+    return found
+
+
 class Gate(nn.Module):
     """Tokens of the first half of the table go to the first expert, and the others to the second."""
 
@@ -352,6 +411,8 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
             )
             for stage in (0, 1, 2, 3)
         },
+        "best, on NVMe": functools.partial(best, folder),
+        "error: best, on NVMe, without weights": functools.partial(best, folder, gathered=False),
         **{f"moved, stage {stage}": functools.partial(moved, stage) for stage in (1, 2)},
         "error: moved, stage 3": functools.partial(moved, 3),
         **{f"experts, stage {stage}": functools.partial(experts, stage) for stage in (0, 1, 2)},
