@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from adopt_hf import differences, states
-from adopt_hf.integrations import compat
+from adopt_hf.integrations import compat, guard
 from adopt_hf.integrations.arrivals import Arrivals, Shared
 from adopt_hf.optimizer import is_adopt_optimizer
 from adopt_hf.partition import Partition, Stretch
@@ -26,16 +26,7 @@ NO_NVME_RESUME = (
     "(load_checkpoint(..., load_optimizer_states=False))"
 )
 
-WEIGHTS_ONLY = (
-    "To go on from the weights only: load_checkpoint(..., load_optimizer_states=False), or under the Trainer load the "
-    "model from the checkpoint (from_pretrained) and do not resume"
-)
-
-OTHER_OPTIMIZER = (
-    "the checkpoint holds the state of ADOPT, and the engine's optimizer is {0}: ADOPT's exp_avg averages normalised "
-    "gradients and not raw ones, so that the first step of {0} would move the weights by thousands of learning rates. "
-    'Go on with ADOPT (optim="adopt", or "type": "ADOPT" in the "optimizer" block). ' + WEIGHTS_ONLY
-)
+WEIGHTS_ONLY = "A call of the engine takes the weights only: load_checkpoint(..., load_optimizer_states=False)"
 
 OTHER_WORLD_SIZE = (
     "To go on with another number of processes, make a universal checkpoint of it: "
@@ -111,7 +102,8 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
     saved = [] if optimizer is None else compat.saved_groups(original, engine, args, kwargs)
     if not is_adopt_optimizer(optimizer):
         if states.is_adopt(saved):
-            raise ValueError(OTHER_OPTIMIZER.format(type(optimizer).__name__))
+            refused = guard.refusal(type(optimizer).__name__, "the state in the checkpoint")
+            raise ValueError(f"{refused}. {WEIGHTS_ONLY}")
         return original(engine, *args, **kwargs)
     if engine.zero_nvme_offload_optimizer() and compat.loads_state(original, engine, args, kwargs):
         raise RuntimeError(NO_NVME_RESUME)

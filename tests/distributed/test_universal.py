@@ -98,4 +98,4 @@ def test_and_that_of_adopt_by_adam(stage: int, launched: Launched, tmp_path: Pat
     converted = universal(launched(f"zero{stage}"), tmp_path / "universal")
     options = ("--optim", "adamw_torch", "--universal", "--resume", converted)
     output = train(tmp_path / "resumed", 2, stage, *options, fails=True)
-    assert "the checkpoint holds the state of ADOPT, and the engine's optimizer is AdamW" in output
+    assert "the state in the checkpoint is that of ADOPT, and the optimizer is AdamW" in output

@@ -81,7 +81,7 @@ def test_experts_that_one_process_has(stage: int, found: list[dict[str, Any]]) -
 
 WEIGHTS = "load_checkpoint(..., load_optimizer_states=False)"
 TAKEN = {
-    "AdamW takes ADOPT": ["the state of ADOPT", "the engine's optimizer is AdamW", WEIGHTS],
+    "AdamW takes ADOPT": ["the state in the checkpoint is that of ADOPT", "the optimizer is AdamW", WEIGHTS],
     "ADOPT takes AdamW": ["the state of Adam", "start ADOPT without", WEIGHTS],
     "ADOPT takes FusedAdam": ["the state of Adam", "start ADOPT without", WEIGHTS],
     "ADOPT takes the former AdamW": ["is not ADOPT's", "correct_bias", "start ADOPT without", WEIGHTS],
