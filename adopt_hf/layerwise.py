@@ -1,15 +1,28 @@
 """ADOPT that updates each parameter as its gradient becomes ready, so that all gradients never exist at once."""
 
+import gc
+import inspect
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import Variable
+from torch.autograd.function import BackwardCFunction
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from adopt_hf.backends import capture
 from adopt_hf.optimizer import ADOPT
+
+logger = logging.getLogger("adopt_hf")
+
+# By id of the parameter. The owner holds its parameters, so that an id means one tensor as long as the entry lives.
+_owners: "weakref.WeakValueDictionary[int, LayerwiseADOPT]" = weakref.WeakValueDictionary()
+OF_THE_PARAMETER = 2  # references to a storage: the tensor's, and that of the Python object that asks
+warned: set[str] = set()
 
 
 class LayerwiseADOPT(ADOPT):
@@ -21,22 +34,61 @@ class LayerwiseADOPT(ADOPT):
     norm (there are none left to clip when `backward()` has ended). `step()` ends the step, and must be called after
     each `backward()`.
 
+    Every `backward()` that reaches a parameter moves it, also that of another loss: a GAN's generator must freeze the
+    discriminator (`requires_grad_(False)`) for its own `backward()`, and so must an actor its critic. Updates that no
+    `step()` has ended raise at the next `zero_grad()` or `backward()`. A parameter whose memory another tensor shares
+    (`p.data` in the same graph, a `state_dict()` that is kept) keeps its gradient, and is updated in `step()`.
+
     Args: those of ADOPT.
 
-    Raises, in `backward()`:
-        RuntimeError: a parameter gets a second gradient before `step()`, or there are several processes.
+    Raises:
+        RuntimeError: If a parameter belongs to another LayerwiseADOPT that is alive. In `backward()`: If a parameter
+            gets a second gradient before `step()`, or there are several processes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._hooks: dict[Tensor, RemovableHandle] = {}
         self._done: set[Tensor] = set()  # since the last step()
+        self._is_running = False  # a backward() that has updated something, as far as is known
+        self._has_ended = False  # such a backward(), and no step() has followed
+        self._is_released = False
         self._places: dict[Tensor, tuple[int, int, int]] = {}  # group, position in it, number among all
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except Exception:
+            self.release()
+            raise
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As ADOPT's; the parameters are updated in `backward()` from now on."""
         super().add_param_group(param_group)
+        try:
+            for p in self.param_groups[-1]["params"]:
+                self._check_owner(p)
+        except RuntimeError:
+            self.param_groups.pop()
+            raise
         self._watch()
+
+    def release(self) -> None:
+        """Let go of the parameters, so that another LayerwiseADOPT may have them. This one cannot step any more."""
+        for p, hook in self._hooks.items():
+            hook.remove()
+            if _owners.get(id(p)) is self:
+                del _owners[id(p)]
+        self._hooks.clear()
+        self._end_step()
+        self._is_released = True
+
+    def _check_owner(self, p: Tensor) -> None:
+        if _owners.get(id(p), self) is not self:
+            gc.collect()  # it may be waiting for that
+        if _owners.get(id(p), self) is not self:
+            raise RuntimeError(
+                f"a parameter of shape {tuple(p.shape)} belongs to another LayerwiseADOPT, which updates it in "
+                "backward(): call release() of that one, or delete all references to it (del optimizer). Two models "
+                "that share parameters take one LayerwiseADOPT over all of them, or ADOPT"
+            )
 
     def _watch(self) -> None:
         """Let hooks update all parameters that can have a gradient now."""
@@ -44,13 +96,43 @@ class LayerwiseADOPT(ADOPT):
 
         def update(p: Tensor) -> None:
             alive = optimizer()
-            if alive is not None and p.grad is not None:
-                alive._update_one(p)
+            # A tensor that has been swapped with a parameter has the parameter's hook now.
+            if alive is not None and p.grad is not None and p in alive._hooks:
+                alive._take(p)
 
         for group in self.param_groups:
             for p in group["params"]:
-                if p.requires_grad and p not in self._hooks:
+                if p.requires_grad and p not in self._hooks and not is_lazy(p):
+                    self._check_owner(p)
                     self._hooks[p] = p.register_post_accumulate_grad_hook(update)
+                    _owners[id(p)] = self
+
+    def _take(self, p: Tensor) -> None:
+        """Use a gradient that has just become ready."""
+        if self._has_ended and p not in self._done:
+            p.grad = None
+            raise RuntimeError(f"{_not_ended(len(self._done))} Call step() after each backward() of this optimizer's")
+        if p not in self._done and _is_shared(p):
+            if "shared" not in warned:
+                warned.add("shared")
+                logger.warning(
+                    "Another tensor shares the memory of a parameter of shape %s (its .data in the same graph, or a "
+                    "state_dict() that is kept): LayerwiseADOPT updates such parameters in step() and keeps their "
+                    "gradients until then, which takes memory.",
+                    tuple(p.shape),
+                )
+            return
+        if not self._is_running and not _is_nested():
+            self._is_running = True
+            optimizer = weakref.ref(self)
+
+            def end() -> None:
+                alive = optimizer()
+                if alive is not None:
+                    alive._is_running, alive._has_ended = False, bool(alive._done)
+
+            Variable._execution_engine.queue_callback(end)  # is not called if backward() is interrupted
+        self._update_one(p)
 
     def _place(self, p: Tensor) -> tuple[int, int, int]:
         index, position, _ = self._places.get(p, (0, 0, 0))
@@ -74,8 +156,10 @@ class LayerwiseADOPT(ADOPT):
             p.grad = None
             raise RuntimeError(
                 f"a parameter of shape {tuple(p.shape)} got a second gradient before step(): a layerwise ADOPT cannot "
-                "accumulate gradients over several calls of backward(); use ADOPT, or a larger batch. After a "
-                "backward() that was interrupted call the optimizer's zero_grad()"
+                "accumulate gradients over several calls of backward(); use ADOPT, or a larger batch. Where the first "
+                "came from another loss (a GAN's generator, an actor through its critic) set requires_grad_(False) on "
+                "these parameters during that backward(). After a backward() that was interrupted call the optimizer's "
+                "zero_grad()"
             )
         index, position, number = self._place(p)
         group = self.param_groups[index]
@@ -85,9 +169,23 @@ class LayerwiseADOPT(ADOPT):
         p.grad = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget gradients, and that parameters have been updated by a `backward()` that was interrupted."""
+        """Forget gradients, and that parameters have been updated by a `backward()` that was interrupted.
+
+        Raises:
+            RuntimeError: If a `backward()` has updated parameters to its end, and no `step()` has followed.
+        """
         super().zero_grad(set_to_none)
+        moved = len(self._done) if self._has_ended else 0
+        self._end_step()
+        if moved:
+            raise RuntimeError(
+                f"{_not_ended(moved)} It is too late to drop the gradients: set requires_grad_(False) on these "
+                "parameters during a backward() that is not theirs, or use ADOPT, and start from the weights of before"
+            )
+
+    def _end_step(self) -> None:
         self._done.clear()
+        self._is_running = self._has_ended = False
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -111,6 +209,8 @@ class LayerwiseADOPT(ADOPT):
         Returns:
             What `closure` returned.
         """
+        if self._is_released:
+            raise RuntimeError("release() has been called: this LayerwiseADOPT has no parameters to step with any more")
         loss = None
         if closure is not None:
             capture.check(self.param_groups, self.state)
@@ -118,14 +218,39 @@ class LayerwiseADOPT(ADOPT):
                 loss = closure()
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None:  # it had no hook yet
+                if p.grad is not None:  # it had no hook yet, has lost it to torch.utils.swap_tensors, or is shared
                     self._update_one(p)
         self._watch()
-        self._done.clear()
+        self._end_step()
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for name, empty in (("_hooks", {}), ("_done", set()), ("_places", {})):  # a pickle has none
             self.__dict__.setdefault(name, empty)
-        self._watch()
+        for name in ("_is_running", "_has_ended", "_is_released"):
+            self.__dict__.setdefault(name, False)
+        if not self._is_released:
+            self._watch()
+
+
+def _not_ended(moved: int) -> str:
+    return (
+        f"backward() has moved {moved} parameters of a LayerwiseADOPT and no step() has followed. If that was the "
+        "backward() of another loss (a GAN's generator, an actor through its critic), they have moved on gradients "
+        "that are not their own."
+    )
+
+
+def _is_nested() -> bool:
+    """Return whether this backward() runs inside of another one, as those of reentrant checkpoints do."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not BackwardCFunction.apply.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_shared(p: Tensor) -> bool:
+    """Return whether another tensor has the storage of `p`, such as one that the rest of the graph reads."""
+    count = getattr(torch._C, "_storage_Use_Count", None)  # private: where torch has none, such reads are not seen
+    return count is not None and count(p.untyped_storage()._cdata) > OF_THE_PARAMETER

@@ -5,6 +5,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from adopt_hf import algorithm, backends, differences, moments, rounding, states, storage
@@ -154,7 +155,7 @@ class ADOPT(Optimizer):
         try:
             storage.check(group)
             for i, p in enumerate(group["params"]):
-                if p.device.type == "meta" or not p.requires_grad:  # it will have changed before it is updated
+                if p.device.type == "meta" or not p.requires_grad or is_lazy(p):  # it will have changed until then
                     continue
                 rounded = not storage.storage_of(p, group, i, is_flat=False).is_plain
                 backends.choose(group["backend"], p.device, p.dtype, capturable=group["capturable"], rounded=rounded)

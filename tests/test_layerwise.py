@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import logging
 import pickle
 import weakref
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from adopt_hf import ADOPT, LayerwiseADOPT, param_groups
+from adopt_hf import layerwise as layerwise_module
 
 
 def model() -> nn.Module:
@@ -197,3 +200,205 @@ def test_step_hooks_run_once_a_step() -> None:
     optimizer.register_step_post_hook(lambda *_: calls.append(1))
     train(module, optimizer, 0, 3)
     assert len(calls) == 3
+
+
+# -- gradients that are not its own ------------------------------------------------------------------------------------
+
+
+def gan(cls: type[ADOPT], freezes: bool, steps: int = 6) -> tuple[nn.Module, float]:
+    """The usual loop. Returns the discriminator, and how far the generator's `backward()` has moved it."""
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
+    discriminator = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))
+    of_g, of_d = cls(generator.parameters(), lr=1e-2), cls(discriminator.parameters(), lr=1e-2)
+    loss, moved = nn.BCEWithLogitsLoss(), 0.0
+    for t in range(steps):
+        random = torch.Generator().manual_seed(t)
+        real, noise = torch.randn(32, 2, generator=random) + 2, torch.randn(32, 4, generator=random)
+        of_d.zero_grad()
+        judged = torch.cat([discriminator(real), discriminator(generator(noise).detach())])
+        loss(judged, torch.cat([torch.ones(32, 1), torch.zeros(32, 1)])).backward()
+        of_d.step()
+        before = copy.deepcopy(list(discriminator.parameters()))
+        discriminator.requires_grad_(not freezes)
+        of_g.zero_grad()
+        loss(discriminator(generator(noise)), torch.ones(32, 1)).backward()
+        of_g.step()
+        discriminator.requires_grad_(True)
+        moved = max(
+            moved, *((p - q).abs().max().item() for p, q in zip(discriminator.parameters(), before, strict=True))
+        )
+    return discriminator, moved
+
+
+def test_a_gan_raises_unless_the_discriminator_is_frozen() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"moved 4 parameters .* no step\(\) has followed.*generator.*requires_grad_"
+    ):
+        gan(LayerwiseADOPT, freezes=False)
+    (expected, still), (frozen, moved) = gan(ADOPT, freezes=False), gan(LayerwiseADOPT, freezes=True)
+    assert still == moved == 0
+    assert all(map(torch.equal, expected.parameters(), frozen.parameters()))
+
+
+@pytest.mark.parametrize("clears", ["optimizer", "module", "nothing"])
+def test_an_actor_that_moves_its_critic_raises(clears: str) -> None:
+    """As in stable-baselines3's DDPG and TD3: the actor's loss goes through one of two critics."""
+    torch.manual_seed(0)
+    actor, critics = nn.Linear(3, 2), nn.ModuleList([nn.Linear(5, 1), nn.Linear(5, 1)])
+    of_actor, of_critics = LayerwiseADOPT(actor.parameters()), LayerwiseADOPT(critics.parameters())
+    seen = torch.randn(8, 3)
+
+    def update() -> None:
+        if clears != "nothing":
+            (of_critics if clears == "optimizer" else critics).zero_grad()
+        both = torch.cat([seen, actor(seen).detach()], 1)
+        sum((critic(both) - 1).square().mean() for critic in critics).backward()
+        of_critics.step()
+        of_actor.zero_grad()
+        (-critics[0](torch.cat([seen, actor(seen)], 1)).mean()).backward()
+        of_actor.step()
+
+    update()
+    with pytest.raises(RuntimeError, match=r"an actor through its critic"):
+        update()
+
+
+def test_a_backward_over_other_parameters_before_the_step_is_an_error() -> None:
+    parts = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 1)])
+    optimizer = LayerwiseADOPT(parts.parameters())
+    before = copy.deepcopy(parts[1].state_dict())
+    parts[0](torch.ones(2, 3)).sum().backward()
+    with pytest.raises(RuntimeError, match=r"moved 2 parameters .*Call step\(\) after each backward"):
+        parts[1](torch.ones(2, 3)).sum().backward()
+    assert all(torch.equal(before[name], t) for name, t in parts[1].state_dict().items())
+    optimizer.step()
+    parts[1](torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_are_one_backward(reentrant: bool) -> None:
+    """A reentrant checkpoint runs a backward() of its own inside of the other one."""
+    results = []
+    for cls in (ADOPT, LayerwiseADOPT):
+        module = model()
+        optimizer = cls(module.parameters(), lr=0.05)
+        for step in range(4):
+            x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step)).requires_grad_()
+            inner = checkpoint(module[:3], x, use_reentrant=reentrant)
+            module[4](checkpoint(module[3], inner, use_reentrant=reentrant)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append(module)
+    assert all(map(torch.equal, results[0].parameters(), results[1].parameters()))
+
+
+# -- one owner ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_of_them_on_one_net_are_an_error() -> None:
+    shared, heads = nn.Linear(3, 3), [nn.Linear(3, 1), nn.Linear(3, 1)]
+    first = LayerwiseADOPT([*shared.parameters(), *heads[0].parameters()], lr=0.1)
+    with pytest.raises(RuntimeError, match=r"shape \(3, 3\) belongs to another LayerwiseADOPT.*release\(\)") as caught:
+        LayerwiseADOPT([{"params": heads[1].parameters()}, {"params": shared.parameters()}])
+    third = LayerwiseADOPT(heads[1].parameters())  # the one that failed has kept nothing, although it is alive:
+    assert caught.traceback
+    with pytest.raises(RuntimeError, match="belongs to another"):
+        third.add_param_group({"params": shared.parameters()})
+    assert len(third.param_groups) == 1
+    for _ in range(2):
+        (heads[0](shared(torch.ones(2, 3))) + heads[1](torch.ones(2, 3))).sum().backward()
+        first.step()
+        third.step()
+    assert all(p.grad is None for part in (shared, *heads) for p in part.parameters())
+
+
+def test_a_cell_that_is_run_again() -> None:
+    module = model()
+    old = LayerwiseADOPT(module.parameters(), lr=0.05)
+    with pytest.raises(RuntimeError, match=r"delete all references to it \(del optimizer\)"):
+        LayerwiseADOPT(module.parameters(), lr=0.05)
+    loss(module, 0).backward()
+    old.step()
+    old.release()
+    new = LayerwiseADOPT(module.parameters(), lr=0.05)
+    with pytest.raises(RuntimeError, match=r"release\(\) has been called"):
+        old.step()
+    train(module, new, 0, 3)
+    assert all(old.state[p]["step"] == 1 and new.state[p]["step"] == 3 for p in module.parameters())
+
+
+def test_an_old_one_that_only_waits_to_be_collected_is_no_owner() -> None:
+    module = model()
+    old: Any = LayerwiseADOPT(module.parameters())
+    old.itself = old
+    del old
+    train(module, LayerwiseADOPT(module.parameters()), 0, 2)
+
+
+# -- memory that others read, and parameters that change under it ------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", ["data", "detach", "no_grad view"])
+def test_what_the_rest_of_the_graph_reads_is_not_changed(read: str, caplog: pytest.LogCaptureFixture) -> None:
+    """`first` is read without a gradient of its own, by a part of the graph whose turn comes after its update."""
+    layerwise_module.warned.clear()
+    results = []
+    for cls in (ADOPT, LayerwiseADOPT):
+        torch.manual_seed(0)
+        first, second = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4))
+        optimizer = cls([first, second], lr=0.1)
+        for step in range(4):
+            x = torch.randn(3, 4, generator=torch.Generator().manual_seed(step))
+            with torch.no_grad():
+                view = first[:]
+            reads = {"data": first.data, "detach": first.detach(), "no_grad view": view}[read]
+            hidden = (x @ second).tanh() @ reads
+            del reads, view
+            with caplog.at_level(logging.WARNING, "adopt_hf"):
+                (hidden.tanh() @ first).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append((first, second))
+    assert all(map(torch.equal, *results))
+    assert caplog.text.count("shares the memory of a parameter of shape (4, 4)") == 1
+
+
+def test_a_graph_that_is_kept_is_refused() -> None:
+    module = model()
+    optimizer = LayerwiseADOPT(module.parameters())
+    value = loss(module, 0)
+    value.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+def test_swapped_tensors() -> None:
+    results = []
+    for cls in (ADOPT, LayerwiseADOPT):
+        module = model()
+        optimizer = cls(module.parameters(), lr=0.05)
+        train(module, optimizer, 0, 2)
+        other = nn.Parameter(module[3].weight.detach().clone() * 2)
+        torch.utils.swap_tensors(module[3].weight, other)
+        train(module, optimizer, 2, 5)
+        (other * 2).sum().backward()  # has the hook now, and is none of the optimizer's
+        assert other.grad is not None
+        results.append(module)
+    assert all(map(torch.equal, results[0].parameters(), results[1].parameters()))
+
+
+def test_lazy_modules() -> None:
+    results = []
+    for cls in (ADOPT, LayerwiseADOPT):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(1))
+        optimizer = cls(module.parameters(), lr=0.05, state_bits=8)
+        torch.manual_seed(1)
+        train(module, optimizer, 0, 4)
+        results.append(module)
+    assert all(map(torch.equal, results[0].parameters(), results[1].parameters()))
+    loss(module, 4).backward()
+    assert all(p.grad is None for p in module.parameters())
