@@ -1,5 +1,9 @@
 """`Accelerator.prepare` with ADOPT, in one process; launches with several are in tests/distributed."""
 
+import socket
+from pathlib import Path
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -23,3 +27,49 @@ def test_float32_moments_of_bfloat16_parameters_survive_prepare() -> None:
         assert torch.equal(state["exp_avg_sq"], expected)
         assert state["step"].item() == 3
     assert any(not torch.equal(v, v.bfloat16().float()) for v in before)  # bfloat16 could not have held them
+
+
+# What Accelerate gives to `deepspeed.initialize` under offload; the real method of Accelerate, up to there.
+OFFLOADED = """
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin, PartialState
+import accelerate.accelerator
+import deepspeed
+import adopt_hf
+
+class Given(Exception):
+    pass
+
+def initialize(**kwargs):
+    raise Given(type(kwargs["optimizer"]).__name__)
+
+def replaced(optimizer):
+    raise Given("DeepSpeedCPUAdam for " + type(optimizer).__name__)
+
+deepspeed.initialize = initialize
+accelerate.accelerator.map_pytorch_optim_to_deepspeed = replaced
+config = adopt_hf.integrations.deepspeed.config(
+    stage=2, offload="optimizer", train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=0.0
+)
+del config["zero_force_ds_cpu_optimizer"]                   # as in a config that nobody has made for ADOPT
+PartialState(cpu=True)
+accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
+model = torch.nn.Linear(2, 2)
+for cls in (torch.optim.AdamW, adopt_hf.LayerwiseADOPT, adopt_hf.ADOPT):
+    accelerator.deepspeed_plugin.deepspeed_config.pop("zero_force_ds_cpu_optimizer", None)
+    try:
+        accelerator.prepare(model, cls(model.parameters()))
+    except Given as given:
+        print(given)
+"""
+
+
+def test_an_offloaded_adopt_is_not_replaced(python: Any, tmp_path: Path) -> None:
+    """The guard that keeps Accelerate from training Adam, which it does with every other optimizer, without a word."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment = alone | {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
+    said = python("-c", OFFLOADED, cwd=tmp_path, env=environment).splitlines()
+    assert said == ["DeepSpeedCPUAdam for AdamW", "LayerwiseADOPT", "ADOPT"]
