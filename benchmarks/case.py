@@ -23,6 +23,7 @@ from benchmarks.stream import Stream
 Row = dict[str, Any]
 
 PLACEMENT = 3  # rounds
+HOST_ROUNDS = 10  # for each round of a case: they are short
 
 
 def head(device: str, shape: str, dtype: str, scale: float, threads: int) -> dict[str, Any]:
@@ -168,9 +169,10 @@ def _host_times(
     names = [name for name, row in rows.items() if not row["why"] and not PEERS[name].compiles]
     steppers, _ = _steppers(names, gradients([(1,)] * len(sizes), dtype, "cpu", seed), peers_path)
     steps = {name: partial(_timed, stepper, clock.on_cpu) for name, stepper in steppers.items()}
-    done, errors = interleave(steps, rounds, WARMUP)
+    done, errors = interleave(steps, HOST_ROUNDS * rounds, WARMUP)
     for name in names:
         rows[name]["host_ms"] = quartiles([r[name].wall_ms for r in done if name in r])
+        rows[name]["host_to_adamw"] = ratio(done, name, BASELINE, "cpu_ms")
         if name in errors:
             rows[name]["notes"].append(f"host time not measured: {errors[name]}")
 

@@ -94,6 +94,7 @@ GOALS: dict[str, list[Goal]] = {
         Goal("x DeepSpeedCPUAdam <= 1.00", _to_deepspeed, limit=1.0),
         Goal("x stream <= 1.10", partial(_to, "to_floor"), limit=1.1),
         TEMPORARIES,
+        Goal("host, CPU time, x AdamW fused <= 0.50", partial(_to, "host_to_adamw"), limit=0.5),
         Goal("8-bit moments / ours <= 1.30", partial(_theirs, EIGHT_BITS, 2), limit=1.3),
         *UNOBSERVED,
         *_others(8),

@@ -58,6 +58,7 @@ SHAPES: dict[str, Shape] = {
     "lora-40m": Shape(
         "LoRA of rank 16 on a Llama 7B", lora(16, layers=32, width=4096, hidden=11008), ("cpu", "cuda"), host_time=True
     ),
+    "small-2000": Shape("2,000 tensors of one element", [(1,)] * 2000, ("cpu", "cuda"), host_time=True),
 }
 
 
