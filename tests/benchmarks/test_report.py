@@ -96,9 +96,7 @@ def test_what_no_result_has_says_so_once(cpu_result: Result, rows_of: Rows) -> N
     report_of_both = report.render([cpu_result, other])
     (missing,) = report_of_both.split("### A step: CPU, not measured yet")[1:]
     shown = rows_of(missing.split("\n\n")[1])[2:]
-    assert [row[0].split(":")[0] for row in shown] == [
-        SHAPES[name].title for name in ("flat-124m", "small-2000")
-    ]
+    assert [row[0].split(":")[0] for row in shown] == [SHAPES[name].title for name in ("flat-124m", "small-2000")]
     assert all(set(row[1:]) == {"not measured"} for row in shown)
     assert report_of_both.count("Goals:") == 2
 
