@@ -39,8 +39,17 @@ def follow(engine: Any) -> None:
     """Let the ADOPT of a DeepSpeed engine see which tensors have a gradient, and count their steps one by one.
 
     All processes of the engine call this.
+
+    Raises:
+        ValueError: If the state is on NVMe and has fewer than 32 bits.
     """
     optimizer = engine.basic_optimizer
+    bits = {group["state_bits"] for group in optimizer.param_groups} - {32}
+    if bits and is_on_nvme(engine):
+        raise ValueError(
+            f"state_bits={min(bits)} with the optimizer on NVMe: DeepSpeed reads the moments back as float32 numbers, "
+            'whatever they were, as Adam\'s are. Write state_bits=32, or "device": "cpu" in "offload_optimizer"'
+        )
     compat.universal_checkpoint_info(engine.module)  # is there from now on
     flat_groups = compat.zero_flat_groups(engine.optimizer)
     whole = compat.zero_whole_tensors(engine)

@@ -122,3 +122,10 @@ def test_or_refused_before_training(found: list[dict[str, Any]]) -> None:
     for rank in found:
         wanted = ["ValueError", "load_best_model_at_end", '"stage3_gather_16bit_weights_on_model_save": true']
         assert [words for words in wanted if words not in rank["error: best, on NVMe, without weights"]] == []
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_few_bits_on_nvme_are_refused(bits: int, found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        wanted = ["ValueError", f"state_bits={bits}", "NVMe", "state_bits=32"]
+        assert [words for words in wanted if words not in rank[f"error: {bits} bits on NVMe"]] == []

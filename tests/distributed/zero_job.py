@@ -319,6 +319,18 @@ def best(folder: Path, gathered: bool = True) -> dict[str, Any]:
     return found
 
 
+def few_bits_on_nvme(bits: int) -> None:
+    """An engine that says that its optimizer is on NVMe."""
+    model, engine_class = make_model(), deepspeed.DeepSpeedEngine
+    on_nvme = engine_class.zero_nvme_offload_optimizer
+    engine_class.zero_nvme_offload_optimizer = lambda engine: True
+    try:
+        optimizer = ADOPT(groups(model), **NUMBERS, state_bits=bits)
+        deepspeed.initialize(model=model, optimizer=optimizer, config=numbers(3, offload="optimizer"))
+    finally:
+        engine_class.zero_nvme_offload_optimizer = on_nvme
+
+
 class Gate(nn.Module):
     """Tokens of the first half of the table go to the first expert, and the others to the second."""
 
@@ -413,6 +425,7 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
         },
         "best, on NVMe": functools.partial(best, folder),
         "error: best, on NVMe, without weights": functools.partial(best, folder, gathered=False),
+        **{f"error: {bits} bits on NVMe": functools.partial(few_bits_on_nvme, bits) for bits in (8, 16)},
         **{f"moved, stage {stage}": functools.partial(moved, stage) for stage in (1, 2)},
         "error: moved, stage 3": functools.partial(moved, 3),
         **{f"experts, stage {stage}": functools.partial(experts, stage) for stage in (0, 1, 2)},
