@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope
 PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct paper test test-slow test-distributed test-long test-distributed-docs check bench bench-train bench-low-bits bench-report
+.PHONY: demo demo-instruct paper test test-slow test-distributed test-long test-distributed-docs mutants check bench bench-train bench-low-bits bench-report
 
 demo: $(STAMP)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -37,6 +37,10 @@ test-long: $(STAMP)
 
 test-distributed-docs: $(STAMP)
 	$(RUN) -m pytest -m distributed tests/distributed/test_matrix.py --update-docs
+
+# Planted faults, each in a copy of the tree: all of them have to be noticed. Half an hour and more on two cores.
+mutants: $(STAMP)
+	$(RUN) -m tests.mutants --jobs 2
 
 check: $(STAMP)
 	$(RUN) -m ruff check .

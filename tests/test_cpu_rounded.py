@@ -56,6 +56,7 @@ def gradients(t: int, kind: str, dtype: torch.dtype) -> list[Tensor]:
         ("rows", {}),
         ("half", {}),
         ("half", {"weight_decay": 0.1}),  # coupled: nothing stays unobserved
+        ("half", {"maximize": True}),
         ("observed one after the other", {"weight_decay": 0.1, "decouple": True, "beta2_warmup": True}),
         ("zero again", {"betas": (0.9, 0.0)}),
         ("not finite", {}),

@@ -1,6 +1,6 @@
 """All mutants, by the part that they damage."""
 
-from tests.mutants.catalog import kernels
+from tests.mutants.catalog import integrations, kernels, optimizer, update
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*kernels.MUTANTS,)
+MUTANTS: tuple[Mutant, ...] = (*kernels.MUTANTS, *update.MUTANTS, *optimizer.MUTANTS, *integrations.MUTANTS)

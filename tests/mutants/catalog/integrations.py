@@ -1,0 +1,176 @@
+"""Faults of what stands between ADOPT and other packages, and of what the docs say."""
+
+from tests.mutants.mutant import Mutant
+
+INTEGRATIONS = "adopt_hf/integrations/"
+OF_TRAINER = ("tests/integrations/test_trainer.py", "-k", "groups or info_line or by_hand or parse")
+OF_STORAGE = ("tests/integrations/test_trainer_storage.py", "-k", "8_bits or refuses")
+OF_OPTIM_ARGS = ("tests/integrations/test_optim_args.py",)
+OF_DEEPSPEED = ("tests/integrations/test_deepspeed_config.py",)
+OF_GUARD = ("tests/integrations/test_guard.py",)
+OF_CHECKPOINTS = ("tests/integrations/test_checkpoints.py", "-k", "missed or held or complete or rotation")
+OF_GROUPS = ("tests/test_param_groups.py",)
+OF_DOCS = ("tests/test_docs.py",)
+
+MUTANTS = (
+    Mutant(
+        "optim-args-twice",
+        f"{INTEGRATIONS}optim_args.py",
+        "            if name in values:\n",
+        "            if name in ():\n",
+        OF_OPTIM_ARGS,
+        "the second of two values would win in silence",
+    ),
+    Mutant(
+        "optim-args-false-is-true",
+        f"{INTEGRATIONS}optim_args.py",
+        "return True if raw.lower() in TRUE else False if raw.lower() in FALSE else raw",
+        "return bool(raw)",
+        OF_OPTIM_ARGS,
+        "decouple=false would be True",
+    ),
+    Mutant(
+        "trainer-coupled-decay",
+        f"{INTEGRATIONS}trainer.py",
+        '        "decouple": True,\n',
+        '        "decouple": False,\n',
+        OF_TRAINER,
+        "weight_decay would be L2 under the Trainer",
+    ),
+    Mutant(
+        "trainer-16-for-8-bits",
+        f"{INTEGRATIONS}trainer.py",
+        'values["state_bits"] = 8',
+        'values["state_bits"] = 16',
+        OF_STORAGE,
+        "adopt_8bit would take twice the memory",
+    ),
+    Mutant(
+        "trainer-layerwise-on-several-processes",
+        f"{INTEGRATIONS}trainer.py",
+        'processes: start one": args.world_size > 1,',
+        'processes: start one": args.world_size > 2,',
+        OF_STORAGE,
+        "two processes would train apart",
+    ),
+    Mutant(
+        "trainer-embeddings-in-8-bits",
+        f"{INTEGRATIONS}trainer.py",
+        "        storage.keep_float32(embeddings(model))\n",
+        "        embeddings(model)\n",
+        OF_STORAGE,
+        "embeddings would have 8-bit moments",
+    ),
+    Mutant(
+        "param-groups-embeddings-in-8-bits",
+        "adopt_hf/param_groups.py",
+        "    keep_float32(embeddings(model))\n",
+        "    embeddings(model)\n",
+        ("tests/test_storage.py", "-k", "embeddings or groups_of_its_own"),
+        "in an own loop embeddings would have 8-bit moments",
+    ),
+    Mutant(
+        "param-groups-norms-decayed",
+        "adopt_hf/param_groups.py",
+        r"|_norm(?:$|\.)",
+        "",
+        OF_GROUPS,
+        "q_norm and k_norm would be decayed",
+    ),
+    Mutant(
+        "accelerate-offload-guard-removed",
+        f"{INTEGRATIONS}accelerate.py",
+        "            keep_adopt(config)\n",
+        "            pass\n",
+        OF_DEEPSPEED,
+        "Accelerate would train with DeepSpeedCPUAdam when the optimizer is offloaded",
+    ),
+    Mutant(
+        "deepspeed-unknown-key-taken",
+        f"{INTEGRATIONS}deepspeed.py",
+        "        if key not in KEYS:\n",
+        "        if not key:\n",
+        OF_DEEPSPEED,
+        "a misspelt key of the block would be lost, or an error of Python",
+    ),
+    Mutant(
+        "guard-adopts-state-in-adam",
+        f"{INTEGRATIONS}guard.py",
+        "    if not saved or not states.is_adopt(saved):",
+        "    if not saved or states.is_adopt(saved):",
+        OF_GUARD,
+        "AdamW would go on with ADOPT's moments, and move weights by 10,000 times the learning rate",
+    ),
+    Mutant(
+        "checkpoints-sizes-not-compared",
+        f"{INTEGRATIONS}checkpoints.py",
+        "        if found != size:\n",
+        "        if found > size:\n",
+        OF_CHECKPOINTS,
+        "a file that was cut off would pass as complete",
+    ),
+    Mutant(
+        "checkpoints-mark-of-another-step",
+        f"{INTEGRATIONS}checkpoints.py",
+        "    if step_of(checkpoint) not in (None, step):",
+        "    if step_of(checkpoint) is ...:",
+        ("tests/integrations/test_checkpoints.py", "-k", "older_step or complete"),
+        "the mark of an older checkpoint in the same place would pass",
+    ),
+    Mutant(
+        "memory-padding-of-zero",
+        f"{INTEGRATIONS}memory.py",
+        "FLAT_ALIGNMENT = 2",
+        "FLAT_ALIGNMENT = 1",
+        ("tests/integrations/test_memory.py", "-k", "shapes"),
+        "the command would promise fewer bytes than ZeRO 1 and 2 take",
+    ),
+    Mutant(
+        "docs-parity-of-accelerate",
+        "docs/integrations.md",
+        "| ddp fp32 | 2, MULTI_CPU | 3e-07 | bit for bit | yes | 3e-07 |",
+        "| ddp fp32 | 2, MULTI_CPU | 3e-07 | bit for bit | yes | 5e-01 |",
+        OF_DOCS,
+        "the page would show a mode that does not train the same weights",
+    ),
+    Mutant(
+        "docs-parity-of-bf16",
+        "docs/integrations.md",
+        "| zero3 bf16 | 2, DEEPSPEED 3 | 3.6% of the way",
+        "| zero3 bf16 | 2, DEEPSPEED 3 | 93.6% of the way",
+        OF_DOCS,
+        "the page would show a run that went another way",
+    ),
+    Mutant(
+        "docs-bytes-of-fsdp2",
+        "docs/integrations.md",
+        "399,384 + 0 (rank 0)",
+        "299,384 + 0 (rank 0)",
+        OF_DOCS,
+        "the page would promise fewer bytes than FSDP2 takes",
+    ),
+    Mutant(
+        "docs-a-key-that-does-not-exist",
+        "README.md",
+        "block_size bf16_stochastic_round seed",
+        "block_size nesterov bf16_stochastic_round seed",
+        OF_DOCS,
+        "a reader would write a key that is an error",
+    ),
+    Mutant(
+        "docs-another-default",
+        "README.md",
+        "| `eps` | 1e-6 |",
+        "| `eps` | 1e-8 |",
+        OF_DOCS,
+        "a reader would rely on a default that is not there",
+    ),
+    Mutant(
+        "docs-a-missing-argument",
+        "README.md",
+        "| `maximize` | False | |\n",
+        "",
+        OF_DOCS,
+        "an argument would be documented nowhere",
+    ),
+)

@@ -1,0 +1,235 @@
+"""Faults of the optimizer, its plan of a step, flat parameters, saved states and the layerwise form."""
+
+from tests.mutants.mutant import Mutant
+
+OPTIMIZER, PLAN, KEPT_PLAN, PARTITION, STATES, LAYERWISE = (
+    f"adopt_hf/{name}.py" for name in ("optimizer", "plan", "kept_plan", "partition", "states", "layerwise")
+)
+OF_OPTIMIZER = ("tests/test_optimizer.py",)
+OF_TORCH = ("tests/test_torch_properties.py", "-k", "closure or errors or load")
+OF_KEPT_PLAN = ("tests/test_kept_plan.py",)
+OF_PARTITION = ("tests/test_partition.py",)
+OF_STATES = ("tests/test_states.py",)
+OF_LAYERWISE = ("tests/test_layerwise.py",)
+OF_CAPTURABLE = ("tests/test_capturable.py", "-k", "scale")
+
+MUTANTS = (
+    Mutant(
+        "optimizer-closure-without-gradients",
+        OPTIMIZER,
+        "            with torch.enable_grad():\n                loss = closure()\n        self._update()",
+        "            loss = closure()\n        self._update()",
+        OF_TORCH,
+        "step(closure) would raise, or step on old gradients",
+    ),
+    Mutant(
+        "optimizer-bad-group-stays",
+        OPTIMIZER,
+        "            self.param_groups.pop()\n            raise",
+        "            raise",
+        OF_OPTIMIZER,
+        "a group that was refused would be trained all the same",
+    ),
+    Mutant(
+        "optimizer-plan-outlives-a-load",
+        OPTIMIZER,
+        "        self.kept_plans = {}\n        self.defaults.pop",
+        '        self.__dict__.setdefault("kept_plans", {})\n        self.defaults.pop',
+        (*OF_KEPT_PLAN, "tests/test_torch_properties.py", "-k", "kept or load or pickle"),
+        "a load might go on with the moments of before",
+    ),
+    Mutant(
+        "optimizer-16-bit-moments-after-a-load",
+        OPTIMIZER,
+        "                        if name in saved:\n",
+        "                        if name in saved and saved[name].dtype != torch.float32:\n",
+        OF_OPTIMIZER,
+        "moments of bfloat16 parameters would be bfloat16 from the first resume on",
+    ),
+    Mutant(
+        "optimizer-scaler-skips-nothing",
+        OPTIMIZER,
+        '            group["capturable"] and not any(',
+        "            not any(",
+        OF_CAPTURABLE,
+        "a GradScaler would neither unscale nor skip where the step does not do it",
+    ),
+    Mutant(
+        "plan-zero-gradients-count",
+        PLAN,
+        "        if t == 0:\n            seen = observed(",
+        "        if t < 0:\n            seen = observed(",
+        OF_OPTIMIZER,
+        "steps on zero gradients, which frameworks make to allocate state, would count",
+    ),
+    Mutant(
+        "plan-sparse-gradients-taken",
+        PLAN,
+        "            if grad is not None and grad.layout != torch.strided:",
+        "            if grad is None and p.layout != torch.strided:",
+        OF_OPTIMIZER,
+        "a sparse gradient would end in an error of a kernel, half way through the step",
+    ),
+    Mutant(
+        "kept-plan-options-not-compared",
+        KEPT_PLAN,
+        "        if list(map(_options, groups)) != self.options:\n            return None\n",
+        "",
+        OF_KEPT_PLAN,
+        "an option that was changed in a group would have no effect",
+    ),
+    Mutant(
+        "kept-plan-addresses-not-compared",
+        KEPT_PLAN,
+        "        if not all(all(map(eq, now, then)) for now, then in layouts):\n            return None\n",
+        "        list(map(list, (now for now, _ in layouts)))\n",
+        OF_KEPT_PLAN,
+        "a kernel would write into memory that a parameter no longer has",
+    ),
+    Mutant(
+        "kept-plan-moments-not-compared",
+        KEPT_PLAN,
+        "        if not all(all(map(is_, new, old)) for new, old in zip(now, self.moments, strict=True)):\n"
+        "            return None\n",
+        "",
+        OF_KEPT_PLAN,
+        "moments that were replaced would not be trained on",
+    ),
+    Mutant(
+        "kept-plan-counts-not-compared",
+        KEPT_PLAN,
+        "        if not all(entry.holds(steps) for entry in self.entries):\n            return None\n",
+        "",
+        OF_KEPT_PLAN,
+        "a step count that was set by hand would be ignored",
+    ),
+    Mutant(
+        "kept-plan-late-gradients-not-noticed",
+        KEPT_PLAN,
+        "            if any(observed([grads[i] for i in waiting.positions], waiting.sharding)):\n"
+        "                return None\n",
+        "",
+        OF_KEPT_PLAN,
+        "a tensor whose first gradient was zero would never begin",
+    ),
+    Mutant(
+        "kept-plan-shared-count-replaced",
+        KEPT_PLAN,
+        '            if not any(step.device.type == "cpu" and step.is_shared() for step in steps):',
+        "            if True:",
+        OF_KEPT_PLAN,
+        "a step count in shared memory would stay 0 for the other processes",
+    ),
+    Mutant(
+        "kept-plan-overflow-stepped",
+        KEPT_PLAN,
+        "            overflow = found_inf is not None and found_inf.item() != 0",
+        "            overflow = False",
+        OF_CAPTURABLE,
+        "an overflow under a GradScaler would be applied",
+    ),
+    Mutant(
+        "partition-first-zeros-count",
+        PARTITION,
+        "unsure = [there is None or (there and t == 0) for",
+        "unsure = [there is None for",
+        OF_PARTITION,
+        "under ZeRO a first gradient of zeros would count",
+    ),
+    Mutant(
+        "partition-one-count-for-all",
+        PARTITION,
+        '    state["tensor_steps"] = after if min(after) < max(after) else None',
+        '    state["tensor_steps"] = None',
+        OF_PARTITION,
+        "under ZeRO late tensors would have the count of the others",
+    ),
+    Mutant(
+        "partition-neighbours-mixed",
+        PARTITION,
+        "            together = spans[steps[s.tensor]]",
+        "            together = spans[max(steps)]",
+        OF_PARTITION,
+        "under ZeRO late tensors would be clipped as if they had begun with the others",
+    ),
+    Mutant(
+        "states-adams-taken",
+        STATES,
+        "        not OF_ADAM & group.keys()\n        and (",
+        "        (",
+        (*OF_STATES, *OF_OPTIMIZER),
+        "a state that has been through Adam would be taken for ADOPT's",
+    ),
+    Mutant(
+        "states-negative-v-taken",
+        STATES,
+        '    if _any_below_zero(saved["exp_avg_sq"]):',
+        "    if False:",
+        OF_STATES,
+        "a damaged state would end as NaN, much later",
+    ),
+    Mutant(
+        "states-transposed-taken",
+        STATES,
+        "    if moment.shape != p.shape:",
+        "    if moment.numel() != p.numel():",
+        (*OF_STATES, *OF_OPTIMIZER, "tests/test_torch_properties.py", "-k", "state or load or refused"),
+        "moments would belong to the wrong elements",
+    ),
+    Mutant(
+        "states-names-ignored",
+        STATES,
+        '    saved_groups = names.matched(saved["param_groups"], groups)',
+        '    saved_groups = saved["param_groups"]',
+        OF_STATES,
+        "parameters in another order would get each other's moments",
+    ),
+    Mutant(
+        "states-backend-of-the-checkpoint",
+        STATES,
+        "    for name in KEPT:\n        group.pop(name, None)\n",
+        "",
+        OF_OPTIMIZER,
+        "a checkpoint of a GPU would ask for its backend on a CPU",
+    ),
+    Mutant(
+        "states-fractions-of-a-step",
+        STATES,
+        "        if 0 <= count <= LARGEST_COUNT and count.is_integer():",
+        "        if count <= LARGEST_COUNT:",
+        OF_STATES,
+        "a count of -1 or 2.5 would be taken, and the clip be NaN",
+    ),
+    Mutant(
+        "layerwise-gradients-kept",
+        LAYERWISE,
+        "        self._done.add(p)\n        p.grad = None\n",
+        "        self._done.add(p)\n",
+        OF_LAYERWISE,
+        "all gradients would exist at once",
+    ),
+    Mutant(
+        "layerwise-accumulates",
+        LAYERWISE,
+        "        self._done.add(p)\n        p.grad = None\n",
+        "        p.grad = None\n",
+        OF_LAYERWISE,
+        "a second backward() would step twice in silence",
+    ),
+    Mutant(
+        "layerwise-hooks-keep-it-alive",
+        LAYERWISE,
+        "        optimizer = weakref.ref(self)  # the hooks live",
+        "        optimizer = lambda: self  # the hooks live",
+        OF_LAYERWISE,
+        "an optimizer that was deleted would go on moving the weights",
+    ),
+    Mutant(
+        "layerwise-refused-group-stays",
+        LAYERWISE,
+        "        except RuntimeError:\n            self.param_groups.pop()\n            raise",
+        "        except RuntimeError:\n            raise",
+        OF_LAYERWISE,
+        "a group of parameters that belong to another one would stay in this one",
+    ),
+)

@@ -1,0 +1,106 @@
+"""Faults of the numbers of a step, of stochastic rounding and of 8-bit blocks."""
+
+from tests.mutants.mutant import Mutant
+
+ALGORITHM, ROUNDING, QUANTIZATION = (f"adopt_hf/{name}.py" for name in ("algorithm", "rounding", "quantization"))
+SCALARS = ("tests/test_algorithm.py",)
+KEPT = ("tests/test_kept_plan.py",)
+
+MUTANTS = (
+    Mutant(
+        "scalars-decay-on-the-first-step",
+        ALGORITHM,
+        "decay=1.0 - lr * weight_decay if decouple and t > 0 else 1.0,",
+        "decay=1.0 - lr * weight_decay if decouple else 1.0,",
+        SCALARS,
+        "the step that only initialises v would shrink the weights",
+    ),
+    Mutant(
+        "scalars-warm-up-off-by-one",
+        ALGORITHM,
+        'beta2=min(beta2, 1.0 - 1.0 / (t + 1.0)) if group["beta2_warmup"] else beta2,',
+        'beta2=min(beta2, 1.0 - 1.0 / (t + 2.0)) if group["beta2_warmup"] else beta2,',
+        SCALARS,
+        "the running mean would count its first value twice",
+    ),
+    Mutant(
+        "scalars-maximize-ignored",
+        ALGORITHM,
+        'scale=(-1.0 if group["maximize"] else 1.0) / grad_scale,',
+        "scale=1.0 / grad_scale,",
+        SCALARS,
+        "maximize=True would minimize",
+    ),
+    Mutant(
+        "scalars-clip-off-by-one",
+        ALGORITHM,
+        'clip=math.inf if group["clip_exp"] is None else t ** group["clip_exp"],',
+        'clip=math.inf if group["clip_exp"] is None else (t + 1) ** group["clip_exp"],',
+        SCALARS,
+        "the clip would be that of the next step",
+    ),
+    Mutant(
+        "scalars-capturable-decay-on-the-first-step",
+        ALGORITHM,
+        '"decay": torch.where(t > 0, 1.0 - lr * weight_decay, 1.0) if decouple else 1.0,',
+        '"decay": 1.0 - lr * weight_decay if decouple else 1.0,',
+        ("tests/test_capturable.py", "-k", "ordinary"),
+        "a captured run would decay once more than an ordinary one",
+    ),
+    Mutant(
+        "numbers-of-a-schedule-unchecked",
+        ALGORITHM,
+        "        and 0 <= beta1 < 1\n",
+        "",
+        KEPT,
+        "a schedule that writes beta1 = 1.485 would train with it",
+    ),
+    Mutant(
+        "rounding-tiny-v-becomes-zero",
+        ROUNDING,
+        "torch.where((rounded == 0) & (x > 0), 0x00010000, rounded)",
+        "torch.where((rounded == 0) & (x < 0), 0x00010000, rounded)",
+        ("tests/test_rounding.py",),
+        "a tiny v would be rounded to 0, and its element start again",
+    ),
+    Mutant(
+        "rounding-biased",
+        ROUNDING,
+        "    rounded = word_of(x) + (bits & 0xFFFF) & 0xFFFF0000",
+        "    rounded = word_of(x) + (bits & 0x7FFF) & 0xFFFF0000",
+        ("tests/test_rounding.py",),
+        "small updates would be lost half of the time",
+    ),
+    Mutant(
+        "rounding-one-key-for-all-tensors",
+        "adopt_hf/plan.py",
+        "prefixes = [rounding.key((seed, number, *shard(kind.sharding))) for number in together.numbers]",
+        "prefixes = [rounding.key((seed, 0, *shard(kind.sharding))) for number in together.numbers]",
+        ("tests/test_storage.py", "-k", "bits_differ"),
+        "all tensors would draw the same random bits",
+    ),
+    Mutant(
+        "quantization-v-below-the-grid-forgotten",
+        QUANTIZATION,
+        "    over_scale = (v * (1 / scale)[..., None]).clamp(min=1.0)",
+        "    over_scale = v * (1 / scale)[..., None] + 1.0",
+        ("tests/test_quantization.py",),
+        "small v would be off by the scale of their block",
+    ),
+    Mutant(
+        "quantization-decays-twice",
+        QUANTIZATION,
+        "    scale, bits = _grid(v, scales[..., 1] * beta2, scales[..., 2])",
+        "    scale, bits = _grid(v, scales[..., 1] * beta2 * beta2, scales[..., 2])",
+        ("tests/test_quantization.py",),
+        "the decay of v would be rounded, and so not be exact",
+    ),
+    Mutant(
+        "storage-small-tensors-in-8-bits",
+        "adopt_hf/quantization.py",
+        "SMALLEST_TENSOR = 4096",
+        "SMALLEST_TENSOR = 4097",
+        ("tests/test_storage.py", "-k", "bytes_of_the_state or small_tensors or apart or groups_of_its_own"),
+        "a tensor of 4096 elements would keep 8 bytes an element, against the docs",
+    ),
+)
