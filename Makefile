@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope
 PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct paper test test-slow test-distributed test-long test-distributed-docs mutants check bench bench-train bench-low-bits bench-report
+.PHONY: demo demo-instruct paper test test-slow test-distributed test-long test-distributed-docs test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report
 
 demo: $(STAMP)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -37,6 +37,20 @@ test-long: $(STAMP)
 
 test-distributed-docs: $(STAMP)
 	$(RUN) -m pytest -m distributed tests/distributed/test_matrix.py --update-docs
+
+# The core and the integrations on the oldest versions that pyproject.toml allows, and on the newest that are known.
+CORE := $(addprefix tests/test_, $(addsuffix .py, algorithm backends optimizer states kept_plan storage capture \
+	capturable layerwise param_groups partition))
+WITH := peft trl deepspeed torch-adopt optuna pytest pytest-timeout pytest-xdist hypothesis expecttest psutil
+
+test-oldest test-newest: test-%: .venv-%/.installed
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile $(CORE) tests/integrations
+
+.venv-%/.installed: pyproject.toml constraints-%.txt
+	$(PYTHON) -m venv .venv-$*
+	@echo "Installing into .venv-$*, once: some minutes"
+	.venv-$*/bin/python -m pip install --quiet --no-compile -c constraints-$*.txt -e . $(WITH)
+	@touch $@
 
 # Planted faults, each in a copy of the tree: all of them have to be noticed. Half an hour and more on two cores.
 mutants: $(STAMP)

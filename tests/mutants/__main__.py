@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="parts of the names of mutants (default: all of them)")
     parser.add_argument("--limit", type=float, default=600, help="seconds for the tests of one mutant (default: 600)")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at once (default: 1)")
+    parser.add_argument("--trust", action="store_true", help="the tests are known to pass: do not run them first")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     args = parser.parse_args(arguments)
     check(catalog.MUTANTS)
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     start, results = time.monotonic(), list[Result]()
     try:
-        for result in run(ROOT, chosen, args.limit, args.jobs):
+        for result in run(ROOT, chosen, args.limit, args.jobs, args.trust):
             results.append(result)
             print(f"[{len(results)}/{len(chosen)}] {line(result)}", flush=True)
     except BaselineError as error:
