@@ -97,10 +97,13 @@ def test_v_follows_its_float32_twin(course: str) -> None:
     assert (nearest.double() / v).log2().pow(2).mean().sqrt() > 0.35, "rounding to nearest would pass as well"
 
 
-def test_v_above_zero_never_becomes_zero() -> None:
+@pytest.mark.parametrize("backend", ["reference", pytest.param("fused", marks=needs_kernel)])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_v_above_zero_never_becomes_zero(bits: int, backend: str) -> None:
     p = nn.Parameter(torch.zeros(16, 256))
-    optimizer = ADOPT([p], state_bits=8, betas=(0.9, 0.5))  # v halves in a step without gradients
-    p.grad = torch.logspace(-12, 12, 4096).view(16, 256)
+    # v halves in a step without gradients
+    optimizer = ADOPT([p], state_bits=bits, betas=(0.9, 0.5), backend=backend)
+    p.grad = torch.logspace(-19, 12, 4096).view(16, 256)
     optimizer.step()
     p.grad = torch.zeros(16, 256)
     p.grad[:, 0] = 1e10
