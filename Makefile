@@ -39,12 +39,14 @@ test-distributed-docs: $(STAMP)
 	$(RUN) -m pytest -m distributed tests/distributed/test_matrix.py --update-docs
 
 # The core and the integrations on the oldest versions that pyproject.toml allows, and on the newest that are known.
-CORE := $(addprefix tests/test_, $(addsuffix .py, algorithm backends optimizer states kept_plan storage capture \
-	capturable layerwise param_groups partition))
+OTHERS := $(addprefix tests/test_, $(addsuffix .py, optimizer states kept_plan capture layerwise param_groups \
+	partition)) \
+	$(addprefix tests/integrations/test_, $(addsuffix .py, accelerate compat deepspeed_config fields groups guard \
+	optim_args peft run trainer trainer_storage))
 WITH := peft trl deepspeed torch-adopt optuna pytest pytest-timeout pytest-xdist hypothesis expecttest psutil
 
 test-oldest test-newest: test-%: .venv-%/.installed
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile $(CORE) tests/integrations
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile $(OTHERS)
 
 .venv-%/.installed: pyproject.toml constraints-%.txt
 	$(PYTHON) -m venv .venv-$*
