@@ -182,13 +182,17 @@ class StepScalars(NamedTuple):
     lr: float
 
     def for_compiler(self) -> "StepScalars":
-        """The same numbers, those that change from step to step as 0-d float64 CPU tensors.
+        """Return the same numbers, those that may change from step to step as 0-d float64 CPU tensors.
 
-        `torch.compile` makes a new program for every new float, and none for a new value of a tensor.
+        `torch.compile` makes a new program for every new float, and none for a new value of a tensor. Schedules write
+        lr, weight_decay and beta1 (OneCycleLR), a GradScaler the scale. What is switched off stays a number.
         """
-        changing = {name: getattr(self, name) for name in ("decay", "clip", "beta2", "lr")}
+        neutral = {"scale": 1.0, "l2": 0.0}
+        changing = ("scale", "l2", "decay", "clip", "beta1", "beta2", "lr")
         tensors: dict[str, Any] = {
-            name: torch.tensor(x, dtype=torch.float64, device="cpu") for name, x in changing.items()
+            name: torch.tensor(getattr(self, name), dtype=torch.float64, device="cpu")
+            for name in changing
+            if getattr(self, name) != neutral.get(name)
         }
         return self._replace(**tensors)
 
@@ -261,7 +265,7 @@ def update(
     theta, g, m, v = param.to(exp_avg.dtype), grad.to(exp_avg.dtype), exp_avg, exp_avg_sq
     if isinstance(s.scale, Tensor) or s.scale != 1:  # (1)
         g = g * s.scale
-    if s.l2 != 0:
+    if isinstance(s.l2, Tensor) or s.l2 != 0:
         g = g + s.l2 * theta
     new = v == 0  # (2)
     theta = theta * s.decay  # (3)

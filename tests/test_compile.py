@@ -175,6 +175,34 @@ def test_torchs_schedulers_do_not_recompile(compiler: str) -> None:
         assert_close(*trained)
 
 
+@pytest.mark.parametrize("decouple", [False, True], ids=["coupled", "decoupled"])
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_schedules_of_other_numbers_do_not_recompile(compiler: str, decouple: bool) -> None:
+    """OneCycleLR changes beta1 with lr, others weight decay; a GradScaler's scale grows."""
+    trained = []
+    for compiled in (True, False):
+        params = leaves()
+        optimizer = make(params, lr=0.02, weight_decay=0.1, decouple=decouple)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=STEPS + 1)
+        step = torch.compile(optimizer.step, backend=compiler) if compiled else optimizer.step
+        beta1s = set()
+        for i in range(STEPS):
+            give_gradients(params, i)
+            scale = 2.0 ** (i + 1)
+            for p in params:
+                p.grad *= scale
+            optimizer.grad_scale = torch.tensor(scale)
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.1 / (1 + i)
+            beta1s.add(optimizer.param_groups[0]["betas"][0])
+            with torch._dynamo.config.patch(error_on_recompile=i > 0):
+                step()
+            schedule.step()
+        assert len(beta1s) > STEPS // 2
+        trained.append(everything(optimizer))
+    assert_close(*trained)
+
+
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_late_gradients(compiler: str) -> None:
     """A tensor whose first gradient comes late has its own step count, and so a program with one bucket more; from then
