@@ -246,6 +246,12 @@ class ADOPT(Optimizer):
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what torch's optimizers do, with plain numbers in the groups: `weights_only=True` reads no others."""
+        saved = super().state_dict()
+        groups = [{name: states.plain(value) for name, value in group.items()} for group in saved["param_groups"]]
+        return {**saved, "param_groups": groups}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` returned: this optimizer's, an earlier version's, torch-adopt's or timm Adopt's.
 

@@ -1,7 +1,7 @@
 """Saved states of other ADOPTs and of earlier versions: check them, and bring them into this class's terms."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +41,30 @@ def is_adopt(groups: Iterable[Mapping[str, Any]]) -> bool:
         and ("clip_exp" in group or ("maximize" in group and ("decouple" in group or "decoupled" in group)))
         for group in groups
     )
+
+
+def plain(value: Any) -> Any:
+    """Return an entry of a param group with Python's own numbers, strings, tuples, lists and dicts in place of others.
+
+    Schedules write numpy numbers, and configuration libraries have lists and numbers of their own.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str) or isinstance(value, Tensor):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(x) for key, x in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        items = [plain(x) for x in value]
+        return items if isinstance(value, list) else tuple(items)
+    if kind.__module__ == "numpy" and hasattr(value, "tolist"):  # an array, or a bool of numpy's
+        return value.tolist()
+    return value
 
 
 class Member(NamedTuple):

@@ -1,8 +1,10 @@
 """`load_state_dict`: only ADOPT's own states are taken, parameters find their names, and every value is checked."""
 
 import copy
+import io
 import logging
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -326,6 +328,54 @@ def test_scales_of_every_kind_of_block_are_taken() -> None:
             optimizer.step()
             other = ADOPT([nn.Parameter(torch.ones(64, 128))], state_bits=8, block_size=64)
             other.load_state_dict(optimizer.state_dict())
+
+
+# -- what is saved -----------------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_other_libraries_are_saved_as_plain_ones() -> None:
+    np = pytest.importorskip("numpy", reason="comes with transformers, not with torch")
+    optimizer = optimizer_of(parameters(), "two groups")
+    train(optimizer, range(1))
+    optimizer.param_groups[0] |= {
+        "lr": np.float64(0.01), "betas": (np.float64(0.5), np.float32(0.25)), "eps": np.array(1e-6),
+        "initial_lr": np.float32(0.5), "decouple": np.bool_(True), "max_lrs": np.array([1.0, 2.0]), "seed": np.int64(3),
+        "mine": {"a": [np.int32(1), np.str_("x")]}, "swap": Fraction(1, 2),
+    }  # fmt: skip
+    optimizer.param_groups[1]["lr"] = torch.tensor(0.01)
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    group = saved["param_groups"][0]
+    expected = {
+        "lr": 0.01, "betas": (0.5, 0.25), "eps": 1e-6, "initial_lr": 0.5, "decouple": True, "max_lrs": [1.0, 2.0],
+        "seed": 3, "mine": {"a": [1, "x"]}, "swap": 0.5,
+    }  # fmt: skip
+    assert {name: group[name] for name in expected} == expected
+    assert {name: type(group[name]) for name in expected} == {name: type(value) for name, value in expected.items()}
+    assert {type(x) for x in group["betas"]} == {float}
+    assert torch.equal(saved["param_groups"][1]["lr"], torch.tensor(0.01))
+    assert isinstance(optimizer.param_groups[0]["lr"], np.float64)  # the group is the schedule's
+
+
+def test_a_scheduler_that_writes_numpy_numbers_is_resumed() -> None:
+    np = pytest.importorskip("numpy", reason="comes with transformers, not with torch")
+    ends = []
+    for stops in (False, True):
+        params = parameters()
+        optimizer = optimizer_of(params, "32 bits")
+        for t in range(6):
+            optimizer.param_groups[0]["lr"] = np.float64(0.01) / (1 + t)
+            if stops and t == 3:
+                buffer = io.BytesIO()
+                torch.save(optimizer.state_dict(), buffer)
+                buffer.seek(0)
+                optimizer = optimizer_of(params, "32 bits")
+                optimizer.load_state_dict(torch.load(buffer, weights_only=True))
+            train(optimizer, range(t, t + 1))
+        ends.append(params)
+    assert all(map(torch.equal, *ends))
 
 
 # -- every place of a state, changed -----------------------------------------------------------------------------------
