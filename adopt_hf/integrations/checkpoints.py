@@ -11,12 +11,14 @@ was interrupted, lost or cut off is known by it: `missing`, `last_complete`. Loo
 Processes may be killed at any moment; a machine that loses power may also lose files that were said to be written.
 """
 
+import contextlib
+import errno
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,27 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from adopt_hf.integrations import guard
+from adopt_hf.optimizer import is_adopt_optimizer
+from adopt_hf.states import WEIGHTS_ONLY
+
 logger = logging.getLogger("adopt_hf")
 
 MARK = "complete.json"
+TRAINER_STATE = "trainer_state.json"
+# What a full disk makes torch, its C++ streams and safetensors say.
+SAYS_FULL = ("unexpected pos", "iostream error", "file write failed", "No space left on device", "Disk quota exceeded")
+
+
+class AlreadyFinishedError(RuntimeError):
+    """A run is resumed that has no step left to do."""
 
 
 class MarkComplete(TrainerCallback):
     """Marks the Trainer's checkpoints as complete, and removes old ones.
+
+    A finished run that is resumed raises AlreadyFinishedError, with its weights loaded. The Trainer would do one step
+    more, which changes the model.
 
     Args:
         save_total_limit: complete checkpoints that are kept, None for all. Give it here and not to TrainingArguments:
@@ -43,6 +59,11 @@ class MarkComplete(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.global_step >= state.max_steps > 0:
+            raise AlreadyFinishedError(
+                f"finished already: the run in {args.output_dir} has done {state.global_step} of {state.max_steps} "
+                "steps"
+            )
         if args.should_save:
             forget_later(Path(str(args.output_dir)), state.global_step)
 
@@ -52,15 +73,15 @@ class MarkComplete(TrainerCallback):
         PartialState().wait_for_everyone()
         if args.should_save:
             output_dir = Path(str(args.output_dir))
-            mark(output_dir / f"checkpoint-{state.global_step}", state.global_step)
+            mark(output_dir / f"checkpoint-{state.global_step}", state.global_step, kwargs.get("optimizer"))
             best = state.best_model_checkpoint
             rotate(output_dir, self.save_total_limit, keep=[Path(best)] if best else [])
 
 
-def mark(checkpoint: Path, step: int) -> None:
+def mark(checkpoint: Path, step: int, optimizer: Any = None) -> None:
     """Declare that all that is in the folder `checkpoint` now is a complete checkpoint, taken after `step` steps.
 
-    For one process, when all have written their parts.
+    For one process, when all have written their parts. If `optimizer` is given, `check_optimizer` knows its class.
     """
     (checkpoint / MARK).unlink(missing_ok=True)
     files = {
@@ -68,7 +89,11 @@ def mark(checkpoint: Path, step: int) -> None:
     }
     unfinished = checkpoint / f"{MARK}.unfinished"
     files.pop(unfinished.name, None)  # of a run that was killed right here
-    unfinished.write_text(json.dumps({"step": step, "layout": layout(), "files": files}, indent=1), encoding="utf-8")
+    written: dict[str, Any] = {"step": step, "layout": layout(), "files": files}
+    if optimizer is not None:
+        inner = guard.innermost(optimizer)
+        written["optimizer"] = {"class": type(inner).__name__, "is_adopt": is_adopt_optimizer(inner)}
+    unfinished.write_text(json.dumps(written, indent=1), encoding="utf-8")
     os.replace(unfinished, checkpoint / MARK)
 
 
@@ -165,6 +190,51 @@ def check_layout(checkpoint: Path) -> None:
         )
 
 
+def check_optimizer(checkpoint: Path, optimizer: Any) -> None:
+    """Check that the optimizer of `checkpoint` and `optimizer` are both ADOPT, or both not.
+
+    Args:
+        checkpoint: A complete checkpoint. One that was marked without its optimizer passes.
+        optimizer: The optimizer that is to go on, or its class.
+
+    Raises:
+        ValueError: If only one of the two is ADOPT.
+    """
+    saved = json.loads((checkpoint / MARK).read_text(encoding="utf-8")).get("optimizer")
+    if saved is None or saved["is_adopt"] == is_adopt_optimizer(optimizer):
+        return
+    name = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+    if saved["is_adopt"]:
+        raise ValueError(guard.refusal(name, f"the optimizer's state in {checkpoint}"))
+    raise ValueError(
+        f"the optimizer's state in {checkpoint} is that of {saved['class']}, and the optimizer is {name}: go on with "
+        f"{saved['class']}, or with {WEIGHTS_ONLY}"
+    )
+
+
+def is_finished(checkpoint: Path, args: TrainingArguments) -> bool:
+    """Return whether no step is left to do after `checkpoint`, of the steps or epochs that `args` ask for."""
+    state: Any = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+    if args.max_steps > 0:
+        return bool(state.global_step >= args.max_steps)
+    return bool((state.epoch or 0.0) >= args.num_train_epochs)
+
+
+def is_saved(output_dir: Path, checkpoint: Path, last: str) -> bool:
+    """Return whether a run has written its end into `output_dir` after `checkpoint`, its last one.
+
+    Args:
+        output_dir: the run's folder, in which there is a trainer_state.json first and the model after it.
+        checkpoint: the last checkpoint.
+        last: the name of the file that is written last of all.
+    """
+    state, end = output_dir / TRAINER_STATE, output_dir / last
+    if not state.is_file() or not end.is_file() or end.stat().st_mtime_ns < state.stat().st_mtime_ns:
+        return False
+    there, here = (TrainerState.load_from_json(str(path / TRAINER_STATE)) for path in (output_dir, checkpoint))
+    return bool(there.global_step == here.global_step)
+
+
 def checkpoints_in(output_dir: Path) -> list[Path]:
     """The folders checkpoint-<step> in `output_dir`, complete or not, oldest first."""
     found = [(step, p) for p in output_dir.glob("checkpoint-*") if (step := step_of(p)) is not None and p.is_dir()]
@@ -203,6 +273,41 @@ def rotate(output_dir: Path, limit: int | None, keep: Collection[Path] = ()) -> 
         if checkpoint.resolve() not in kept:
             (checkpoint / MARK).unlink(missing_ok=True)  # first: what is half removed is not complete
             shutil.rmtree(checkpoint)
+
+
+# ----- a full disk -----
+
+
+class DiskFullError(RuntimeError):
+    """A checkpoint or a model could not be written."""
+
+
+@contextlib.contextmanager
+def names_a_full_disk(output_dir: Path) -> Iterator[None]:
+    """Raise DiskFullError instead of what torch and safetensors raise in the block if the disk of `output_dir` is full.
+
+    Theirs ("unexpected pos 576 vs 534") names neither the disk nor the file.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _says_full(error):
+            raise
+        free = shutil.disk_usage(output_dir if output_dir.is_dir() else Path.cwd()).free
+        checkpoint, _ = last_complete(output_dir)
+        rest = (
+            "there is no complete checkpoint" if checkpoint is None else f"the last complete checkpoint is {checkpoint}"
+        )
+        raise DiskFullError(
+            f"writing into {output_dir} failed, as it does on a full disk ({free / 2**20:,.0f} MiB are free now; the "
+            f"error was: {' '.join(str(error).split())}): free some space; {rest}"
+        ) from error
+
+
+def _says_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in SAYS_FULL)
 
 
 # ----- which launch mode reads it -----

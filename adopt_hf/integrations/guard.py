@@ -42,12 +42,12 @@ def refuse(optimizer: Any, state_dict: Any) -> None:
     saved = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
     if not saved or not states.is_adopt(saved):
         return
-    inner = _inner(optimizer)
+    inner = innermost(optimizer)
     if not is_adopt_optimizer(inner) and not states.is_adopt(optimizer.param_groups):
         raise ValueError(refusal(type(inner).__name__))
 
 
-def _inner(optimizer: Any) -> Any:
+def innermost(optimizer: Any) -> Any:
     """Return the optimizer inside of Accelerate's and other wrappers."""
     while not is_adopt_optimizer(optimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
@@ -84,7 +84,7 @@ def load_fsdp_optimizer(
         ValueError: If the checkpoint is ADOPT's and the optimizer is not, or the other way round.
     """
     folder = Path(input_dir)
-    saved, inner = _saved_groups(folder, index), _inner(optimizer)
+    saved, inner = _saved_groups(folder, index), innermost(optimizer)
     if saved and states.is_adopt(saved) and not is_adopt_optimizer(inner):
         raise ValueError(refusal(type(inner).__name__, f"the optimizer's state in {folder}"))
     if saved and not states.is_adopt(saved) and is_adopt_optimizer(inner):

@@ -23,6 +23,7 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments, get_sched
 from transformers.integrations import get_reporting_integration_callbacks
 
 import adopt_hf
+from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.yaml"
 
@@ -303,9 +304,15 @@ def settle_deepspeed(args: TrainingArguments) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; an `InputError` becomes one line on stderr and exit code 2."""
+    """Call `main`. An `InputError` or a full disk becomes one line on stderr and exit code 2.
+
+    A run that has finished already is one line on stdout and exit code 0.
+    """
     try:
         main()
-    except InputError as error:
+    except AlreadyFinishedError as finished:
+        if PartialState().is_main_process:
+            print(finished)
+    except (InputError, DiskFullError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)

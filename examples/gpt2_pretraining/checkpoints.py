@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from arguments import InputError
-from transformers import GPT2Config
+from transformers import GPT2Config, Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from adopt_hf.integrations.checkpoints import to_resume
+from adopt_hf.integrations.checkpoints import AlreadyFinishedError, check_optimizer, is_finished, is_saved, to_resume
 
 STATE = "trainer_state.json"  # both scripts write it, in the Trainer's format
 RUN = "run.yaml"  # what a run was started with
@@ -23,20 +23,30 @@ def has(folder: Path, *patterns: str) -> bool:
     return any(next(folder.glob(pattern), None) is not None for pattern in patterns)
 
 
-def choose(output_dir: Path, asked: str | None, script: str) -> Path | None:
-    """The checkpoint to go on from, None to start anew.
+def choose(args: TrainingArguments, script: str) -> Path | None:
+    """Return the checkpoint to go on from, or None for a new run.
 
     Args:
-        output_dir: the run's folder; to start anew, it must not hold a run.
-        asked: `--resume_from_checkpoint`: a path, or 'true' or 'last' for the newest complete one in `output_dir`.
-        script: which one asks; the two write different files.
+        args: `resume_from_checkpoint` is a path, or 'true' or 'last' for the newest complete one in `output_dir`. A new
+            run needs an `output_dir` that holds no run.
+        script: the script that asks. The two write different files.
+
+    Raises:
+        AlreadyFinishedError: If no step is left to do, and the model is written.
     """
+    output_dir = Path(args.output_dir)
     try:
-        checkpoint = to_resume(output_dir, asked, TRACES)
+        checkpoint = to_resume(output_dir, args.resume_from_checkpoint, TRACES)
+        if checkpoint is None:
+            return None
+        check_optimizer(checkpoint, Trainer.get_optimizer_cls_and_kwargs(args)[0])
     except ValueError as error:
         raise InputError(str(error)) from None
-    if checkpoint is None:
-        return None
+    if is_finished(checkpoint, args) and is_saved(output_dir, checkpoint, last="loss.png"):
+        raise AlreadyFinishedError(
+            f"finished already: the run in {output_dir} has done all its steps ({read_state(checkpoint).global_step}), "
+            "and its model is there; ask for more by --max_steps or --num_train_epochs, or choose another --output_dir"
+        )
     if not has(checkpoint, RANDOM_STATES[script]):
         other = next(name for name in RANDOM_STATES if name != script)
         raise InputError(f"checkpoint {checkpoint} was written by {other}; resume it with that script")

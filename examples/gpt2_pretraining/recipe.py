@@ -48,7 +48,7 @@ def prepare(settings: Settings, script: str) -> Recipe:
     show_logs()
     args = settings.training
     output_dir = Path(args.output_dir)
-    checkpoint = checkpoints.choose(output_dir, args.resume_from_checkpoint, script)
+    checkpoint = checkpoints.choose(args, script)
     corpus = data.load(settings.data, batch_size=args.train_batch_size * args.world_size)
     config = GPT2Config(
         vocab_size=len(corpus.tokenizer),

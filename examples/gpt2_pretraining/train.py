@@ -3,13 +3,16 @@
 python examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml
 """
 
+import contextlib
+from pathlib import Path
+
 import arguments
 import recipe as shared
 import report
 from transformers import Trainer, default_data_collator
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
-from adopt_hf.integrations.checkpoints import MarkComplete
+from adopt_hf.integrations.checkpoints import AlreadyFinishedError, MarkComplete, names_a_full_disk
 
 
 class RecipeTrainer(Trainer):
@@ -39,12 +42,14 @@ def main() -> None:
         callbacks=[mark],
     )
     shared.check_launch(recipe, trainer.accelerator)
-    trainer.train(resume_from_checkpoint=str(recipe.checkpoint) if recipe.checkpoint else None)
-    evaluated = report.curve(trainer.state.log_history, "eval_loss")[0]
-    if trainer.state.global_step not in evaluated:
-        trainer.evaluate()
-    trainer.save_state()
-    shared.finish(recipe, trainer.accelerator, trainer.model_wrapped, trainer.state)
+    with names_a_full_disk(Path(recipe.args.output_dir)):
+        with contextlib.suppress(AlreadyFinishedError):  # of a run that was killed before it had written its model
+            trainer.train(resume_from_checkpoint=str(recipe.checkpoint) if recipe.checkpoint else None)
+        evaluated = report.curve(trainer.state.log_history, "eval_loss")[0]
+        if trainer.state.global_step not in evaluated:
+            trainer.evaluate()
+        trainer.save_state()
+        shared.finish(recipe, trainer.accelerator, trainer.model_wrapped, trainer.state)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from transformers import GPT2LMHeadModel, Trainer, default_data_collator, get_sc
 from transformers.trainer_callback import TrainerState
 
 import adopt_hf  # registers optim="adopt"; must come before the parser is built
-from adopt_hf.integrations.checkpoints import forget_later, mark, rotate
+from adopt_hf.integrations.checkpoints import forget_later, mark, names_a_full_disk, rotate
 
 HONOURED = frozenset(
     """
@@ -201,7 +201,7 @@ class Loop:
             self.recipe.model.config.save_pretrained(unfinished)
             self.recipe.corpus.tokenizer.save_pretrained(unfinished)
             self.state.save_to_json(str(unfinished / checkpoints.STATE))
-            mark(unfinished, self.state.global_step)
+            mark(unfinished, self.state.global_step, self.optimizer)
             if final.exists():  # from before an older checkpoint was resumed
                 shutil.rmtree(final)
             unfinished.rename(final)
@@ -266,8 +266,9 @@ def main() -> None:
     settings = arguments.parse(None, description=__doc__, honoured=HONOURED)
     check(settings)
     loop = Loop(shared.prepare(settings, "train_accelerate.py"))
-    loop.train()
-    loop.finish()
+    with names_a_full_disk(loop.output_dir):
+        loop.train()
+        loop.finish()
 
 
 if __name__ == "__main__":

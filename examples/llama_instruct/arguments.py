@@ -19,6 +19,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import optim_args
+from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError
 
 HERE = Path(__file__).parent
 DEFAULT_CONFIG = HERE / "configs" / "stdlib.yaml"
@@ -182,8 +183,14 @@ def check(args: SFTConfig, model: ModelConfig) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; an `InputError` becomes one line on stderr and exit code 2."""
+    """Call `main`. An `InputError` or a full disk becomes one line on stderr and exit code 2.
+
+    A run that has finished already is one line on stdout and exit code 0.
+    """
     try:
         main()
-    except InputError as error:
+    except AlreadyFinishedError as finished:
+        if PartialState().is_main_process:
+            print(finished)
+    except (InputError, DiskFullError) as error:
         fail(Path(sys.argv[0]).name, error)

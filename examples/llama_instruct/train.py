@@ -3,6 +3,7 @@
 python examples/llama_instruct/train.py --config examples/llama_instruct/configs/stdlib.yaml
 """
 
+import contextlib
 import gc
 import json
 import logging
@@ -23,7 +24,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
-from adopt_hf.integrations.checkpoints import MarkComplete, check_layout, to_resume
+from adopt_hf.integrations.checkpoints import (
+    AlreadyFinishedError,
+    MarkComplete,
+    check_layout,
+    is_finished,
+    is_saved,
+    names_a_full_disk,
+    to_resume,
+)
 
 logger = logging.getLogger("llama_instruct")
 TRACES = ("checkpoint-*", adapters.RUN, "*.safetensors", "loss.png")
@@ -79,11 +88,13 @@ def check_same_run(checkpoint: Path, run: dict[str, object]) -> None:
 
 
 def check_not_done(checkpoint: Path, args: SFTConfig) -> None:
-    """Raise InputError if there is nothing left to do after `checkpoint`: the Trainer would do one step more."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    step, epoch = state["global_step"], state["epoch"]
-    if step >= args.max_steps if args.max_steps > 0 else epoch >= args.num_train_epochs:
-        raise InputError(f"the run of checkpoint {checkpoint} is complete: step {step}, epoch {epoch:g}")
+    """Raise AlreadyFinishedError if no step is left to do after `checkpoint`, and what a run leaves is written."""
+    output_dir = Path(args.output_dir)
+    if is_finished(checkpoint, args) and is_saved(output_dir, checkpoint, last="loss.png"):
+        raise AlreadyFinishedError(
+            f"finished already: the run in {output_dir} has done all its steps ({checkpoint.name}), and its model is "
+            "there; ask for more by --max_steps or --num_train_epochs, or choose another --output_dir"
+        )
 
 
 def take_folder(output_dir: Path, run: dict[str, object], new: bool) -> None:
@@ -203,15 +214,17 @@ def tune(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> N
         args.world_size,
         f"; going on from {checkpoint}" if checkpoint else "",
     )
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    state = trainer.state
-    if args.eval_strategy != "no" and state.global_step not in report.losses(state.log_history, "eval_loss"):
-        trainer.evaluate()
-    trainer.save_state()
-    save(trainer)
-    if trainer.accelerator.is_main_process:
-        report.plot(state.log_history, output_dir / "loss.png", f"{Path(base).name}, {args.optim.value}")
-        print(report.summary(state, output_dir))
+    with names_a_full_disk(output_dir):
+        with contextlib.suppress(AlreadyFinishedError):  # of a run that was killed before it had written its model
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        state = trainer.state
+        if args.eval_strategy != "no" and state.global_step not in report.losses(state.log_history, "eval_loss"):
+            trainer.evaluate()
+        trainer.save_state()
+        save(trainer)
+        if trainer.accelerator.is_main_process:
+            report.plot(state.log_history, output_dir / "loss.png", f"{Path(base).name}, {args.optim.value}")
+            print(report.summary(state, output_dir))
 
 
 def main() -> None:

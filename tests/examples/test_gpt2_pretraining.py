@@ -239,6 +239,51 @@ def test_forty_steps_are_twenty_and_twenty(finished: tuple[str, Path, Result], t
     assert losses[0] == losses[1], "the curve is not the whole run's"
 
 
+def test_a_finished_run_stays_as_it_is(finished: tuple[str, Path, Result], toy: Path) -> None:
+    script, output, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    done = call(script, toy, "--output_dir", output, "--resume_from_checkpoint", "last")
+    assert done.code == 0, done.err
+    assert done.out == (
+        f"finished already: the run in {output} has done all its steps (40), and its model is there; ask for more by "
+        "--max_steps or --num_train_epochs, or choose another --output_dir\n"
+    )
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_a_run_that_was_killed_before_it_wrote_its_model(finished: tuple[str, Path, Result], toy: Path) -> None:
+    """The model is written, without a step more."""
+    script, output, _ = finished
+    again = toy.parent / f"unsaved-{script}"
+    shutil.copytree(output / "checkpoint-40", again / "checkpoint-40")
+    done = call(script, toy, "--output_dir", again, "--resume_from_checkpoint", "last")
+    assert done.code == 0, done.err
+    assert "step 40: validation loss" in done.out
+    assert same_weights(output, again)
+    assert sorted(path.name for path in again.glob("checkpoint-*")) == ["checkpoint-40"]
+
+
+def test_another_optimizer_does_not_go_on(finished: tuple[str, Path, Result], toy: Path) -> None:
+    script, output, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    more = ("--output_dir", output, "--resume_from_checkpoint", "last", "--max_steps", 60)
+    done = call(script, toy, *more, "--optim", "adamw_torch")
+    assert done.code == 2
+    assert "is that of ADOPT, and the optimizer is AdamW: " in done.last_error
+    assert "weights only: " in done.last_error
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_a_full_disk_is_named(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which torch says "unexpected pos 576 vs 534"."""
+    output, save = toy.parent / "full", torch.save
+    monkeypatch.setattr(torch, "save", lambda what, path, *args, **kwargs: save(what, "/dev/full", *args, **kwargs))
+    done = call("train.py", toy, "--output_dir", output, "--max_steps", 4, "--save_steps", 2)
+    assert done.code == 2
+    assert f"writing into {output} failed, as it does on a full disk (" in done.err
+    assert "free some space; there is no complete checkpoint" in done.err
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_resume_in_a_later_epoch(script: str, toy: Path) -> None:
     """The position in the data is found where an epoch is shorter than the run and ends in a short step."""

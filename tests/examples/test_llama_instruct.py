@@ -494,7 +494,7 @@ def test_an_adapter_for_another_model_is_refused(
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_checkpoint_of_another_optimizer_or_of_a_finished_run_is_refused(
+def test_a_checkpoint_of_another_optimizer_is_refused_and_a_finished_run_stays_as_it_is(
     finished: tuple[str, Path, Result], toy: Path
 ) -> None:
     kind, output, _ = finished
@@ -502,9 +502,11 @@ def test_a_checkpoint_of_another_optimizer_or_of_a_finished_run_is_refused(
     other = train(toy, output, *last, "--max_steps", 12, "--optim", "adamw_torch")
     assert other.code == 2
     assert "is of another run: optim is adopt there, adamw_torch here" in other.last_error
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     done = train(toy, output, *last)
-    assert done.code == 2
-    assert f"the run of checkpoint {output}/checkpoint-8 is complete: step 8" in done.last_error
+    assert done.code == 0
+    assert done.out.startswith(f"finished already: the run in {output} has done all its steps (checkpoint-8)")
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
 @pytest.mark.parametrize(

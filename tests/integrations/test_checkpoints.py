@@ -8,6 +8,7 @@
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,22 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from adopt_hf import ADOPT, LayerwiseADOPT
 from adopt_hf.integrations import checkpoints
-from adopt_hf.integrations.checkpoints import MARK, MarkComplete, last_complete, mark, missing
+from adopt_hf.integrations.checkpoints import (
+    MARK,
+    AlreadyFinishedError,
+    DiskFullError,
+    MarkComplete,
+    last_complete,
+    mark,
+    missing,
+    names_a_full_disk,
+)
 
 FILES = {
     "config.json": b"{}",
@@ -232,3 +244,78 @@ def test_going_back_to_an_older_one(tmp_path: Path) -> None:
 def test_without_the_optimizer_it_is_no_checkpoint(tmp_path: Path) -> None:
     trainer(tmp_path, MarkComplete(), save_only_model=True).train()
     assert states(tmp_path) == {"checkpoint-2": False, "checkpoint-4": False, "checkpoint-6": False}
+
+
+# -- a finished run, another optimizer, a full disk --------------------------------------------------------------------
+
+
+def test_a_finished_run_does_no_step_more(tmp_path: Path) -> None:
+    trainer(tmp_path, MarkComplete()).train()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = trainer(tmp_path, MarkComplete())
+    with pytest.raises(AlreadyFinishedError, match=r"finished already: .* has done 6 of 6 steps"):
+        again.train(resume_from_checkpoint=True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    saved = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    assert torch.equal(again.model.weight, saved["weight"])  # it is loaded, for what a script does next
+    more = trainer(tmp_path, MarkComplete(), max_steps=7)
+    more.train(resume_from_checkpoint=True)
+    assert more.state.global_step == 7
+
+
+@pytest.mark.parametrize(
+    ("fields", "finished"),
+    [
+        ({"max_steps": 6}, True),
+        ({"max_steps": 5}, True),
+        ({"max_steps": 7}, False),
+        ({"max_steps": -1, "num_train_epochs": 6}, True),
+        ({"max_steps": -1, "num_train_epochs": 6.5}, False),
+    ],
+    ids=str,
+)
+def test_which_runs_are_finished(fields: dict[str, float], finished: bool, tmp_path: Path) -> None:
+    trainer(tmp_path, MarkComplete()).train()
+    args = trainer(tmp_path, **fields).args
+    assert checkpoints.is_finished(tmp_path / "checkpoint-6", args) == finished
+
+
+def test_what_counts_as_saved(tmp_path: Path) -> None:
+    run = trainer(tmp_path, MarkComplete())
+    run.train()
+    last, end = tmp_path / "checkpoint-6", tmp_path / "loss.png"
+    assert not checkpoints.is_saved(tmp_path, last, end.name)
+    run.save_state()
+    assert not checkpoints.is_saved(tmp_path, last, end.name)
+    end.touch()
+    assert checkpoints.is_saved(tmp_path, last, end.name)
+    assert not checkpoints.is_saved(tmp_path, tmp_path / "checkpoint-4", end.name)
+    os.utime(end, ns=(0, 0))  # of a run before this one
+    assert not checkpoints.is_saved(tmp_path, last, end.name)
+
+
+@pytest.mark.parametrize(("saved", "other"), [("adopt", torch.optim.AdamW), ("adamw_torch", ADOPT)])
+def test_the_optimizer_of_a_checkpoint_is_known(saved: str, other: type, tmp_path: Path) -> None:
+    trainer(tmp_path, MarkComplete(), optim=saved).train()
+    checkpoint = tmp_path / "checkpoint-6"
+    name = {"adopt": "ADOPT", "adamw_torch": "AdamW"}[saved]
+    for wrong in (other, other([torch.nn.Parameter(torch.ones(1))])):
+        message = f"is that of {name}, and the optimizer is {other.__name__}: .*weights only"
+        with pytest.raises(ValueError, match=message):
+            checkpoints.check_optimizer(checkpoint, wrong)
+    checkpoints.check_optimizer(checkpoint, LayerwiseADOPT if saved == "adopt" else torch.optim.SGD)
+    mark(checkpoint, 6)  # as an earlier version did
+    checkpoints.check_optimizer(checkpoint, other)
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    write(tmp_path, 20)
+    words = rf"writing into {tmp_path} failed, as it does on a full disk \(.* MiB are free .*the last complete .*-20"
+    for numel in (10, 10**6):  # torch fails in other places, and with other words
+        with pytest.raises(DiskFullError, match=words), names_a_full_disk(tmp_path):
+            torch.save({"a": torch.zeros(numel)}, "/dev/full")
+    with pytest.raises(DiskFullError, match=words), names_a_full_disk(tmp_path):
+        Path("/dev/full").write_text("text")
+    for other in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), KeyError("x"), FileNotFoundError(2, "no")):
+        with pytest.raises(type(other)), names_a_full_disk(tmp_path):
+            raise other
