@@ -252,16 +252,15 @@ class KeptPlan:
     ) -> Iterator[Iterator[Any]]:
         """Yield all that has to be as it was, an item a tensor; m and v are known to be the same objects.
 
-        One item after the other: hundreds of tuples at a time would set off Python's garbage collector.
+        One item after the other: hundreds of tuples at a time would set off Python's garbage collector. torch sees to
+        it that a gradient has the shape, the dtype (unless told otherwise) and the device of its parameter.
         """
         for tensors in (thetas, ms, vs, *self.moments[2:]):
             yield map(Tensor.data_ptr, tensors)
-        yield map(dtype_of, thetas)
         yield map(Tensor.size, thetas)
         yield map(Tensor.stride, thetas)
         yield map(dtype_of, grads)
-        yield map(Tensor.get_device, grads)
-        yield map(Tensor.numel, grads)  # torch sees to it that a gradient has the shape of its parameter
+        yield map(Tensor.numel, grads)
         if self.all_contiguous:
             yield map(Tensor.is_contiguous, grads)
         else:
