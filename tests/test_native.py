@@ -3,6 +3,8 @@
 Each test runs processes of its own, with a cache folder and an environment of its own.
 """
 
+import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -13,17 +15,21 @@ from pathlib import Path
 
 import pytest
 
+from adopt_hf.backends import native
+
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, cc")
 
 PACKAGE = Path(__file__).parents[1] / "adopt_hf" / "backends"
 
-# The module alone: the whole package takes seconds to import.
+# These modules only: the whole package takes seconds to import.
 LOAD = f"""
-import importlib.util, pathlib
-spec = importlib.util.spec_from_file_location("native", {str(PACKAGE / "native.py")!r})
-native = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(native)
-print("loaded" if native.load(pathlib.Path({str(PACKAGE / "cpu.c")!r})).adopt_step else "")
+import pathlib, sys, types
+package = pathlib.Path({str(PACKAGE)!r})
+for name, folder in (("adopt_hf", package.parent), ("adopt_hf.backends", package)):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [str(folder)]
+from adopt_hf.backends import cache, native
+print("loaded" if native.load(package / "cpu.c").adopt_step else "")
 """
 AUTO = """
 import os, pathlib, torch
@@ -97,6 +103,9 @@ def test_without_a_compiler_auto_falls_back_and_fused_says_why(tmp_path: Path) -
     assert out.strip() == "FOREACH False"
     assert "RuntimeError: backend='fused' cannot run on cpu tensors of torch.float32: no C compiler is there" in err
     assert "looked for cc, gcc, clang; CC names another" in err
+    said = [line for line in err.splitlines() if line.startswith('backend="auto" updates cpu tensors by foreach')]
+    assert len(said) == 1  # a warning: without a handler of the user's, nothing lower is printed
+    assert "more time or memory than the compiled kernel: no C compiler is there" in said[0]
 
 
 def test_it_is_compiled_once(tmp_path: Path) -> None:
@@ -141,8 +150,12 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     (tmp_path / "file").write_text("")
-    for cache in (tmp_path / "file" / "cache", Path("/dev/null"), Path("/proc/adopt_hf")):
-        assert run(LOAD, cache, TMPDIR=str(temporary)) == "loaded"
+    for cache in (tmp_path / "file" / "cache", tmp_path / "file", Path("/proc/adopt_hf")):
+        process = start(LOAD, cache, TMPDIR=str(temporary))
+        out, err = process.communicate()
+        assert out.strip() == "loaded"
+        assert err.startswith("the compiled CPU kernel is not kept, so every process spends a second or two")
+        assert f"the cache folder {cache} cannot be created: " in err
         assert list(temporary.iterdir()) == []
 
 
@@ -220,3 +233,151 @@ def test_the_library_is_kept_by_compiler_and_options_and_links_nothing_of_python
 def test_what_is_rounded_is_the_same_without_wide_vectors(dtype: str, storage: str, tmp_path: Path) -> None:
     code = ROUNDED.format(dtype=dtype, storage=storage)
     assert run(code, tmp_path / "narrow", CC="cc -mno-avx2") == run(code, tmp_path / "native")
+
+
+# -- of a source that takes no time ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The source of a library of one function, and a cache folder that is not there yet."""
+    source = tmp_path / "tiny.c"
+    source.write_text("int answer(void) { return 42; }")
+    monkeypatch.setenv("ADOPT_HF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CC", raising=False)
+    return source
+
+
+def loaded(source: Path) -> int:
+    native.load.cache_clear()
+    return int(native.load(source).answer())
+
+
+def planted(folder: Path, name: str = "tiny-") -> Path:
+    """Compile a library that writes a file when it is loaded, under a name that the loader looks for."""
+    mark, source = folder.parent / "planted code ran", folder.parent / "evil.c"
+    source.write_text(
+        "#include <stdio.h>\n__attribute__((constructor)) static void run(void)"
+        f' {{ fclose(fopen("{mark}", "w")); }} int answer(void) {{ return 13; }}'
+    )
+    library = folder.parent / "evil.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    data = library.read_bytes()
+    path = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}.so"
+    path.write_bytes(data)
+    return mark
+
+
+@pytest.mark.parametrize("whose", ["folder for others", "folder of another", "file for others", "file of another"])
+def test_a_planted_library_is_not_loaded(
+    whose: str, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    mark = planted(folder, f"tiny-{native._key(tiny, native._compiler())}")
+    (library,) = folder.iterdir()
+    path = folder if whose.startswith("folder") else library
+    if whose.endswith("for others"):
+        path.chmod(0o777)
+    elif os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+    else:
+        pytest.skip("only root can give files to another user")
+    assert loaded(tiny) == 42
+    assert not mark.exists()
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    if path is folder:
+        assert f"the cache folder {folder} cannot be trusted: " in warned[0]
+        assert compiled(folder) == [library.name]
+    else:
+        assert warned == []
+        assert compiled(folder) != [library.name]  # which has made room for ours
+
+
+def test_a_relative_xdg_folder_is_not_looked_into(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADOPT_HF_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache" / "adopt_hf").mkdir(parents=True)
+    mark = planted(tmp_path / "cache" / "adopt_hf", f"tiny-{native._key(tiny, native._compiler())}")
+    assert loaded(tiny) == 42
+    assert (tmp_path / "cache" / "planted code ran") == mark
+    assert not mark.exists()
+    assert len(compiled(tmp_path / "home" / ".cache" / "adopt_hf")) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the loader cannot open a file that is open")
+def test_what_is_loaded_is_what_was_checked(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast a file is replaced after the check."""
+    folder = tmp_path / "cache"
+    assert loaded(tiny) == 42
+    (good,) = folder.iterdir()
+    mark = planted(folder, "other")
+    (bad,) = folder.glob("other-*")
+    digest = native._digest
+
+    def replaced_meanwhile(data: bytes) -> str:
+        os.replace(bad, good)
+        return digest(data)
+
+    monkeypatch.setattr(native, "_digest", replaced_meanwhile)
+    assert loaded(tiny) == 42
+    assert not mark.exists()
+
+
+CROSS = """#!/bin/sh
+cc "$@" || exit
+while [ "$1" != -o ]; do shift; done
+printf '\\{machine}\\000' | dd of="$2" bs=1 seek=18 conv=notrunc 2>/dev/null
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/exe").exists(), reason="Linux only")
+@pytest.mark.parametrize(("machine", "name"), [("267", "aarch64"), ("050", "arm"), ("002", "ELF machine 2")])
+def test_a_compiler_for_another_machine_is_named(
+    machine: str, name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cross-cc"
+    compiler.write_text(CROSS.format(machine=machine))
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(RuntimeError, match=rf"cross-cc compiles for {name}.*this Python runs on .*CC names another"):
+        loaded(tiny)
+    assert compiled(tmp_path / "cache") == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/exe").exists(), reason="Linux only")
+@pytest.mark.parametrize(
+    ("needs", "reason"),
+    [
+        ("libc.musl-x86_64.so.1", "compiles for the C library musl, and this Python uses another one"),
+        ("libc.so", "compiles for the C library musl, and this Python uses another one"),
+        ("libnowhere.so.1", "to a library that cannot be loaded here: libnowhere.so.1: cannot open shared object"),
+    ],
+)
+def test_a_compiler_for_another_c_library_is_named(
+    needs: str, reason: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if b"ld-musl" in Path("/proc/self/exe").read_bytes()[:4096]:
+        pytest.skip("musl is this Python's")
+    empty = tmp_path / "empty.c"
+    empty.write_text("")
+    subprocess.run(["cc", "-shared", f"-Wl,-soname,{needs}", "-o", tmp_path / needs, empty], check=True)
+    monkeypatch.setenv("CC", f"cc -Wl,--no-as-needed {tmp_path / needs}")
+    with pytest.raises(RuntimeError) as raised:
+        loaded(tiny)
+    assert reason in str(raised.value)
+    assert compiled(tmp_path / "cache") == []
+
+
+def test_a_useless_library_of_an_earlier_version_is_removed(tiny: Path, tmp_path: Path) -> None:
+    """Its name has the digest of what is in it, and the loader refuses it."""
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    data = b"no library"
+    name = f"tiny-{native._key(tiny, native._compiler())}-{hashlib.sha256(data).hexdigest()[:16]}.so"
+    (folder / name).write_bytes(data)
+    assert loaded(tiny) == 42
+    assert name not in compiled(folder)
+    assert len(compiled(folder)) == 1

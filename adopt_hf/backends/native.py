@@ -1,19 +1,23 @@
-"""C source to a loaded library: compiled when first asked for, by the machine's own compiler, and kept in a cache."""
+"""C source to a loaded library: compiled when first asked for, by the machine's own compiler, and kept in `cache`."""
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from adopt_hf.backends import cache as files
+
+logger = logging.getLogger("adopt_hf")
 
 # No contraction to fused multiply-adds and no fast math: a result is the same on every machine, and NaN stays NaN.
 FLAGS = (
@@ -22,29 +26,20 @@ FLAGS = (
 )
 NATIVE = "-march=native"  # not every compiler knows it
 COMPILERS = ("cc", "gcc", "clang")
-SECONDS = 120  # for one call of the compiler, which takes less than one
-
-
-def cache_folder() -> Path:
-    """Where compiled libraries are kept: ADOPT_HF_CACHE, or adopt_hf in the user's cache folder.
-
-    Raises:
-        RuntimeError: there is no home folder to find it in.
-    """
-    named = os.environ.get("ADOPT_HF_CACHE")
-    if named:
-        return Path(named).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "adopt_hf"
+SECONDS = 120  # for one call of the compiler, which takes one or two
+ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 21: "ppc64", 22: "s390x", 243: "riscv"}
+MADE_FOR_MUSL = re.compile(rb"\0libc\.(musl-[^\0]+\.so\.1|so)\0")  # glibc's is libc.so.6
 
 
 @cache
 def load(source: Path) -> ctypes.CDLL:
-    """The library of a C file, from the cache folder if it has been compiled for this machine before.
+    """Return the library of a C file, from the cache folder if it has been compiled for this machine before.
 
-    Where the folder cannot be written or its files cannot be run, the library is compiled for this process alone.
+    Where the folder cannot be used or trusted, or its files cannot be run, the library is compiled for this process
+    only, and a warning says why.
 
     Raises:
-        RuntimeError: it cannot be compiled or loaded here; the message says why.
+        RuntimeError: If it cannot be compiled or loaded here; the message says why.
     """
     try:
         return _load(source)
@@ -56,19 +51,84 @@ def _load(source: Path) -> ctypes.CDLL:
     compiler = _compiler()
     name = f"{source.stem}-{_key(source, compiler)}"
     folder = None
-    with suppress(RuntimeError, OSError):  # no home, or nothing can be written there
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        for kept in _intact(folder, name):
-            with suppress(OSError):  # mounted without execution
-                return ctypes.CDLL(str(kept))
-    with _temporary_folder(folder) as own:
-        library = Path(own) / f"{name}.so"
-        _compile(source, compiler, library)
-        if folder is not None:
+    try:
+        folder = files.folder()
+    except RuntimeError as error:
+        reason = str(error)
+    if folder is not None:
+        for kept in sorted(folder.glob(f"{name}-*.so")):
+            library, reason = _load_kept(kept, name)
+            if library is not None:
+                return library
+            logger.info("%s is compiled again: %s", kept, reason)
             with suppress(OSError):
-                return ctypes.CDLL(str(_keep(library, folder, name)))
-        return ctypes.CDLL(str(library))  # stays loaded when the file is gone
+                kept.unlink()
+    with _temporary_folder(folder) as own:
+        path = Path(own) / f"{name}.so"
+        _compile(source, compiler, path)
+        _check_target(path, compiler)
+        if folder is not None:
+            library, reason = _keep(path, folder, name)
+            if library is not None:
+                return library
+        try:
+            library = ctypes.CDLL(str(path))  # stays loaded when the file is gone
+        except OSError as error:
+            raise RuntimeError(
+                f"{shlex.join(compiler)} compiles {source.name} to a library that cannot be loaded here: {error}. "
+                "CC names another compiler"
+            ) from error
+    logger.warning(
+        "the compiled CPU kernel is not kept, so every process spends a second or two on compiling it: %s", reason
+    )
+    return library
+
+
+def _load_kept(kept: Path, name: str) -> tuple[ctypes.CDLL | None, str]:
+    """Return a library of the cache folder, or why it is not loaded.
+
+    It must be what was written, since loading a damaged one could end the process. What is loaded is the file that was
+    checked, whatever has become of its name meanwhile.
+    """
+    try:
+        descriptor = files.open_trusted(kept)
+    except (OSError, RuntimeError) as error:
+        return None, str(error)
+    try:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            intact = kept.name == f"{name}-{_digest(file.read())}.so"
+        if not intact:
+            return None, "the file is damaged"
+        opened = Path(f"/proc/self/fd/{descriptor}")
+        library = ctypes.CDLL(str(opened if opened.exists() else kept))
+    except OSError as error:  # such as of a file system that is mounted without execution
+        return None, str(error)
+    else:
+        # For the life of the process: to the loader the number is a name, which no other library may get.
+        descriptor = -1
+        return library, ""
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _digest(library: bytes) -> str:
+    return hashlib.sha256(library).hexdigest()[:16]
+
+
+def _keep(path: Path, folder: Path, name: str) -> tuple[ctypes.CDLL | None, str]:
+    """Copy a library into the cache folder and load it from there; keep nothing that cannot be loaded."""
+    data = path.read_bytes()
+    kept = folder / f"{name}-{_digest(data)}.so"
+    try:
+        files.write(kept, data, 0o755)
+    except OSError as error:
+        return None, str(error)
+    library, reason = _load_kept(kept, name)
+    if library is None:
+        with suppress(OSError):
+            kept.unlink()
+    return library, reason
 
 
 def _compiler() -> list[str]:
@@ -112,42 +172,19 @@ def _processor() -> str:
     return "\n".join(lines)
 
 
-def _intact(folder: Path, name: str) -> Iterator[Path]:
-    """The libraries of that name which are what was written: loading a damaged one could end the process."""
-    for kept in sorted(folder.glob(f"{name}-*.so")):
-        if kept.name == f"{name}-{_digest(kept)}.so":
-            yield kept
-
-
-def _digest(library: Path) -> str:
-    return hashlib.sha256(library.read_bytes()).hexdigest()[:16]
-
-
-def _keep(library: Path, folder: Path, name: str) -> Path:
-    """Copy into `folder`, where it appears complete or not at all, however many processes do it at once."""
-    kept = folder / f"{name}-{_digest(library)}.so"
-    descriptor, unfinished = tempfile.mkstemp(prefix=kept.name, suffix=".tmp", dir=folder)
+def _temporary_folder(cache_folder: Path | None) -> "tempfile.TemporaryDirectory[str]":
+    """Return a new folder for the compiler's output, in the system's folder for such or in the cache folder."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(library.read_bytes())
-        Path(unfinished).chmod(library.stat().st_mode & 0o777)
-        os.replace(unfinished, kept)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
-    for other in folder.glob(f"{library.stem}-*.tmp"):  # of processes that were killed here
-        with suppress(OSError):
-            if other.stat().st_mtime < time.time() - 3600:
-                other.unlink()
-    return kept
-
-
-def _temporary_folder(otherwise: Path | None) -> "tempfile.TemporaryDirectory[str]":
-    try:
-        return tempfile.TemporaryDirectory(prefix="adopt_hf_")
-    except OSError:
-        if otherwise is None:
-            raise
-        return tempfile.TemporaryDirectory(prefix="adopt_hf_", dir=otherwise)
+        usual = tempfile.TemporaryDirectory(prefix="adopt_hf_")
+        reason = files.why_not_trusted(Path(usual.name))
+        if reason is None:
+            return usual
+        usual.cleanup()
+    except OSError as error:
+        reason = str(error)
+    if cache_folder is None:
+        raise OSError(f"no folder for temporary files can be used: {reason}. TMPDIR names another")
+    return tempfile.TemporaryDirectory(prefix="adopt_hf_", dir=cache_folder)
 
 
 def _compile(source: Path, compiler: list[str], library: Path) -> None:
@@ -173,3 +210,33 @@ def _compile(source: Path, compiler: list[str], library: Path) -> None:
         errors = [line for line in lines if "error" in line] or lines[-3:]
         failures.append("; ".join(errors[:3])[:500] or f"exit code {done.returncode}")
     raise RuntimeError(f"{shlex.join(compiler)} cannot compile {source.name}: {failures[0]}")
+
+
+def _check_target(library: Path, compiler: list[str]) -> None:
+    """Check that a library was compiled for this process's machine and C library, where Linux lets us see it.
+
+    Raises:
+        RuntimeError: If it was not. The loader would say that the file is missing, or would load a second C library.
+    """
+    program = Path("/proc/self/exe")
+    if not sys.platform.startswith("linux") or not program.exists():
+        return
+    with program.open("rb") as file:
+        ours = file.read(4096)  # the loader's name is near the beginning
+    made = library.read_bytes()
+    machines = [_machine(ours), _machine(made)]
+    if machines[0] != machines[1]:
+        what = f"compiles for {machines[1]}, and this Python runs on {machines[0]}"
+    elif MADE_FOR_MUSL.search(made) and b"ld-musl" not in ours:
+        what = "compiles for the C library musl, and this Python uses another one"
+    else:
+        return
+    raise RuntimeError(f"{shlex.join(compiler)} {what}; CC names another compiler")
+
+
+def _machine(head: bytes) -> str:
+    """Return the processor that an ELF file is for, with the size of its words."""
+    if head[:4] != b"\x7fELF" or len(head) < 20:
+        return "no machine that Linux knows"
+    number = int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
+    return f"{ELF_MACHINES.get(number, f'ELF machine {number}')} ({32 * head[4]} bits)"
