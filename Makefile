@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope
 PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct paper test test-slow test-distributed test-long test-distributed-docs test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report
+.PHONY: demo demo-instruct paper test test-slow test-distributed test-long test-distributed-docs test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report test-tritons
 
 demo: $(STAMP)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -57,6 +57,14 @@ test-oldest test-newest: test-%: .venv-%/.installed
 # Planted faults, each in a copy of the tree: all of them have to be noticed. Half an hour and more on two cores.
 mutants: $(STAMP)
 	$(RUN) -m tests.mutants --jobs 2
+
+# The machine code of the GPU kernels by each Triton: 600 to 1,000 MB each, without what it depends on.
+TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
+test-tritons: $(STAMP)
+	for version in $(TRITONS); do \
+		$(RUN) -m pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/tritons/$$version triton==$$version || exit; \
+	done
+	TRITON_FOLDERS=$(VENV)/tritons $(PYTEST) tests/test_triton.py tests/test_triton_rounded.py -k "versions"
 
 check: $(STAMP)
 	$(RUN) -m ruff check .

@@ -373,7 +373,12 @@ def observed(grads: list[Tensor], sharding: Any) -> list[bool]:
 
 
 def _options(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (*structural_options(group), tuple(group.get("float32_state", ())), len(group["params"]))
+    return *structural_options(group), is_coupled(group), tuple(group.get("float32_state", ())), len(group["params"])
+
+
+def is_coupled(group: Mapping[str, Any]) -> bool:
+    """Return whether weight decay is added to the gradients, for which GPUs have a kernel of its own."""
+    return group["weight_decay"] != 0 and not group["decouple"]
 
 
 def _on_device(

@@ -158,7 +158,12 @@ class ADOPT(Optimizer):
                 if p.device.type == "meta" or not p.requires_grad or is_lazy(p):  # it will have changed until then
                     continue
                 rounded = not storage.storage_of(p, group, i, is_flat=False).is_plain
-                backends.choose(group["backend"], p.device, p.dtype, capturable=group["capturable"], rounded=rounded)
+                backends.choose(
+                    *(group["backend"], p.device, p.dtype),
+                    capturable=group["capturable"],
+                    rounded=rounded,
+                    to_use=False,
+                )
         except (RuntimeError, ValueError):
             self.param_groups.pop()
             raise

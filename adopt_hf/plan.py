@@ -25,6 +25,7 @@ from adopt_hf.kept_plan import (
     Plan,
     Waiting,
     agreement,
+    is_coupled,
     observed,
 )
 from adopt_hf.partition import Partition
@@ -135,6 +136,9 @@ def _new_plan(
             capturable=capturable,
             plain=kind.plain,
             rounded=rounded,
+            grad_dtype=kind.grad_dtype,
+            coupled=is_coupled(group),
+            storage=kind.storage,
         )
         if capturable:
             entries.append(_capturable(members, kind, backend))

@@ -456,7 +456,7 @@ def test_without_triton_or_with_an_old_one_the_reason_is_given(monkeypatch: pyte
     try:
         backend._kernels.cache_clear()
         monkeypatch.setattr("triton.__version__", "3.2.0")
-        assert backend.why_not(cuda, torch.float32) == "the Triton kernel needs Triton 3.4 or later, this is 3.2.0"
+        assert backend.why_not(cuda, torch.float32) == "the Triton kernel needs Triton 3.6 or later, this is 3.2.0"
         backend._kernels.cache_clear()
         monkeypatch.setitem(sys.modules, "triton", None)
         assert str(backend.why_not(cuda, torch.float32)).startswith("Triton cannot be imported (ModuleNotFoundError: ")
@@ -486,10 +486,16 @@ CASES = [
 ]
 
 
-def compile_kernels(source: Path, folder: Path, *cases: str) -> dict[str, Any]:
-    """Compiled in another process, where Triton does not interpret; see `triton_sass.py`."""
+def compile_kernels(source: Path, folder: Path, *cases: str, triton: Path | None = None) -> dict[str, Any]:
+    """Compiled in another process, where Triton does not interpret; see `triton_sass.py`.
+
+    Args:
+        triton: The folder of another Triton than the installed one.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder)
+    if triton is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(triton), str(Path(__file__).parents[1])])
     script = str(Path(__file__).with_name("triton_sass.py"))
     done = subprocess.run(
         [sys.executable, script, str(source), *cases], env=environment, capture_output=True, text=True, check=False
@@ -560,6 +566,33 @@ def test_results_are_those_of_the_definition_operation_by_operation(machine_code
         ptx = machine_code[case]["ptx"]
         assert ptx["sqrt.rn.f32"] == ptx["div.rn.f32"] > 0
         assert [name for name in ptx if re.search(r"fma|ftz|approx|(min|max)[.]f", name)] == []
+
+
+FOLDERS = os.environ.get("TRITON_FOLDERS")  # a folder of folders, each named by the Triton that is installed there
+TRITONS = [pytest.param(path, id=path.name) for path in sorted(Path(FOLDERS).iterdir())] if FOLDERS else []
+all_versions = pytest.mark.parametrize(
+    "triton",
+    TRITONS or [pytest.param(None, marks=pytest.mark.skip(reason="TRITON_FOLDERS is not set: make test-tritons"))],
+)
+
+
+def assert_as_defined(code: dict[str, Any]) -> None:
+    """Correct roots and quotients, nothing fused, no subnormal number taken for zero, no bound that replaces NaN."""
+    assert min(code["ptx"]["sqrt.rn.f32"], code["ptx"]["div.rn.f32"]) > 0
+    assert [name for name in code["ptx"] if re.search(r"fma|ftz|approx|(min|max)[.]f", name)] == []
+
+
+@all_versions
+def test_all_versions_of_triton_compile_the_definition(triton: Path, tmp_path: Path) -> None:
+    """And take what is loaded and stored together; see `OLDEST`."""
+    cases = [f"{capability}:update:{mix}" for capability in ("80", "90") for mix in ("fp32:fp32", "bf16:bf16")]
+    found = compile_kernels(KERNELS, tmp_path, *cases, "90:update_capturable:fp32:fp32", triton=triton)
+    for case, code in found.items():
+        assert code["triton"] == triton.name
+        assert (code["usage"]["stack"], code["usage"]["local"]) == (0, 0)
+        if "capturable" not in case:  # whose logarithm has them
+            assert_as_defined(code)
+    assert transfers(found["90:update:fp32:fp32"], ".128") == (8, 6)
 
 
 def test_no_number_is_compiled_in(machine_code: dict[str, Any]) -> None:

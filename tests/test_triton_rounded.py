@@ -28,7 +28,7 @@ from adopt_hf.rounding import GOLDEN, WORD, _mixed, to_bfloat16
 from adopt_hf.storage import BLOCK_SIZES, Storage
 from tests import triton_interpreter  # noqa: F401
 from tests.oracle import Settings
-from tests.test_triton import compile_kernels, placed, transfers
+from tests.test_triton import all_versions, assert_as_defined, compile_kernels, placed, transfers
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")  # numpy's, of inf and NaN
@@ -242,14 +242,6 @@ def test_one_launch_a_bucket_and_autograd_is_told(kernels: Any, monkeypatch: pyt
     assert [t._version > before for t, before in zip((p, g, *moments), versions, strict=True)] == [1, 0, 1, 1, 1]
 
 
-def test_auto_takes_it_for_what_is_rounded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "AUTO_ROUNDED", backends.AUTO_ROUNDED[1:])  # as on a GPU, where the first cannot run
-    assert backends.choose("auto", DEVICE, torch.bfloat16, rounded=True) is backends.TRITON
-    assert backends.choose("auto", DEVICE, torch.bfloat16, rounded=True, plain=False) is backends.REFERENCE
-    for capturable in (False, True):
-        assert backends.choose("auto", DEVICE, torch.bfloat16, capturable=capturable) is not backends.TRITON
-
-
 @pytest.mark.parametrize("options", [{"state_bits": 8}, {"state_bits": 16, "bf16_stochastic_round": True}], ids=str)
 def test_in_the_optimizer(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Layouts as parameters and gradients may have; a late gradient; small tensors, whose moments are float32."""
@@ -331,6 +323,14 @@ def test_results_are_those_of_the_definition_operation_by_operation(machine_code
         assert ptx["sqrt.rn.f32"] > 0
         assert ptx["div.rn.f32"] > 0
         assert [op for op in ptx if re.search(r"fma|ftz|approx|(min|max)[.]f", op)] == []
+
+
+@all_versions
+def test_all_versions_of_triton_compile_the_definition(triton: Path, tmp_path: Path) -> None:
+    found = compile_kernels(SOURCE, tmp_path, SMALL, triton=triton)[SMALL]
+    assert found["triton"] == triton.name
+    assert_as_defined(found)
+    assert transfers(found, ".U8") == (16, 16)
 
 
 def test_no_number_is_compiled_in(machine_code: dict[str, Any]) -> None:

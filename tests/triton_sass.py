@@ -60,6 +60,7 @@ def compiled(kernels, case: str) -> dict[str, object]:
         sass, usage = tool("nvdisasm", "-c", cubin.name), tool("cuobjdump", "-res-usage", cubin.name)
     instructions = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)", sass, re.MULTILINE)
     return {
+        "triton": triton.__version__,
         "constants": sorted(p.name for p in kernel.params if p.is_constexpr),
         "sass": collections.Counter(instructions),
         "ptx": collections.Counter(re.findall(r"^\s*(?:@!?%p\d+ +)?([a-z][\w.]*)", done.asm["ptx"], re.MULTILINE)),

@@ -4,50 +4,70 @@ A backend updates the parameters and moments of buckets in place by the equation
 leaves the gradients alone.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from adopt_hf.algorithm import Hyperparameter
-from adopt_hf.backends import cpu, foreach, reference, triton
+from adopt_hf.backends import cpu, foreach, reference, selfcheck, triton
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
+from adopt_hf.backends.selfcheck import Kind
+from adopt_hf.storage import Storage
+
+logger = logging.getLogger("adopt_hf")
 
 
 class Backend(NamedTuple):
     """One way to run the update."""
 
+    words: str
     why_not: Callable[[torch.device, torch.dtype], str | None]  # it cannot update parameters of a dtype on a device
     step: Callable[[Sequence[Bucket]], None]
     step_capturable: Callable[[Sequence[CapturableBucket]], None] | None = None  # None: its numbers are on the host
     step_rounded: Callable[[Sequence[RoundedBucket]], None] | None = None
     on_addresses: bool = False  # it takes tensors that are memory, not subclasses that handle their operations
+    of_devices: tuple[str, ...] = ()  # that it was made for, and where it is the fastest; (): for none
 
 
 def _anywhere(device: torch.device, dtype: torch.dtype) -> None:
     return None
 
 
-REFERENCE = Backend(_anywhere, reference.step, reference.step_capturable, reference.step_rounded)
-FOREACH = Backend(_anywhere, foreach.step)
-CPU = Backend(cpu.why_not, cpu.step, step_rounded=cpu.step_rounded, on_addresses=True)
-TRITON = Backend(triton.why_not, triton.step, triton.step_capturable, triton.step_rounded, on_addresses=True)
+REFERENCE = Backend(
+    "the definition, tensor by tensor", _anywhere, reference.step, reference.step_capturable, reference.step_rounded
+)
+FOREACH = Backend("foreach operations of torch", _anywhere, foreach.step)
+CPU = Backend(
+    "the compiled CPU kernel",
+    cpu.why_not,
+    cpu.step,
+    step_rounded=cpu.step_rounded,
+    on_addresses=True,
+    of_devices=("cpu",),
+)
+TRITON = Backend(
+    "the Triton kernel",
+    triton.why_not,
+    triton.step,
+    triton.step_capturable,
+    triton.step_rounded,
+    on_addresses=True,
+    of_devices=("cuda",),
+)
 
-# By name, the first that can run. "auto" has those that were measured to be the fastest, and the Triton kernel has not
-# been measured yet.
+# By name, the first that can run.
 TABLE = {
-    "auto": (CPU, FOREACH, REFERENCE),
+    "auto": (CPU, TRITON, FOREACH, REFERENCE),
     "fused": (CPU, TRITON),
     "foreach": (FOREACH,),
     "reference": (REFERENCE,),
 }
 
-# Where results are rounded "auto" does not wait for that measurement: on a GPU it would be left with the definition,
-# which is dozens of passes over memory, many of them of int64, and as many temporaries.
-AUTO_ROUNDED = (CPU, TRITON, REFERENCE)
-
 NAMES = tuple(TABLE)
 CAPTURABLE = Hyperparameter(bool, False)
+PLAIN = Storage(32, 0, False)
 
 
 def check_name(name: object) -> str:
@@ -55,6 +75,16 @@ def check_name(name: object) -> str:
     if isinstance(name, str) and name in NAMES:
         return name
     raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
+
+
+class Wanted(NamedTuple):
+    """What a backend is chosen for."""
+
+    device: torch.device
+    dtype: torch.dtype
+    capturable: bool
+    plain: bool
+    rounded: bool
 
 
 def choose(
@@ -65,42 +95,87 @@ def choose(
     capturable: bool = False,
     plain: bool = True,
     rounded: bool = False,
+    grad_dtype: torch.dtype | None = None,
+    coupled: bool = False,
+    storage: Storage | None = None,
+    to_use: bool = True,
 ) -> Backend:
-    """The backend for parameters of `dtype` on `device`; "auto" is the fastest that runs there.
+    """Return the backend for parameters of `dtype` on `device`; "auto" is the fastest that runs there.
+
+    Where "auto" falls back to a slower one than the device has, one warning a process says why.
 
     Args:
-        capturable: whether the numbers of the step are on the device.
-        plain: whether the local tensors are memory, rather than subclasses that handle their operations.
-        rounded: whether moments have fewer than 32 bits, or parameters are rounded stochastically.
+        capturable: Whether the numbers of the step are on the device.
+        plain: Whether the local tensors are memory, rather than subclasses that handle their operations.
+        rounded: Whether moments have fewer than 32 bits, or parameters are rounded stochastically.
+        grad_dtype: The dtype of the gradients; None means that of the parameters.
+        coupled: Whether weight decay is added to the gradients.
+        storage: How the moments are stored; None means as float32, or what is usual where `rounded`.
+        to_use: Whether it is used now. If so the Triton kernel has to have passed its check on the device.
 
     Raises:
-        RuntimeError: the one asked for by name cannot run there; the message says why.
+        RuntimeError: If the one asked for by name cannot run there, or if a graph is being captured and the kernel has
+            not been checked; the message says why.
     """
-    reasons = []
-    table = TABLE | {"auto": AUTO_ROUNDED} if rounded else TABLE
-    for backend in table[check_name(name)]:
-        reason = _why_not(backend, device, dtype, capturable, plain, rounded)
+    wanted = Wanted(device, dtype.to_real(), capturable, plain, rounded)
+    skipped: list[tuple[Backend, str]] = []
+    disproved = False
+    for backend in TABLE[check_name(name)]:
+        if name == "auto" and backend.of_devices and device.type not in backend.of_devices:
+            continue
+        reason = _why_not(backend, wanted)
+        if reason is None and to_use and backend is TRITON and device.type == "cuda":
+            if storage is None:
+                storage = Storage(8, 256, dtype == torch.bfloat16) if rounded else PLAIN
+            kept = storage._replace(block_size=storage.block_size if storage.bits == 8 else 0)
+            kind = Kind(wanted.dtype, (grad_dtype or dtype).to_real(), coupled, capturable, kept)
+            reason = selfcheck.why_not(device, kind)
+            disproved = reason is not None
         if reason is None:
+            if to_use and name == "auto":
+                _say_fallback(backend, wanted, skipped, disproved)
             return backend
-        reasons.append(reason)
+        skipped.append((backend, reason))
     allowed = [
-        other
-        for other in NAMES
-        if any(_why_not(backend, device, dtype, capturable, plain, rounded) is None for backend in table[other])
+        other for other in NAMES if other != name and any(_why_not(backend, wanted) is None for backend in TABLE[other])
     ]
     raise RuntimeError(
-        f"backend={name!r} cannot run on {device.type} tensors of {dtype}: {'; '.join(reasons)}. "
-        f"Allowed here: {', '.join(map(repr, allowed))}"
+        f"backend={name!r} cannot run on {device.type} tensors of {dtype}: "
+        f"{'; '.join(reason for _, reason in skipped)}. Allowed here: {', '.join(map(repr, allowed))}"
     )
 
 
-def _why_not(
-    backend: Backend, device: torch.device, dtype: torch.dtype, capturable: bool, plain: bool, rounded: bool
-) -> str | None:
-    if capturable and backend.step_capturable is None:
+def _why_not(backend: Backend, wanted: Wanted) -> str | None:
+    if wanted.capturable and backend.step_capturable is None:
         return "with capturable=True the numbers of a step are on the device, and it takes them from the host"
-    if rounded and backend.step_rounded is None:
+    if wanted.rounded and backend.step_rounded is None:
         return "it does not round stochastically, as state_bits below 32 and bf16_stochastic_round ask for"
-    if backend.on_addresses and not plain:
+    if backend.on_addresses and not wanted.plain:
         return "it works on memory, which tensors of a subclass hide"
-    return backend.why_not(device, dtype.to_real())
+    return backend.why_not(wanted.device, wanted.dtype)
+
+
+_said: set[tuple[str, bool] | str] = set()  # of what a fallback has been told: the devices, rounded or not; the check
+
+
+def _say_fallback(chosen: Backend, wanted: Wanted, skipped: list[tuple[Backend, str]], disproved: bool) -> None:
+    """Say once a process, for a kind of device, that a step takes longer, or more memory, than it need.
+
+    Nothing is said where there is no kernel anyway: for `capturable` on a CPU, for tensors of a subclass.
+    """
+    device = wanted.device.type
+    reasons = [reason for backend, reason in skipped if backend.of_devices]  # why not the kernel for this device
+    about: tuple[str, bool] | str = "check" if disproved else (device, wanted.rounded)
+    if chosen.of_devices or about in _said:
+        return
+    if wanted.rounded:
+        cost = "dozens of passes over memory"
+        reasons = reasons or [f"there is no kernel for {device} tensors"]
+    elif disproved or (reasons and wanted.plain and not wanted.capturable and torch.version.hip is None):
+        cost = "more time or memory than the compiled kernel"
+    else:
+        return
+    _said.add(about)
+    logger.warning(
+        'backend="auto" updates %s tensors by %s, which takes %s: %s', device, chosen.words, cost, "; ".join(reasons)
+    )

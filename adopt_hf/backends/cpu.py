@@ -1,7 +1,6 @@
 """The update on a CPU in one pass over memory: `cpu.c`, called through ctypes, which lets go of the GIL meanwhile."""
 
 import ctypes
-import logging
 from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,8 +16,6 @@ from adopt_hf.backends import native
 from adopt_hf.backends.bucket import Bucket, RoundedBucket
 from adopt_hf.backends.dense import Columns, are_same, dense
 from adopt_hf.quantization import layout
-
-logger = logging.getLogger("adopt_hf")
 
 SOURCE = Path(__file__).with_suffix(".c")
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # numbered as in cpu.c
@@ -44,7 +41,6 @@ def _library() -> ctypes.CDLL | RuntimeError:
     try:
         library = native.load(SOURCE)
     except RuntimeError as error:
-        logger.info("ADOPT runs without its compiled CPU kernel: %s", error)
         return error
     library.adopt_step.argtypes = (ctypes.POINTER(_Bucket), ctypes.c_int64, ctypes.c_int64)
     library.adopt_step.restype = None

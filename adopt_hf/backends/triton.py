@@ -19,8 +19,9 @@ from adopt_hf.algorithm import StepScalars
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.backends.dense import are_same, dense
 from adopt_hf.quantization import layout
+from adopt_hf.storage import Storage
 
-OLDEST = (3, 4)  # Triton that compiles the kernels
+OLDEST = (3, 6)  # Triton: earlier ones take subnormal numbers for zero in roots and quotients
 LOWEST = (7, 5)  # compute capability that they have been compiled for
 
 
@@ -116,13 +117,32 @@ def _kernels() -> ModuleType | str:
     """The module of the kernels, or why they cannot be used; tried once a process, when first asked for."""
     try:
         import triton
-    except (ImportError, OSError) as error:
-        return f"Triton cannot be imported ({type(error).__name__}: {error})"
-    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
-        return f"the Triton kernel needs Triton {'.'.join(map(str, OLDEST))} or later, this is {triton.__version__}"
-    from adopt_hf.backends import triton_kernels
 
+        if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+            return f"the Triton kernel needs Triton {'.'.join(map(str, OLDEST))} or later, this is {triton.__version__}"
+        from adopt_hf.backends import triton_kernels, triton_rounded_kernels  # noqa: F401 - it must be there, too
+    except Exception as error:  # noqa: BLE001 - a broken installation raises anything
+        return f"Triton cannot be imported ({type(error).__name__}: {error})"
     return triton_kernels
+
+
+def version() -> str:
+    """Return Triton's version, or what is wrong with it."""
+    kernels = _kernels()
+    return kernels if isinstance(kernels, str) else str(kernels.triton.__version__)
+
+
+def lengths(storage: Storage) -> tuple[int, int]:
+    """Return the elements of a chunk and of a block of the kernel for tensors that are stored so."""
+    kernels = _loaded()
+    if storage.is_plain:
+        return kernels.CHUNK.value, kernels.BLOCK.value
+    from adopt_hf.backends import triton_rounded_kernels
+
+    return (
+        triton_rounded_kernels.CHUNK.value,
+        storage.block_size if storage.bits == 8 else triton_rounded_kernels.UNBLOCKED,
+    )
 
 
 def _loaded() -> ModuleType:

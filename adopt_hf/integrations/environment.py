@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from adopt_hf import backends
-from adopt_hf.backends import native
+from adopt_hf.backends import cache
 
 PACKAGES = ("adopt_hf", "torch", "triton", "transformers", "accelerate", "deepspeed", "peft", "trl")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -33,7 +33,7 @@ def _version(package: str) -> str:
 
 def _cache() -> str:
     try:
-        return str(native.cache_folder())
+        return str(cache.folder())
     except RuntimeError as error:
         return f"nowhere, they are compiled in every process ({error})"
 
@@ -51,19 +51,10 @@ def _runs(name: str, device: torch.device) -> str:
     chosen: dict[str, list[str]] = {}
     for dtype in DTYPES:
         try:
-            what = _described(backends.choose(name, device, dtype))
+            what = backends.choose(name, device, dtype, to_use=False).words
         except RuntimeError as error:
             what = f"cannot run: {str(error).split(': ', 1)[1]}"
         chosen.setdefault(what, []).append(str(dtype).removeprefix("torch."))
     if len(chosen) == 1:
         return next(iter(chosen))
     return "; ".join(f"{what} for {', '.join(dtypes)}" for what, dtypes in chosen.items())
-
-
-def _described(backend: backends.Backend) -> str:
-    return {
-        backends.CPU: "the compiled CPU kernel",
-        backends.TRITON: "the Triton kernel",
-        backends.FOREACH: "foreach operations of torch",
-        backends.REFERENCE: "the definition, tensor by tensor",
-    }[backend]
