@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Two stamps: what the GPT-2 recipe needs, and everything. Each target installs what it needs and no more.
+EXAMPLES := $(VENV)/.installed-examples
 STAMP := $(VENV)/.installed
 # Threads that wait by spinning slow each other down twenty times where something else shares the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -14,7 +16,7 @@ DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo demo-instruct paper test test-slow test-distributed test-long test-distributed-docs test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report test-tritons
 
-demo: $(STAMP)
+demo: $(EXAMPLES)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
 
 demo-instruct: $(STAMP)
@@ -86,13 +88,20 @@ bench-low-bits: $(STAMP)
 bench-report: $(STAMP)
 	$(RUN) -m benchmarks.report
 
-# Other implementations of ADOPT, which benchmarks and tests compare with. They come without what they depend on, since
-# timm's torchvision would replace the CPU build of torch, and lie apart: accelerate imports every timm that it finds.
-$(STAMP): pyproject.toml constraints.txt
+$(RUN):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("adopt_hf needs Python 3.10 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
+
+$(EXAMPLES): pyproject.toml constraints.txt | $(RUN)
+	@echo "Installing the recipe's packages into $(VENV), once: a minute or two"
+	$(PIP) -e ".[examples]"
+	@touch $@
+
+# Other implementations of ADOPT, which benchmarks and tests compare with. They come without what they depend on, since
+# timm's torchvision would replace the CPU build of torch, and lie apart: accelerate imports every timm that it finds.
+$(STAMP): pyproject.toml constraints.txt | $(RUN)
 	@echo "Installing into $(VENV), once: some minutes"
 	$(PIP) -e ".[dev]"
 	$(PIP) --no-deps --upgrade --target $(VENV)/peers timm pytorch_optimizer \
 		'heavyball; python_version >= "3.11"' opt_einsum
-	@touch $(STAMP)
+	@touch $(EXAMPLES) $@

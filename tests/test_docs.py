@@ -4,6 +4,7 @@ import ast
 import inspect
 import math
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,25 @@ def test_the_docs_list_the_settings_of_deepspeed_that_are_refused() -> None:
     lines = [f"| `{'.'.join(row.path)}` | {row.what} |" for row in deepspeed_adam.REPLACEMENTS]
     table = "\n".join(["| setting | it |", "| --- | --- |", *lines])
     assert INTEGRATIONS.split("<!-- refused settings -->\n\n")[1].split("\n\n<!-- end")[0] == table
+
+
+def planned(target: str, folder: Path) -> str:
+    """What `make target` would run in a tree that nothing was installed in."""
+    return subprocess.run(
+        ["make", "-n", target, f"VENV={folder}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_each_make_target_installs_what_it_needs(tmp_path: Path) -> None:
+    """The demo needs the recipe's packages, and neither DeepSpeed nor MuJoCo; the tests need everything."""
+    demo, test = planned("demo", tmp_path), planned("test", tmp_path)
+    assert ('".[examples]"' in demo, "[dev]" in demo, "peers" in demo) == (True, False, False)
+    assert ('".[dev]"' in test, "peers" in test) == (True, True)
+    (tmp_path / "bin").mkdir()
+    for name in ("bin/python", ".installed-examples", ".installed"):
+        (tmp_path / name).touch()
+    assert "pip install" not in planned("demo", tmp_path)
+    assert "pip install" not in planned("test", tmp_path)
+    (tmp_path / ".installed").unlink()
+    assert '".[dev]"' in planned("test", tmp_path)
+    assert "-m venv" not in planned("test", tmp_path), "it would be made anew"

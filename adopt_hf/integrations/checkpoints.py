@@ -17,8 +17,10 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
-from collections.abc import Collection, Iterator
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,44 @@ def to_resume(output_dir: Path, asked: str | None, traces: Collection[str] = ("c
     if lacks is not None:
         raise ValueError(f"resume_from_checkpoint {asked} is not a complete checkpoint: {lacks}")
     return checkpoint
+
+
+def check_writable(output_dir: Path) -> None:
+    """Raise ValueError if `output_dir`, which need not exist, cannot be written to. It is not made."""
+    folder = output_dir.absolute()
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"output_dir {output_dir} cannot be written: {error.strerror}") from None
+
+
+def after_interrupt(argv: Sequence[str], output_dir: Path) -> str:
+    """Return the line for a user who has interrupted a run: the command that goes on with it.
+
+    Args:
+        argv: `sys.argv` of a script that takes `--output_dir` and `--resume_from_checkpoint last`.
+        output_dir: the run's folder.
+    """
+    script, *options = argv
+    checkpoint, _ = last_complete(output_dir)
+    if checkpoint is None:
+        where = f", in another --output_dir or after removing {output_dir}" if output_dir.exists() else ""
+        return f"{Path(script).name}: stopped before a first checkpoint was complete; start again{where}"
+    command = [script]
+    while options:
+        option = options.pop(0)
+        if option == "--resume_from_checkpoint":
+            del options[:1]
+        elif not option.startswith("--resume_from_checkpoint="):
+            command.append(option)
+    if not any(option.split("=")[0] == "--output_dir" for option in command):
+        command += ["--output_dir", str(output_dir)]
+    command += ["--resume_from_checkpoint", "last"]
+    launcher = "YOUR LAUNCHER" if "WORLD_SIZE" in os.environ else "python"
+    return f"{Path(script).name}: stopped; go on from {checkpoint.name} with: {launcher} {shlex.join(command)}"
 
 
 def check_layout(checkpoint: Path) -> None:

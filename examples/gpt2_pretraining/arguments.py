@@ -23,9 +23,12 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments, get_sched
 from transformers.integrations import get_reporting_integration_callbacks
 
 import adopt_hf
-from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError
+from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError, after_interrupt
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.yaml"
+
+
+output_dir: Path | None = None  # of the run, once it is known
 
 
 class InputError(ValueError):
@@ -216,6 +219,9 @@ def parse(argv: Sequence[str] | None, description: str, honoured: frozenset[str]
 
     Exits with code 2 and one line on stderr if something is wrong.
     """
+    global output_dir
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, where it is installed, warns that it found no other
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv.insert(0, "--config")
@@ -250,6 +256,9 @@ def parse(argv: Sequence[str] | None, description: str, honoured: frozenset[str]
         check_training(args)
     except (ValueError, TypeError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         parser.error(str(error))
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False  # torch warns that there is nothing to pin it for
+    output_dir = Path(args.output_dir)
     return Settings(model, data, args, overrides)
 
 
@@ -306,10 +315,15 @@ def settle_deepspeed(args: TrainingArguments) -> None:
 def run(main: Callable[[], None]) -> None:
     """Call `main`. An `InputError` or a full disk becomes one line on stderr and exit code 2.
 
-    A run that has finished already is one line on stdout and exit code 0.
+    A run that has finished already is one line on stdout and exit code 0. Ctrl-C is one line on stderr, the command that
+    goes on with the run, and exit code 130. The main process says it, and no helper of a run.
     """
     try:
         main()
+    except KeyboardInterrupt:
+        if output_dir is not None and os.environ.get("RANK", "0") == "0":
+            print(f"\n{after_interrupt(sys.argv, output_dir)}", file=sys.stderr)
+        sys.exit(130)
     except AlreadyFinishedError as finished:
         if PartialState().is_main_process:
             print(finished)

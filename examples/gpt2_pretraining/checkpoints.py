@@ -7,7 +7,14 @@ from arguments import InputError
 from transformers import GPT2Config, Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from adopt_hf.integrations.checkpoints import AlreadyFinishedError, check_optimizer, is_finished, is_saved, to_resume
+from adopt_hf.integrations.checkpoints import (
+    AlreadyFinishedError,
+    check_optimizer,
+    check_writable,
+    is_finished,
+    is_saved,
+    to_resume,
+)
 
 STATE = "trainer_state.json"  # both scripts write it, in the Trainer's format
 RUN = "run.yaml"  # what a run was started with
@@ -37,6 +44,7 @@ def choose(args: TrainingArguments, script: str) -> Path | None:
     output_dir = Path(args.output_dir)
     try:
         checkpoint = to_resume(output_dir, args.resume_from_checkpoint, TRACES)
+        check_writable(output_dir)
         if checkpoint is None:
             return None
         check_optimizer(checkpoint, Trainer.get_optimizer_cls_and_kwargs(args)[0])

@@ -1,11 +1,14 @@
-"""What a run shows: perplexities in its log, loss.png, and a sample of text."""
+"""What a run shows: a bar with the loss, perplexities in its log, loss.png, and a sample of text."""
 
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, Trainer, set_seed
 
 
 def with_perplexity(logs: dict[str, float]) -> dict[str, float]:
@@ -18,6 +21,42 @@ def with_perplexity(logs: dict[str, float]) -> dict[str, float]:
             except OverflowError:  # a loss above 709: the run diverged, and the log should still be written
                 out[perplexity] = math.inf
     return out
+
+
+class Lines:
+    """The losses of a run beside its bar, and on a line of their own at each evaluation and each tenth of the run."""
+
+    def __init__(self) -> None:
+        self.last = 0  # the step of the last line
+
+    def show(self, bar: tqdm, logs: dict[str, float], step: int) -> None:
+        """Show a log entry."""
+        if "loss" in logs:
+            bar.set_postfix_str(f"loss {logs['loss']:.3f}")
+        name = "eval_loss" if "eval_loss" in logs else "loss"
+        if name in logs and (name == "eval_loss" or step - self.last >= bar.total / 10):
+            kind = "validation" if name == "eval_loss" else "training"
+            bar.write(f"step {step}: {kind} loss {logs[name]:.3f}", file=sys.stderr)
+            self.last = step
+
+
+class Bar(ProgressCallback):
+    """The Trainer's bar with `Lines` instead of a dictionary for each log entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = Lines()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None:
+            self.lines.show(self.training_bar, logs, state.global_step)
+
+
+def use_bar(trainer: Trainer) -> None:
+    """Give `trainer` the bar of this recipe where it has the plain one of transformers."""
+    if any(type(callback) is ProgressCallback for callback in trainer.callback_handler.callbacks):
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(Bar())
 
 
 def curve(log_history: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:

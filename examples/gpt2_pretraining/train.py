@@ -41,6 +41,7 @@ def main() -> None:
         data_collator=default_data_collator,
         callbacks=[mark],
     )
+    report.use_bar(trainer)
     shared.check_launch(recipe, trainer.accelerator)
     with names_a_full_disk(Path(recipe.args.output_dir)):
         with contextlib.suppress(AlreadyFinishedError):  # of a run that was killed before it had written its model

@@ -44,6 +44,7 @@ class Loop:
         args = self.args = recipe.args
         self.recipe = recipe
         self.output_dir = Path(args.output_dir)
+        self.lines = report.Lines()
         self.accelerator = Accelerator(
             gradient_accumulation_plugin=GradientAccumulationPlugin(args.gradient_accumulation_steps),
             deepspeed_plugin=args.deepspeed_plugin,  # None without DeepSpeed
@@ -186,7 +187,7 @@ class Loop:
         }
         self.accelerator.log(tagged, step=self.state.global_step)
         if not bar.disable:
-            bar.write(str({key: f"{value:.4g}" for key, value in logs.items()}))
+            self.lines.show(bar, logs, self.state.global_step)
 
     def save_checkpoint(self) -> None:
         """Write checkpoint-<step>. It is written under another name first, so one that is there is complete."""

@@ -19,10 +19,13 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import optim_args
-from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError
+from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError, after_interrupt
 
 HERE = Path(__file__).parent
 DEFAULT_CONFIG = HERE / "configs" / "stdlib.yaml"
+
+
+output_dir: Path | None = None  # of the run, once it is known
 
 
 class InputError(ValueError):
@@ -126,6 +129,7 @@ def fail(prog: str, message: object) -> NoReturn:
 
 def parse(argv: Sequence[str] | None, description: str | None) -> tuple[RecipeArguments, SFTConfig, ModelConfig]:
     """Parse and check `argv` (default: the command line's); without `--config` configs/stdlib.yaml is read."""
+    global output_dir
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = Parser((RecipeArguments, SFTConfig, ModelConfig), description=description, allow_abbrev=False)
     argv = [
@@ -149,6 +153,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> tuple[RecipeAr
         parser.error(f"config file {config} is not valid YAML: {error}")
     except (ValueError, TypeError, RuntimeError) as error:
         parser.error(str(error))
+    output_dir = Path(training.output_dir)
     return recipe, training, model
 
 
@@ -185,10 +190,15 @@ def check(args: SFTConfig, model: ModelConfig) -> None:
 def run(main: Callable[[], None]) -> None:
     """Call `main`. An `InputError` or a full disk becomes one line on stderr and exit code 2.
 
-    A run that has finished already is one line on stdout and exit code 0.
+    A run that has finished already is one line on stdout and exit code 0. Ctrl-C is one line on stderr, the command that
+    goes on with the run, and exit code 130. The main process says it, and no helper of a run.
     """
     try:
         main()
+    except KeyboardInterrupt:
+        if output_dir is not None and os.environ.get("RANK", "0") == "0":
+            print(f"\n{after_interrupt(sys.argv, output_dir)}", file=sys.stderr)
+        sys.exit(130)
     except AlreadyFinishedError as finished:
         if PartialState().is_main_process:
             print(finished)

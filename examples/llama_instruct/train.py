@@ -28,6 +28,7 @@ from adopt_hf.integrations.checkpoints import (
     AlreadyFinishedError,
     MarkComplete,
     check_layout,
+    check_writable,
     is_finished,
     is_saved,
     names_a_full_disk,
@@ -187,6 +188,7 @@ def tune(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> N
     output_dir = Path(args.output_dir)
     try:
         checkpoint = to_resume(output_dir, args.resume_from_checkpoint, TRACES)
+        check_writable(output_dir)
     except ValueError as error:
         raise InputError(str(error)) from None
     base = base_model(recipe, args, model_args)

@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import random
+import re
 import shutil
 import sys
 import types
@@ -123,6 +124,12 @@ def test_what_a_run_leaves(finished: tuple[str, Path, Result]) -> None:
     assert "sample after 40 steps" in result.out
     assert "validation loss" in result.out
     assert "100%" in result.err, "no progress bar"
+    lines = re.split(r"[\n\r]|\x1b\[A", result.err)  # with what moves the cursor between two bars
+    said = [line for line in lines if "loss" in line and "it/s" not in line]
+    assert {"step 40: training loss", "step 40: validation loss"} <= {line.rsplit(" ", 1)[0] for line in said}
+    assert [line for line in said if not re.fullmatch(r"step \d+: (training|validation) loss \d+\.\d{3}", line)] == []
+    for noise in ("{'loss'", "pin_memory", "Warning", "WARNING"):
+        assert noise not in result.out + result.err
 
     train = [entry for entry in history(output) if "loss" in entry]
     evaluation = [entry for entry in history(output) if "eval_loss" in entry]
@@ -510,7 +517,11 @@ BAD_INPUT: dict[str, tuple[str, list[str], list[str]]] = {
         ["backend='foreach'", "capturable=True", "'reference'"],
     ),
     "empty data": ("train.py", ["--data_files", "{}/empty.jsonl"], ["'json'", "cannot be loaded"]),
-    "folder in a file": ("train.py", ["--output_dir", "{}/toy.jsonl/x"], ["toy.jsonl/x", "cannot be written"]),
+    "folder in a file": (
+        "train.py",
+        ["--output_dir", "{}/toy.jsonl/x", "--cache_dir", "{}/never"],
+        ["toy.jsonl/x", "cannot be written"],
+    ),
     "never saved": ("train_accelerate.py", ["--save_steps", "0"], ["save_steps must be above 0", "0"]),
     "unknown strategy": ("train_accelerate.py", ["--save_strategy", "epoch"], ["save_strategy", "epoch"]),
 }
@@ -553,6 +564,7 @@ def test_bad_input_is_one_line_and_touches_nothing(case: str, bad_folder: Path) 
         assert text in result.last_error, result.last_error
     assert snapshot(bad_folder / "taken") == before
     assert not (bad_folder / "out").exists()
+    assert not (bad_folder / "never").exists(), "data was prepared first"
 
 
 @pytest.mark.parametrize(

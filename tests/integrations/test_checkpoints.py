@@ -28,6 +28,8 @@ from adopt_hf.integrations.checkpoints import (
     AlreadyFinishedError,
     DiskFullError,
     MarkComplete,
+    after_interrupt,
+    check_writable,
     last_complete,
     mark,
     missing,
@@ -121,6 +123,37 @@ def test_marking_again_leaves_out_what_marking_left(tmp_path: Path) -> None:
     mark(checkpoint, 20)
     assert sorted(json.loads((checkpoint / MARK).read_text())["files"]) == sorted(FILES)
     assert missing(checkpoint) is None
+
+
+def test_after_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command goes on with the same run, whatever it was started with."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    run = tmp_path / "a run"
+    argv = ["x/train.py", "--lr", "1", "--resume_from_checkpoint", "here", "--output_dir", str(run), "--n", "2"]
+    assert after_interrupt(argv, run) == "train.py: stopped before a first checkpoint was complete; start again"
+    write(run, 3, finished=False)
+    assert after_interrupt(argv, run).endswith(f"start again, in another --output_dir or after removing {run}")
+    mark(run / "checkpoint-3", 3)
+    line = f"train.py: stopped; go on from checkpoint-3 with: python x/train.py --lr 1 --output_dir '{run}' --n 2"
+    assert after_interrupt(argv, run) == f"{line} --resume_from_checkpoint last"
+    argv = ["train.py", "--resume_from_checkpoint=last"]
+    expected = f"with: python train.py --output_dir '{run}' --resume_from_checkpoint last"
+    assert after_interrupt(argv, run).endswith(expected)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "with: YOUR LAUNCHER train.py" in after_interrupt(argv, run)
+
+
+@pytest.mark.parametrize("where", ["file", "file/x", "/proc/x/y"])
+def test_a_folder_that_cannot_be_written(where: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"\Aoutput_dir .* cannot be written: \w+"):
+        check_writable(tmp_path / where)
+
+
+def test_a_folder_that_can_be_written_is_not_made(tmp_path: Path) -> None:
+    check_writable(tmp_path)
+    check_writable(tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_last_complete_one(tmp_path: Path) -> None:

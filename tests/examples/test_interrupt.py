@@ -1,0 +1,103 @@
+"""Ctrl-C in a recipe: one line with the command that goes on, exit code 130, and that command does go on."""
+
+import importlib.util
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from adopt_hf.integrations.checkpoints import MARK, mark
+from tests.examples.test_gpt2_pretraining import EXAMPLE, SCRIPTS, write_toy
+from tests.examples.test_gpt2_pretraining_processes import environment
+
+RECIPES = ("gpt2_pretraining", "llama_instruct")
+
+
+@pytest.fixture(params=RECIPES)
+def arguments(request: pytest.FixtureRequest) -> ModuleType:
+    """`arguments.py` of a recipe."""
+    path = EXAMPLE.parent / request.param / "arguments.py"
+    spec = importlib.util.spec_from_file_location(f"{request.param}_arguments", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        for name in ("WORLD_SIZE", "RANK"):
+            patch.delenv(name, raising=False)
+        spec.loader.exec_module(module)
+        yield module
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("rank", "said"), [(None, True), ("0", True), ("1", False)])
+def test_one_line_and_130(
+    rank: str | None,
+    said: bool,
+    arguments: ModuleType,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = tmp_path / "out" / "checkpoint-20"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+    Accelerator(cpu=True)
+    mark(checkpoint, 20)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--output_dir", str(tmp_path / "out")])
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    arguments.output_dir = tmp_path / "out"
+    with pytest.raises(SystemExit) as exit_:
+        arguments.run(interrupted)
+    assert exit_.value.code == 130
+    command = f"python train.py --output_dir {tmp_path / 'out'} --resume_from_checkpoint last"
+    line = f"train.py: stopped; go on from checkpoint-20 with: {command}"
+    assert capfd.readouterr().err.strip() == (line if said else "")
+
+
+def test_a_helper_of_a_run_says_nothing(arguments: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        arguments.run(interrupted)
+    assert exit_.value.code == 130
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_real_one(script: str, tmp_path: Path) -> None:
+    """The command of the line ends where the uninterrupted run ends."""
+    config = write_toy(tmp_path)
+    command = [sys.executable, str(EXAMPLE / script), str(config), "--disable_tqdm", "true"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = {"env": environment(config), "text": True}
+    subprocess.run([*command, "--output_dir", str(whole)], check=True, capture_output=True, **options)
+    process = subprocess.Popen([*command, "--output_dir", str(stopped)], stderr=subprocess.PIPE, **options)
+    deadline = time.monotonic() + 400
+    while not (stopped / "checkpoint-20" / MARK).exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    line = said.strip().splitlines()[-1]
+    assert line.startswith(f"{script}: stopped; go on from checkpoint-20 with: python ")
+    _, *argv = shlex.split(line.split(" with: ")[1])
+    subprocess.run([sys.executable, *argv], check=True, capture_output=True, **options)
+    a, b = load_file(whole / "model.safetensors"), load_file(stopped / "model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
