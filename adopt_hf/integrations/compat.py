@@ -715,6 +715,28 @@ def clear_used_gradients(optimizer: Any) -> None:
     optimizer.step = step
 
 
+# -- Param groups of experts -------------------------------------------------------------------------------------------
+# Issue: the experts of DeepSpeed's mixture need param groups of their own. It makes them for an optimizer that the
+#        config names, but not for one that a function makes, and needs names for the groups that it divides.
+# Why:   a block of ours is a function to DeepSpeed.
+# Remove when: DeepSpeed can be told of an optimizer class.
+
+
+def expert_groups(params: Any) -> list[Any]:
+    """Return `params`, parameters or param groups, with DeepSpeed's experts in groups of their own."""
+    from deepspeed.moe.utils import configure_moe_param_groups, is_moe_param
+
+    params = list(params)
+    groups = [p for p in params if isinstance(p, dict)]
+    tensors = [p for group in groups for p in group["params"]] if groups else params
+    if not any(map(is_moe_param, tensors)):
+        return params
+    if groups:
+        params = [{"name": f"group{i}"} | group for i, group in enumerate(groups)]
+    divided: list[Any] = configure_moe_param_groups(params)
+    return divided
+
+
 # -- ZeRO's optimizers: which tensors a flat partition is made of ------------------------------------------------------
 # Issue: ADOPT counts steps tensor by tensor, and ZeRO hands it one flat tensor for many.
 # Why:   their lists of groups are the only place that knows.

@@ -267,7 +267,7 @@ def _loaded(config: Any) -> dict[str, Any] | None:
 def _adopt_of_block(model: Any, params: Any, **kwargs: Any) -> ADOPT:
     """The ADOPT of a config's block, whose embeddings keep float32 moments."""
     storage.keep_float32(embeddings(model))
-    return ADOPT(params, **kwargs, float32_apart=True)
+    return ADOPT(compat.expert_groups(params), **kwargs, float32_apart=True)
 
 
 def _makes_adopt(optimizer: Any) -> bool:

@@ -22,8 +22,9 @@ COUNTS = "adopt_tensor_steps"  # in the universal_checkpoint_info of a checkpoin
 NO_NVME_RESUME = (
     "DeepSpeed does not load the optimizer's state from a checkpoint when it is offloaded to NVMe: step counts, and "
     "what was too small to be swapped, would begin anew. Train with the optimizer on the CPU "
-    "(offload_optimizer.device=cpu) where a run has to be resumed, or go on from the weights alone "
-    "(load_checkpoint(..., load_optimizer_states=False))"
+    "(offload_optimizer.device=cpu) where a run has to be resumed, or go on with "
+    f"{states.WEIGHTS_ONLY}. DeepSpeed does not find the weights in such a checkpoint; its model.safetensors, which "
+    'the Trainer saves with "stage3_gather_16bit_weights_on_model_save": true, has them'
 )
 
 WEIGHTS_ONLY = "A call of the engine takes the weights only: load_checkpoint(..., load_optimizer_states=False)"

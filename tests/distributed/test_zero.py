@@ -72,11 +72,12 @@ def test_where_hooks_see_nothing_the_values_tell_and_a_warning_says_what_it_cost
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_experts_that_one_process_has(stage: int, found: list[dict[str, Any]]) -> None:
-    for rank, steps in zip(found, (20, 15), strict=True):
-        assert rank[f"experts, stage {stage}"]["counts"] == {"weight": steps, "bias": steps}
-        assert rank[f"experts, stage {stage}"]["expert"] < 1e-6
-        assert rank[f"experts, stage {stage}"]["outside"] < 1e-6
+@pytest.mark.parametrize("how", ["experts", "experts by name"])
+def test_experts_that_one_process_has(how: str, stage: int, found: list[dict[str, Any]]) -> None:
+    for rank, steps in zip((r[f"{how}, stage {stage}"] for r in found), (20, 15), strict=True):
+        assert rank["counts"] == {"weight": steps, "bias": steps}
+        assert rank["expert"] < 1e-6
+        assert rank["outside"] < 1e-6
 
 
 WEIGHTS = "load_checkpoint(..., load_optimizer_states=False)"

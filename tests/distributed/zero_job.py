@@ -375,8 +375,12 @@ def parallel(expert: nn.Module) -> MoE:
     return made
 
 
-def experts(stage: int) -> dict[str, Any]:
-    """Each process has one of two experts; the second gets its first token in step 5."""
+def experts(stage: int, block: bool = False) -> dict[str, Any]:
+    """Each process has one of two experts; the second gets its first token in step 5.
+
+    Args:
+        block: ADOPT is named in the config.
+    """
     single = gated(Both)
     optimizer = ADOPT(single.parameters(), **NUMBERS)
     for step in range(STEPS):
@@ -386,8 +390,13 @@ def experts(stage: int) -> dict[str, Any]:
         optimizer.zero_grad()
     model = gated(parallel)
     trained = [p for p in model.parameters() if p.requires_grad]
-    made = ADOPT(configure_moe_param_groups([{"params": trained, "name": "all"}]), **NUMBERS)
-    engine = deepspeed.initialize(model=model, optimizer=made, config=numbers(stage))[0]
+    if block:
+        config = numbers(stage) | {"optimizer": {"type": "ADOPT", "params": NUMBERS}}
+        given: list[Any] = [{"params": trained[::2]}, {"params": trained[1::2]}] if stage == 2 else trained
+        engine = deepspeed.initialize(model=model, model_parameters=given, config=config)[0]
+    else:
+        made = ADOPT(configure_moe_param_groups([{"params": trained, "name": "all"}]), **NUMBERS)
+        engine = deepspeed.initialize(model=model, optimizer=made, config=numbers(stage))[0]
     for step in range(STEPS):
         tokens, target = share(step)
         engine.backward((engine(tokens) - target).square().mean())
@@ -429,6 +438,7 @@ def scenarios(folder: Path) -> dict[str, Callable[[], Any]]:
         **{f"moved, stage {stage}": functools.partial(moved, stage) for stage in (1, 2)},
         "error: moved, stage 3": functools.partial(moved, 3),
         **{f"experts, stage {stage}": functools.partial(experts, stage) for stage in (0, 1, 2)},
+        **{f"experts by name, stage {stage}": functools.partial(experts, stage, block=True) for stage in (0, 1, 2)},
     }
 
 
