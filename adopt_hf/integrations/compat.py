@@ -726,14 +726,14 @@ def expert_groups(params: Any) -> list[Any]:
     """Return `params`, parameters or param groups, with DeepSpeed's experts in groups of their own."""
     from deepspeed.moe.utils import configure_moe_param_groups, is_moe_param
 
-    params = list(params)
-    groups = [p for p in params if isinstance(p, dict)]
-    tensors = [p for group in groups for p in group["params"]] if groups else params
+    given: list[Any] = list(params)
+    groups = [p for p in given if isinstance(p, dict)]
+    tensors = [p for group in groups for p in group["params"]] if groups else given
     if not any(map(is_moe_param, tensors)):
-        return params
+        return given
     if groups:
-        params = [{"name": f"group{i}"} | group for i, group in enumerate(groups)]
-    divided: list[Any] = configure_moe_param_groups(params)
+        given = [{"name": f"group{i}"} | group for i, group in enumerate(groups)]
+    divided: list[Any] = configure_moe_param_groups(given)
     return divided
 
 
