@@ -299,6 +299,15 @@ def test_small_tensors_and_embeddings_keep_float32() -> None:
     assert bits == {"embed.weight": 32, "linear.weight": 8, "linear.bias": 32, "norm.weight": 32, "norm.bias": 32}
 
 
+@pytest.mark.parametrize(("elements", "bits"), [(4095, 32), (4096, 8)])
+def test_the_smallest_tensor_in_8_bits(elements: int, bits: int) -> None:
+    p = nn.Parameter(torch.zeros(elements))
+    optimizer = ADOPT([p], state_bits=8)
+    p.grad = torch.ones(elements)
+    optimizer.step()
+    assert bits_of(optimizer.state[p]) == bits
+
+
 def test_marked_parameters_keep_float32() -> None:
     params = [nn.Parameter(torch.randn(64, 128)) for _ in range(2)]
     keep_float32(params[1:])
