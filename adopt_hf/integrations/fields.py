@@ -83,7 +83,7 @@ def _assign(original: Any, args: Any, name: str, value: Any) -> None:
     original(args, name, value)
 
 
-def _set_optimizer(original: Any, args: Any, *values: Any, **named: Any) -> Any:
+def _set_optimizer(original: Any, args: Any, /, *values: Any, **named: Any) -> Any:
     written = inspect.signature(original).bind(args, *values, **named).arguments
     result = original(args, *values, **named)
     vars(args)[ASSIGNED] = frozenset(field for name, field in OF_SET_OPTIMIZER.items() if name in written)
