@@ -13,6 +13,7 @@ import trl
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import save_fsdp_optimizer
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainerCallback
 
@@ -213,3 +214,68 @@ def test_unregistered_it_is_torchs_method() -> None:
     _, adopt = trained(ADOPT)
     _, other = trained(torch.optim.AdamW)
     other.load_state_dict(adopt.state_dict())  # what the patch is for; remove it when torch refuses
+
+
+# -- a form of the state that Adam cannot load -------------------------------------------------------------------------
+
+
+def in_form(state_dict: dict[str, Any], step: Any = lambda t: t, **options: Any) -> dict[str, Any]:
+    """A state dict with another form of the steps, and more options in its groups."""
+    changed = copy.deepcopy(state_dict)
+    for state in changed["state"].values():
+        state["step"] = step(state["step"])
+    for group in changed["param_groups"]:
+        group |= options
+    return changed
+
+
+def broadcast_by_gloo(form: dict[str, Any], plain: dict[str, Any], folder: Path) -> None:
+    """As Accelerate does with a whole state of FSDP2."""
+    for state in form["state"].values():
+        torch.distributed.broadcast(state["step"].clone(), src=0)
+
+
+def loaded_from_an_earlier_checkpoint(form: dict[str, Any], plain: dict[str, Any], folder: Path) -> None:
+    torch.distributed.checkpoint.save({"optimizer": plain}, checkpoint_id=folder)
+    torch.distributed.checkpoint.load({"optimizer": form}, checkpoint_id=folder)
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize(
+    ("changes", "adams", "use", "fails"),
+    [
+        ({}, None, loaded_from_an_earlier_checkpoint, None),
+        ({}, None, broadcast_by_gloo, None),
+        ({"amsgrad": True}, KeyError, loaded_from_an_earlier_checkpoint, "Missing key .*amsgrad"),
+        ({"fused": torch.zeros(2)}, RuntimeError, loaded_from_an_earlier_checkpoint, "Missing key .*fused"),
+        (
+            {"step": lambda t: str(t.item())},
+            ValueError,
+            loaded_from_an_earlier_checkpoint,
+            "Invalid checkpoint metadata",
+        ),
+        ({"step": lambda t: t.to(torch.uint32)}, NotImplementedError, broadcast_by_gloo, "Invalid scalar type"),
+    ],
+    ids=["Adam takes it, DCP", "Adam takes it, gloo", "amsgrad", "fused", "text", "uint32"],
+)
+def test_what_stops_adam_stops_others(changes: Any, adams: Any, use: Any, fails: str | None, tmp_path: Path) -> None:
+    """Each form in which torch's Adam cannot go on from the state; where one no longer fails, it can be had."""
+    plain = trained(ADOPT)[1].state_dict()
+    form = in_form(plain, **changes)
+    _, other = trained(torch.optim.AdamW)
+    load = torch.optim.Optimizer.load_state_dict.__wrapped__
+
+    def go_on() -> None:
+        load(other, form)
+        other.step()
+
+    if adams is None:
+        go_on()
+    else:
+        with pytest.raises(adams):
+            go_on()
+    if fails is None:
+        use(form, plain, tmp_path / "saved")
+    else:
+        with pytest.raises((RuntimeError, CheckpointException), match=fails):
+            use(form, plain, tmp_path / "saved")
