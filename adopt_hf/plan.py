@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from adopt_hf import algorithm, backends, moments, rounding
-from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBucket
+from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBucket, check_shapes
 from adopt_hf.backends.dense import is_plain
 from adopt_hf.kept_plan import (
     UNKNOWN,
@@ -127,6 +127,7 @@ def _new_plan(
     flats: list[FlatEntry] = []
     waiting: list[Waiting] = []
     kinds, known, columns = _by_kind(groups, states, partitions, first)
+    check_shapes(*columns)
     for kind, members in kinds.items():
         group, rounded, capturable = groups[kind.group], not kind.storage.is_plain, groups[kind.group]["capturable"]
         backend = backends.choose(

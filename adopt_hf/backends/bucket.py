@@ -66,3 +66,26 @@ class RoundedBucket(NamedTuple):
     storage: Storage  # alike for all of them
     scalars: StepScalars
     memory: Memory | None = None
+
+
+def check_shapes(params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor]) -> None:
+    """Raise if the four of a parameter differ in shape or device.
+
+    A kernel would read and write elsewhere, or pair the wrong elements; torch's operations might broadcast.
+
+    Raises:
+        RuntimeError: If they differ. The message names the shapes and devices.
+    """
+    columns = (params, grads, exp_avgs, exp_avg_sqs)
+    shapes = [[t.shape for t in column] for column in columns]
+    devices = [[t.device for t in column] for column in columns]
+    if shapes[0] == shapes[1] == shapes[2] == shapes[3] and devices[0] == devices[1] == devices[2] == devices[3]:
+        return
+    for four in zip(*columns, strict=True):
+        if len({(t.shape, t.device) for t in four}) > 1:
+            what = ", ".join(f"{tuple(t.shape)} on {t.device}" for t in four)
+            raise RuntimeError(
+                f"a parameter, its gradient, exp_avg and exp_avg_sq must have one shape and device, and are {what}. "
+                "A parameter whose shape or device has changed needs a state of its own: delete the old one from "
+                "optimizer.state, or make a new optimizer"
+            )

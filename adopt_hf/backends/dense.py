@@ -6,6 +6,8 @@ from operator import is_
 
 from torch import Tensor
 
+from adopt_hf.backends.bucket import check_shapes
+
 Columns = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # theta, g, m, v
 
 
@@ -32,7 +34,7 @@ def dense(
         logically: the elements are in the order of their indices, too.
     """
     columns = (params, grads, exp_avgs, exp_avg_sqs)
-    _check(columns)
+    check_shapes(*columns)
     if 0 in [t.data_ptr() for t in grads]:
         grads = [_with_memory(t) for t in grads]
         columns = (params, grads, exp_avgs, exp_avg_sqs)
@@ -61,19 +63,6 @@ def are_same(columns: Columns, others: Columns) -> bool:
     return all(all(map(is_, column, other)) for column, other in zip(columns, others, strict=True))
 
 
-def _check(columns: Columns) -> None:
-    """Refuse what would make a kernel read or write elsewhere; torch's operations would refuse it too."""
-    sizes = [[t.numel() for t in column] for column in columns]
-    devices = [[t.get_device() for t in column] for column in columns]
-    if not (sizes[0] == sizes[1] == sizes[2] == sizes[3] and devices[0] == devices[1] == devices[2] == devices[3]):
-        for four in zip(*columns, strict=True):
-            if len({(t.numel(), t.device) for t in four}) > 1:
-                what = ", ".join(f"{tuple(t.shape)} on {t.device}" for t in four)
-                raise RuntimeError(
-                    f"a parameter, its gradient, exp_avg and exp_avg_sq must have one shape and device, and are {what}"
-                )
-
-
 def _with_memory(t: Tensor) -> Tensor:
     """`t`, or a copy if it is one of torch's tensors of zeros that have none."""
     if t.data_ptr() != 0 or t.numel() == 0:
@@ -88,10 +77,10 @@ def _alike(four: tuple[Tensor, ...], logically: bool) -> bool:
         return False
     if all(t.is_contiguous() for t in four):
         return True
-    return not logically and len({t.stride() for t in four}) == 1 and _is_gapless(four[0])
+    return not logically and len({t.stride() for t in four}) == 1 and is_gapless(four[0])
 
 
-def _is_gapless(t: Tensor) -> bool:
+def is_gapless(t: Tensor) -> bool:
     """Whether the elements fill a stretch of memory, each its own place."""
     expected = 1
     for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size != 1):

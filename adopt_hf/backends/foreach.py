@@ -1,111 +1,128 @@
-"""The update in `torch._foreach_*` operations, tensors in lists: a few kernels a bucket on a GPU.
+"""The update in `torch._foreach_*` operations on lists of tensors, in pieces: some twenty launches a piece on a GPU.
 
-On a CPU the lists are cut into pieces that stay in the cache while the nine operations pass over them, since whole
-tensors would be streamed through memory nine times. The temporaries are those of one piece, at any model size.
+A piece is a list of tensors, or of parts of large ones, whose temporaries stay within a budget. The temporaries of a
+piece lie in flat buffers: what cannot be said in `_foreach_` operations, as the mask "never observed", is then one
+ordinary operation for all of its tensors. On a CPU a piece stays in the cache while the operations pass over it; whole
+tensors would be streamed through memory each time.
 """
 
-import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from adopt_hf.algorithm import StepScalars
-from adopt_hf.backends.bucket import Bucket
+from adopt_hf.backends.bucket import Bucket, check_shapes
+from adopt_hf.backends.dense import is_gapless
 
-CPU_TEMPORARIES = 5 * 2**18  # bytes: fp32 then goes in pieces of 2**18 elements (u and the mask, 5 bytes each)
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # theta, g, m, v of one tensor or of a part of it
 
-Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # theta, g, m, v of one tensor or piece
+
+class Room(NamedTuple):
+    """What a kind of device allows."""
+
+    temporaries: int  # bytes, of a piece
+    looks: bool  # whether the host can look at a value without waiting for the device
+
+
+CPU = Room(9 * 2**17, looks=True)  # float32 then goes in pieces of 2**17 elements
+ELSEWHERE = Room(2**28, looks=False)
 
 
 def step(buckets: Sequence[Bucket]) -> None:
-    """Update parameters and moments in place (equations (1) to (7)); gradients are only read."""
+    """Update parameters and moments in place (equations (1) to (7)); gradients are only read.
+
+    Raises:
+        RuntimeError: If a parameter, its gradient and its moments differ in shape; nothing has been changed then.
+    """
     for bucket in buckets:
-        params, grads, exp_avgs, exp_avg_sqs, s, _ = bucket
-        if params[0].device.type != "cpu":
-            _step_batch(params, grads, exp_avgs, exp_avg_sqs, s)
-            continue
-        size = CPU_TEMPORARIES // _temporary_bytes(params[0], grads[0], exp_avgs[0], s)
-        tensors = zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
-        for batch in _batches((piece for four in tensors for piece in _pieces(four, size)), size):
-            p, g, m, v = map(list, zip(*batch, strict=True))
-            _step_batch(p, g, m, v, s)
+        check_shapes(*bucket[:4])
+    for bucket in buckets:
+        step_within(CPU if bucket.params[0].device.type == "cpu" else ELSEWHERE, bucket)
 
 
-def _temporary_bytes(param: Tensor, grad: Tensor, exp_avg: Tensor, s: StepScalars) -> int:
-    """Bytes of temporaries that `_step_batch` needs for an element: u, a copy of g, one of theta, and the mask."""
-    copies_g = s.scale != 1 or s.l2 != 0 or grad.dtype != exp_avg.dtype
-    copies_theta = param.dtype != exp_avg.dtype
-    return exp_avg.element_size() * (1 + copies_g + copies_theta) + 1
+def step_within(room: Room, bucket: Bucket) -> None:
+    """Update one bucket in pieces that need no more temporaries than `room` has."""
+    params, grads, exp_avgs, exp_avg_sqs, s, _ = bucket
+    size = room.temporaries // _temporary_bytes(params[0], exp_avgs[0])
+    tensors = zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
+    for piece in _joined((part for four in tensors for part in _parts(four, size)), size):
+        p, g, m, v = map(list, zip(*piece, strict=True))
+        _step_piece(p, g, m, v, s, room.looks)
 
 
-def _pieces(four: Tensors, size: int) -> Iterator[Tensors]:
+def _temporary_bytes(param: Tensor, exp_avg: Tensor) -> int:
+    """Return the bytes of temporaries an element: g, u, the mask, and theta where its dtype is not that of m."""
+    return exp_avg.element_size() * (2 if param.dtype == exp_avg.dtype else 3) + 1
+
+
+def _parts(four: Tensors, size: int) -> Iterator[Tensors]:
     """Cut four tensors of one shape alike, into views of at most `size` elements."""
     first = four[0]
+    if first.dim() > 1 and not first.is_contiguous() and len({t.stride() for t in four}) == 1 and is_gapless(first):
+        order = sorted(range(first.dim()), key=first.stride, reverse=True)  # as memory has them
+        four = tuple(t.permute(order) for t in four)  # type: ignore[assignment]
     if first.numel() <= size:
         yield four
     elif all(t.is_contiguous() for t in four):
         yield from zip(*(t.view(-1).split(size) for t in four), strict=True)
     else:
-        dim = max(range(first.dim()), key=first.size)
-        length = max(1, first.size(dim) * size // first.numel())
+        dim = max(range(first.dim()), key=four[0].size)
+        length = max(1, four[0].size(dim) * size // first.numel())
         for part in zip(*(t.split(length, dim) for t in four), strict=True):
-            yield from _pieces(part, size)
+            yield from _parts(part, size)
 
 
-def _batches(pieces: Iterator[Tensors], size: int) -> Iterator[list[Tensors]]:
-    """Join consecutive pieces to lists of at most `size` elements in all."""
-    batch: list[Tensors] = []
+def _joined(parts: Iterator[Tensors], size: int) -> Iterator[list[Tensors]]:
+    """Join consecutive parts to pieces of at most `size` elements in all."""
+    piece: list[Tensors] = []
     total = 0
-    for piece in pieces:
-        if batch and total + piece[0].numel() > size:
-            yield batch
-            batch, total = [], 0
-        batch.append(piece)
-        total += piece[0].numel()
-    if batch:
-        yield batch
+    for part in parts:
+        if piece and total + part[0].numel() > size:
+            yield piece
+            piece, total = [], 0
+        piece.append(part)
+        total += part[0].numel()
+    if piece:
+        yield piece
 
 
-def _never_observed(exp_avg_sqs: list[Tensor]) -> list[Tensor | None]:
-    """(2) for each tensor: the mask, or None where it is known to be all False. Only a CPU can look without waiting."""
-    if exp_avg_sqs[0].device.type != "cpu":
-        return [v == 0 for v in exp_avg_sqs]
-    return [v == 0 if int(torch.count_nonzero(v)) < v.numel() else None for v in exp_avg_sqs]
+def _copied(tensors: list[Tensor], flat: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Copy `tensors` into `flat`, and return its parts in their shapes."""
+    parts = [part if t.dim() == 1 else part.view(t.shape) for part, t in zip(flat.split(sizes), tensors, strict=True)]
+    torch._foreach_copy_(parts, tensors)
+    return parts
 
 
-def _step_batch(
-    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], s: StepScalars
+def _step_piece(
+    params: list[Tensor], grads: list[Tensor], m: list[Tensor], v: list[Tensor], s: StepScalars, looks: bool
 ) -> None:
-    dtype = exp_avgs[0].dtype
-    theta = params if params[0].dtype == dtype else [p.to(dtype) for p in params]
-    g = grads if grads[0].dtype == dtype else [x.to(dtype) for x in grads]
-    m, v = exp_avgs, exp_avg_sqs
+    """Update a piece. g, u and theta are its lists, and `all_g` and `all_u` the flat buffers that they are parts of."""
+    dtype, sizes, is_cast = m[0].dtype, [t.numel() for t in m], params[0].dtype != m[0].dtype
+    rows = torch.empty(3 if is_cast else 2, sum(sizes), dtype=dtype, device=m[0].device).unbind()
+    all_g, all_u, all_theta = rows[0], rows[1], rows[-1]
+    g, u = _copied(grads, all_g, sizes), _copied(v, all_u, sizes)
+    theta = _copied(params, all_theta, sizes) if is_cast else params
 
     if s.scale != 1:  # (1)
-        g = list(torch._foreach_mul(g, s.scale))
+        torch._foreach_mul_(g, s.scale)
     if s.l2 != 0:
-        g = list(torch._foreach_add(g, theta, alpha=s.l2))
+        torch._foreach_add_(g, theta, alpha=s.l2)
 
-    new = _never_observed(v)  # (2)
+    new = None if looks and int(torch.count_nonzero(all_u)) == all_u.numel() else all_u == 0  # (2); None: all False
 
     if s.decay != 1:  # (3)
         torch._foreach_mul_(theta, s.decay)
 
-    u = torch._foreach_sqrt(v)  # (4)
-    for u_i in u:
-        u_i.nan_to_num_(nan=math.nan, posinf=math.nan)
+    torch._foreach_sqrt_(u)  # (4)
+    torch._foreach_addcmul_(u, u, u, 0)  # NaN where it is inf, and nothing else
     torch._foreach_clamp_min_(u, s.eps)
-    if u[0].device.type == "cpu":
-        for g_i, u_i in zip(g, u, strict=True):
-            torch.div(g_i, u_i, out=u_i)
-    else:
-        u = torch._foreach_div(g, u)
+    torch.div(all_g, all_u, out=all_u)
     torch._foreach_clamp_min_(u, -s.clip)
     torch._foreach_clamp_max_(u, s.clip)
-    for u_i, new_i in zip(u, new, strict=True):
-        if new_i is not None:
-            u_i.masked_fill_(new_i, 0)
+    if new is not None:
+        all_u.masked_fill_(new, 0)
 
     if s.beta1 > 0.5:  # (5)
         torch._foreach_lerp_(m, u, 1 - s.beta1)
@@ -114,11 +131,13 @@ def _step_batch(
         torch._foreach_add_(m, u, alpha=1 - s.beta1)
 
     torch._foreach_add_(theta, m, alpha=-s.lr)  # (6)
-    if theta is not params:
+    if is_cast:
         torch._foreach_copy_(params, theta)
 
     torch._foreach_mul_(v, s.beta2)  # (7)
-    torch._foreach_addcmul_(v, g, g, 1 - s.beta2)
-    for g_i, u_i, v_i, new_i in zip(g, u, v, new, strict=True):
-        if new_i is not None:
-            torch.where(new_i, torch.mul(g_i, g_i, out=u_i), v_i, out=v_i)
+    if new is None:
+        torch._foreach_addcmul_(v, g, g, 1 - s.beta2)
+    else:  # where it is new beta2*v is 0, and the weight of g*g is 1
+        all_u.fill_(1 - s.beta2).masked_fill_(new, 1)
+        torch._foreach_mul_(u, g)
+        torch._foreach_addcmul_(v, u, g)
