@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adopt_hf import backends
+from adopt_hf import ADOPT, backends
 from adopt_hf.algorithm import StepScalars, state_dtype, step_scalars, update
 from adopt_hf.backends import Backend, foreach, reference
 from adopt_hf.backends.bucket import Bucket
@@ -375,3 +375,52 @@ def test_auto_is_the_first_that_can_run(monkeypatch: pytest.MonkeyPatch) -> None
     assert backends.choose("auto", CPU, torch.float32, capturable=True) is backends.REFERENCE
     assert backends.choose("auto", torch.device("meta"), torch.float32) is backends.FOREACH
     assert backends.choose("reference", CPU, torch.float32) is backends.REFERENCE
+
+
+RESHAPED: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda t: t.t().contiguous(),
+    "the same memory in another shape": lambda t: t.view(t.shape[1], t.shape[0]),
+    "flattened": lambda t: t.view(-1),
+    "one dimension more": lambda t: t.unsqueeze(0),
+}
+
+
+@pytest.mark.parametrize("change", RESHAPED)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"backend": "foreach"},
+        {"backend": "reference"},
+        {"capturable": True, "backend": "reference"},
+        {"state_bits": 16},
+        {"state_bits": 16, "backend": "reference"},
+        {"state_bits": 8},
+        {"state_bits": 8, "backend": "reference"},
+        {"bf16_stochastic_round": True},
+    ],
+    ids=str,
+)
+def test_a_parameter_that_has_changed_its_shape_is_refused(options: dict[str, Any], change: str) -> None:
+    """Not its number of elements: kernels would pair the wrong ones. Nothing has been changed when it is."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if options.get("bf16_stochastic_round") else torch.float32
+    params = [torch.nn.Parameter(torch.randn(64, 80).to(dtype)) for _ in range(2)]
+    optimizer = ADOPT(params, lr=0.1, **options)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    params[1].grad = None
+    params[1].data = RESHAPED[change](params[1].data)
+    before = [p.detach().clone() for p in params]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    for _ in range(2):
+        with pytest.raises((RuntimeError, ValueError), match=r"\(64, 80\)|has scales of shape"):
+            optimizer.step()
+    assert all(map(torch.equal, params, before))
+    del optimizer.state[params[1]]
+    optimizer.step()
+    optimizer.step()
+    assert not torch.equal(params[0], before[0])
