@@ -29,11 +29,19 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.fixture(autouse=True)
+def every_question_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "_raises", set())
+
+
 @contextmanager
-def captured(kind: str = "cuda") -> Iterator[Launches]:
+def captured(kind: str = "cuda", initialised: bool = True) -> Iterator[Launches]:
     """As on a machine with an accelerator of that kind, while a graph is being captured."""
     with pytest.MonkeyPatch.context() as patch, Launches() as launches:
-        patch.setattr(getattr(torch, kind), "is_initialized", lambda: True)
+        if initialised:
+            patch.setattr(getattr(torch, kind), "is_initialized", lambda: True)
+        else:
+            patch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
         patch.setattr(getattr(torch, kind), "is_current_stream_capturing", lambda: True, raising=False)
         yield launches
 
@@ -63,6 +71,12 @@ def test_a_capture_without_capturable_is_refused(kind: str, steps: int, options:
     assert launches.names == []
     assert torch.equal(p, before)
     optimizer.step()  # outside it goes on
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_the_accelerator_is_asked_where_torch_says_that_it_is_not_initialised(kind: str) -> None:
+    with captured(kind, initialised=False), pytest.raises(RuntimeError, match="capturable=False"):
+        ADOPT([parameter()]).step()
 
 
 def test_one_group_is_enough() -> None:

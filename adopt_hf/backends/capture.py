@@ -1,20 +1,40 @@
 """Refuse a step that a CUDA graph would capture and then replay with frozen numbers or with fresh moments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
+_raises: set[str] = set()  # what cannot be asked in this process, since there is no driver
+
+
 def is_capturing() -> bool:
     """Return whether a graph is being captured on the current stream. Neither waits for CUDA nor initialises it."""
+    accelerator = _answer("accelerator", torch.accelerator.current_accelerator)
     for module in (torch.cuda, torch.xpu):
+        kind = module.__name__.rpartition(".")[2]
         captures = getattr(module, "is_current_stream_capturing", None)  # torch.xpu has it in later releases
-        # Without a driver, or in a build without CUDA, the question itself raises.
-        if captures is not None and module.is_initialized() and captures():
+        if captures is None:
+            continue
+        if module.is_initialized():
+            if captures():
+                return True
+        elif accelerator is not None and accelerator.type == kind and _answer(kind, captures):
             return True
     return False
+
+
+def _answer(name: str, question: Callable[[], Any]) -> Any:
+    """Return the answer, or None where a build for GPUs runs without a driver: the question itself raises there."""
+    if name in _raises:
+        return None
+    try:
+        return question()
+    except RuntimeError:
+        _raises.add(name)
+        return None
 
 
 def check(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
