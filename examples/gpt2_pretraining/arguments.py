@@ -315,8 +315,8 @@ def settle_deepspeed(args: TrainingArguments) -> None:
 def run(main: Callable[[], None]) -> None:
     """Call `main`. An `InputError` or a full disk becomes one line on stderr and exit code 2.
 
-    A run that has finished already is one line on stdout and exit code 0. Ctrl-C is one line on stderr, the command that
-    goes on with the run, and exit code 130. The main process says it, and no helper of a run.
+    A run that has finished already is one line on stdout and exit code 0. Ctrl-C is one line on stderr, the command
+    that goes on with the run, and exit code 130. The main process says it, and no helper of a run.
     """
     try:
         main()

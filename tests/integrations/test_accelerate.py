@@ -4,8 +4,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from adopt_hf import ADOPT
@@ -73,3 +75,19 @@ def test_an_offloaded_adopt_is_not_replaced(python: Any, tmp_path: Path) -> None
     environment = alone | {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
     said = python("-c", OFFLOADED, cwd=tmp_path, env=environment).splitlines()
     assert said == ["DeepSpeedCPUAdam for AdamW", "LayerwiseADOPT", "ADOPT"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_whatever_replaces_an_adopt_is_found(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MS-AMP and Megatron bring optimizers of their own; so may a later version of Accelerate."""
+    model = nn.Linear(4, 3)
+    accelerator = Accelerator(cpu=True)
+
+    def replaced(optimizer: Any, device_placement: Any = None) -> Any:
+        return AcceleratedOptimizer(torch.optim.AdamW(optimizer.param_groups[0]["params"]))
+
+    monkeypatch.setattr(accelerator, "prepare_optimizer", replaced)
+    given = (model, ADOPT(model.parameters()))[-count:]
+    with pytest.raises(RuntimeError, match=r"was given ADOPT and made a AdamW of it"):
+        accelerator.prepare(*given)
+    accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
