@@ -193,7 +193,6 @@ class KeptPlan:
         Args:
             columns: The local and real tensors of those known. The gradients are looked at and not kept.
         """
-        self.known = known
         self.options = list(map(_options, groups))
         self.params = list(chain.from_iterable(map(params_of, groups)))
         grads = list(map(gradient_of, self.params))
@@ -210,8 +209,12 @@ class KeptPlan:
         self.shardings = list(map(sharding_of, known.params)) if self.is_local else []
         theta, g, m, v = columns
         self.all_contiguous = all(map(Tensor.is_contiguous, g))
-        self.layouts = list(map(list, self._layouts(theta, g, m, v)))
-        self.without_memory = list(map(Tensor.data_ptr, g)).count(0)  # empty ones, and torch's tensors of zeros
+        try:
+            self.layouts = list(map(list, self._layouts(theta, g, m, v)))
+            self.without_memory = list(map(Tensor.data_ptr, g)).count(0)  # empty ones, and torch's tensors of zeros
+        except RuntimeError:  # a device without addresses (XLA): there is nothing to compare, and nothing is kept
+            return
+        self.known = known
 
     def gradients(
         self,

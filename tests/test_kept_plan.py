@@ -396,3 +396,18 @@ def test_a_number_that_a_schedule_has_written_is_checked_before_anything_changes
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(params, before[:2], strict=True))
     assert str(optimizer.state_dict()["state"]) == str(before[2])
+
+
+def test_where_tensors_show_no_address_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on XLA devices."""
+
+    def fail(t: Tensor) -> int:
+        raise RuntimeError("no storage")
+
+    params = [Parameter(torch.ones(3))]
+    optimizer = ADOPT(params, backend="foreach")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "data_ptr", fail)
+        train(optimizer, params, 3)
+    assert optimizer.kept_plans == {}
+    assert optimizer.state[params[0]]["step"] == 3
