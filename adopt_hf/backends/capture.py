@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 _raises: set[str] = set()  # what cannot be asked in this process, since there is no driver
 
 
