@@ -105,6 +105,8 @@ def check_betas(betas: object) -> tuple[float, float]:
     Raises:
         ValueError: If it is no pair, or a beta lies outside [0, 1).
     """
+    if isinstance(betas, Tensor) and betas.is_meta:
+        raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}, which holds none")
     pair = betas.tolist() if hasattr(betas, "tolist") else betas  # numpy's arrays are no sequences
     if not isinstance(pair, Sequence) or isinstance(pair, str | bytes | bytearray) or len(pair) != 2:
         raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}")

@@ -5,6 +5,7 @@ import inspect
 import logging
 import weakref
 from collections.abc import Callable
+from functools import cache
 from typing import Any, overload
 
 import torch
@@ -21,7 +22,6 @@ logger = logging.getLogger("adopt_hf")
 
 # By id of the parameter. The owner holds its parameters, so that an id means one tensor as long as the entry lives.
 _owners: "weakref.WeakValueDictionary[int, LayerwiseADOPT]" = weakref.WeakValueDictionary()
-OF_THE_PARAMETER = 2  # references to a storage: the tensor's, and that of the Python object that asks
 warned: set[str] = set()
 
 
@@ -252,5 +252,15 @@ def _is_nested() -> bool:
 
 def _is_shared(p: Tensor) -> bool:
     """Return whether another tensor has the storage of `p`, such as one that the rest of the graph reads."""
+    return _uses(p) > _uses_alone()
+
+
+def _uses(t: Tensor) -> int:
     count = getattr(torch._C, "_storage_Use_Count", None)  # private: where torch has none, such reads are not seen
-    return count is not None and count(p.untyped_storage()._cdata) > OF_THE_PARAMETER
+    return 0 if count is None else int(count(t.untyped_storage()._cdata))
+
+
+@cache
+def _uses_alone() -> int:
+    """Return the references to a storage that one tensor has: 1 in torch 2.6, and 1 more for who asks in 2.13."""
+    return _uses(torch.empty(1, dtype=torch.float32, device="cpu"))

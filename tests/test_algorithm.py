@@ -205,7 +205,10 @@ def test_numpy_betas() -> None:
 
 @pytest.mark.parametrize(
     "betas",
-    ["09", b"09", {0: 0.5, 1: 0.75}, {0.5, 0.75}, iter((0.5,)), ListConfig(0.5), torch.ones(2, 2), (0.5, "0.75"), None],
+    [
+        *("09", b"09", {0: 0.5, 1: 0.75}, {0.5, 0.75}, iter((0.5,)), ListConfig(0.5), (0.5, "0.75"), None),
+        *(torch.ones(2, 2), torch.ones(2, device="meta")),
+    ],
     ids=lambda x: type(x).__name__,
 )
 def test_what_is_no_pair_of_numbers(betas: Any) -> None:

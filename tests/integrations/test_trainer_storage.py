@@ -110,6 +110,14 @@ def test_layerwise_refuses(fields: dict[str, Any], message: str, tmp_path: Path)
         trainer.train()
 
 
+def test_layerwise_refuses_a_second_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = arguments(tmp_path, optim="adopt_layerwise")
+    trainer_kwargs(args)
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="2 processes: start one"):
+        trainer_kwargs(args)
+
+
 @pytest.mark.parametrize("name", ["adopt_8bit", "adopt_layerwise"])
 def test_the_names_parse_and_pickle(name: str, tmp_path: Path) -> None:
     (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(

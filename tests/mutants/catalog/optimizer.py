@@ -31,14 +31,6 @@ MUTANTS = (
         "a group that was refused would be trained all the same",
     ),
     Mutant(
-        "optimizer-plan-outlives-a-load",
-        OPTIMIZER,
-        "        self.kept_plans = {}\n        self.defaults.pop",
-        '        self.__dict__.setdefault("kept_plans", {})\n        self.defaults.pop',
-        (*OF_KEPT_PLAN, "tests/test_torch_properties.py", "-k", "kept or load or pickle"),
-        "a load might go on with the moments of before",
-    ),
-    Mutant(
         "optimizer-16-bit-moments-after-a-load",
         OPTIMIZER,
         "                        if name in saved:\n",
@@ -87,13 +79,21 @@ MUTANTS = (
         "a kernel would write into memory that a parameter no longer has",
     ),
     Mutant(
-        "kept-plan-moments-not-compared",
+        "kept-plan-strides-not-compared",
         KEPT_PLAN,
-        "        if not all(all(map(is_, new, old)) for new, old in zip(now, self.moments, strict=True)):\n"
+        "        yield map(Tensor.stride, thetas)\n",
+        "",
+        OF_KEPT_PLAN,
+        "a parameter that is transposed in its place would be paired with the wrong gradients",
+    ),
+    Mutant(
+        "kept-plan-partitions-not-compared",
+        KEPT_PLAN,
+        "        if any(partitions.get(flat.param) is not flat.partition for flat in self.flats):\n"
         "            return None\n",
         "",
         OF_KEPT_PLAN,
-        "moments that were replaced would not be trained on",
+        "under ZeRO another cut of a flat parameter would have no effect",
     ),
     Mutant(
         "kept-plan-counts-not-compared",
