@@ -376,7 +376,8 @@ def observed(grads: list[Tensor], sharding: Any) -> list[bool]:
 
 
 def _options(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    return *structural_options(group), is_coupled(group), tuple(group.get("float32_state", ())), len(group["params"])
+    own = tuple(group.get("float32_state", ())), group.get(rounding.TENSOR_KEY)
+    return (*structural_options(group), is_coupled(group), *own, len(group["params"]))
 
 
 def is_coupled(group: Mapping[str, Any]) -> bool:

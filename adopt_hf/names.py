@@ -47,6 +47,11 @@ def matched(saved: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]
     )
 
 
+def without_wrappers(name: str) -> str:
+    """Return the name of a parameter without the modules that wrappers insert into its path."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS) or name
+
+
 def _names(groups: Sequence[Mapping[str, Any]]) -> Names | None:
     """The names of all parameters, or None if there are none."""
     if not groups or not all("param_names" in group for group in groups):
@@ -78,7 +83,7 @@ def _mapped(change: Callable[[str], str], names: Names) -> Names:
 
 
 def _without_wrappers(names: Names) -> Names:
-    return _mapped(lambda name: ".".join(part for part in name.split(".") if part not in WRAPPERS) or name, names)
+    return _mapped(without_wrappers, names)
 
 
 def _without_common_path(names: Names) -> Names:

@@ -310,7 +310,7 @@ class ADOPT(Optimizer):
         p, partition, state = member.param, self.partitions.get(member.param), self.state[member.param]
         group = self.param_groups[member.group_index]
         wanted = storage.storage_of(p, group, member.position, is_flat=partition is not None)
-        key = rounding.key((group["seed"], member.number, *shard_of(p), int(state["step"])))
+        key = rounding.key((rounding.seed_of(group), member.number, *shard_of(p), int(state["step"])))
         coded = "scales" in state
         if not coded or wanted.bits != 8:
             moments.bring_into_form(p, state, wanted, partition, key, member.block_size if coded else None)

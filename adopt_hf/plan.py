@@ -144,7 +144,7 @@ def _new_plan(
         if capturable:
             entries.append(_capturable(members, kind, backend))
         else:
-            new_entries, unobserved = _by_step(members, kind, backend, partitions, group["seed"])
+            new_entries, unobserved = _by_step(members, kind, backend, partitions, rounding.seed_of(group))
             entries += new_entries
             waiting += unobserved
             flats += _flat(members, kind, backend, partitions)
@@ -246,7 +246,7 @@ def _bring_into_form(
     group: Mapping[str, Any],
     number: int,
 ) -> None:
-    key = rounding.key((group["seed"], number, *shard_of(p), int(state["step"])))
+    key = rounding.key((rounding.seed_of(group), number, *shard_of(p), int(state["step"])))
     moments.bring_into_form(p, state, storage, partition, key)
 
 

@@ -5,13 +5,15 @@ memory, every backend draws the same, and a resumed run draws what the uninterru
 made of the seed, the tensor (and the shard of it), and t; a new one each step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 WORD = 0xFFFFFFFF
 GOLDEN = 0x9E3779B9  # 2**32 divided by the golden ratio
+TENSOR_KEY = "tensor_key"  # of a param group
 
 
 def key(numbers: Iterable[int], mixed: int = 0) -> int:
@@ -27,6 +29,12 @@ def key(numbers: Iterable[int], mixed: int = 0) -> int:
             if number in (0, -1):
                 break
     return mixed
+
+
+def seed_of(group: Mapping[str, Any]) -> int:
+    """Return the seed of a param group, mixed with the key of its only parameter if it has one (`single`)."""
+    seed: int = group["seed"]
+    return key((seed, group[TENSOR_KEY])) if TENSOR_KEY in group else seed
 
 
 def random_bits(key: int, numel: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

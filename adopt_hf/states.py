@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from adopt_hf import algorithm, moments, names, quantization, storage
+from adopt_hf import algorithm, moments, names, quantization, rounding, storage
 from adopt_hf.partition import Partition
 
 # Options of torch-adopt's and timm's groups: how the update is computed, and variants of it that ADOPT here has not.
@@ -196,11 +196,11 @@ def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[
             raise ValueError(f"the saved state was trained with {name}={value!r}, which ADOPT here does not have")
         if name not in FOREIGN_VARIANT | FOREIGN_IMPLEMENTATION:
             group["decouple" if name == "decoupled" else name] = value
-    kept = {name: here[name] for name in here if name not in ("params", "param_names")}
+    kept = {name: here[name] for name in here if name not in ("params", "param_names", rounding.TENSOR_KEY)}
     for name in KEPT:
         group.pop(name, None)
-    if "seed" in group:
-        group["seed"] = storage.OPTIONS["seed"].check("seed", group["seed"])
+    for name in {"seed", rounding.TENSOR_KEY} & group.keys():
+        group[name] = storage.OPTIONS["seed"].check(name, group[name])
     return kept | group | algorithm.check_group(group)
 
 

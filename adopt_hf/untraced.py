@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adopt_hf import backends, kept_plan, plan
+from adopt_hf import backends, kept_plan, plan, single
 from adopt_hf.backends import capture
 from adopt_hf.backends.bucket import RoundedBucket
 from adopt_hf.optimizer import ADOPT
@@ -28,6 +28,7 @@ def plan_of(
     scaled = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     groups, states, partitions = groups or optimizer.param_groups, optimizer.state, optimizer.partitions
     capture.check(groups, states)
+    single.give_key(optimizer.param_groups, groups, states, partitions)
     return plan.next_plan(groups, states, partitions, *scaled, compiling, first, optimizer.kept_plans, key)
 
 

@@ -23,6 +23,7 @@ BESIDE = {
     "differences": 0,
     "names": 0,
     "states": 1,
+    "single": 1,
     "plan": 1,
     "kept_plan": 1,
     "param_groups": 1,

@@ -178,6 +178,38 @@ def test_step_count_is_replaced_and_never_changed_in_place() -> None:
     assert shared == 10
 
 
+def child_steps(params: list[Tensor], optimizer: ADOPT, done: Any) -> None:
+    for step in range(3, 6):
+        give_gradients(params, step)
+        optimizer.step()
+    done.set()
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_a_state_in_shared_memory_is_counted_where_it_lies(warmup: bool) -> None:
+    """A3C's pattern: processes that were forked step on one model with one state, one after the other here."""
+    params, expected = leaves((3, 4), (5,)), leaves((3, 4), (5,))
+    optimizer, alone = ADOPT(params, beta2_warmup=warmup), ADOPT(expected, beta2_warmup=warmup)
+    train(optimizer, params, range(1))
+    for p in params:
+        p.data.share_memory_()
+        for t in optimizer.state[p].values():
+            t.share_memory_()
+    counts = [optimizer.state[p]["step"] for p in params]
+    train(optimizer, params, range(1, 3))
+    context = torch.multiprocessing.get_context("fork")
+    done = context.Event()
+    child = context.Process(target=child_steps, args=(params, optimizer, done))
+    child.start()
+    child.join()
+    assert done.is_set()
+    assert [count.item() for count in counts] == [6.0, 6.0]
+    train(optimizer, params, range(6, 8))  # goes on from where the child has stopped
+    train(alone, expected, range(8))
+    assert [count.item() for count in counts] == [8.0, 8.0]
+    assert_same(everything(optimizer, params), everything(alone, expected))
+
+
 def test_param_groups_hold_plain_values() -> None:
     np = pytest.importorskip("numpy", reason="comes with transformers, not with torch")
     optimizer = ADOPT(leaves((2,)), lr=np.float64(0.1), betas=[np.float32(0.5), 0.9], eps=np.float64(1e-6))

@@ -1,0 +1,63 @@
+"""Random bits of its own for the only parameter of an optimizer.
+
+The bits of a tensor hang on its number among the optimizer's parameters. With an optimizer for each parameter (steps
+inside of `backward()`) all have number 0, and would draw the same bits. So such an optimizer has one more number in its
+param group, `tensor_key`, made once from what is the same in all processes and known at the first step: the parameter's
+name, or else its shape, its values and its first gradient. The state_dict carries it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from adopt_hf import names, rounding
+from adopt_hf.partition import Partition
+from adopt_hf.sharding import needs_redistribution, sharding_of, sum_over_shards
+from adopt_hf.storage import storage_of
+
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def give_key(
+    groups: Sequence[dict[str, Any]],
+    copies: Sequence[dict[str, Any]],
+    states: Mapping[Tensor, Mapping[str, Any]],
+    partitions: Mapping[Tensor, Partition],
+) -> None:
+    """Write `tensor_key` into the param group if it has the only parameter, which is to be rounded for the first time.
+
+    Flat parameters get none: their bits hang on the tensors in them, and processes have different parts.
+
+    Args:
+        groups: All param groups of the optimizer.
+        copies: What this step is planned with: the same, or a copy of one of them.
+    """
+    if len(groups) != 1 or len(groups[0]["params"]) != 1:
+        return
+    (group,) = groups
+    (p,) = group["params"]
+    if p.grad is None or p.grad.layout != torch.strided or p in partitions or getattr(p, "_fsdp_flattened", False):
+        return
+    if p in states and states[p] and float(states[p]["step"]) > 0:
+        return
+    if not storage_of(p, group, 0, is_flat=False).is_plain:
+        group[rounding.TENSOR_KEY] = copies[0][rounding.TENSOR_KEY] = _key(group, p, p.grad)
+
+
+def _key(group: Mapping[str, Any], p: Tensor, grad: Tensor) -> int:
+    if "param_names" in group:
+        return rounding.key(names.without_wrappers(group["param_names"][0]).encode())
+    seen = [p] if needs_redistribution(p, grad) else [p, grad]
+    totals = torch.stack([_total(t) for t in seen])
+    if (sharding := sharding_of(p)) is not None:
+        sum_over_shards(sharding, totals)
+    return rounding.key((*p.shape, *totals.tolist()))
+
+
+def _total(t: Tensor) -> Tensor:
+    """Return the sum of the elements' bits, which is the same in any order."""
+    t = (t.to_local() if isinstance(t, DTensor) else t).detach()
+    return t.view(WORDS[t.itemsize]).sum(dtype=torch.int64)
