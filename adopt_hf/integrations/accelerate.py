@@ -48,13 +48,14 @@ def _prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
             keep_adopt(config)
     result = original(accelerator, *args, **kwargs)
     for given, got in zip(args, result if isinstance(result, tuple) else (result,), strict=False):
-        _check_kept(given, guard.innermost(got))
+        if is_adopt_optimizer(given):
+            _check_kept(given, guard.innermost(got))
     return result
 
 
 def _check_kept(given: Any, got: Any) -> None:
-    """Raise RuntimeError if an ADOPT was given to `prepare` and another optimizer would train in its place."""
-    if is_adopt_optimizer(given) and not is_adopt_optimizer(got):
+    """Raise RuntimeError if `prepare` made another optimizer `got` of the ADOPT `given`."""
+    if not is_adopt_optimizer(got):
         raise RuntimeError(
             f"Accelerator.prepare was given {type(given).__name__} and made a {type(got).__name__} of it, which would "
             "train with another update: choose a launch mode or a precision of Accelerate that keeps the optimizer"

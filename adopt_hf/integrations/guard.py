@@ -49,8 +49,9 @@ def refuse(optimizer: Any, state_dict: Any) -> None:
 
 def innermost(optimizer: Any) -> Any:
     """Return the optimizer inside of Accelerate's and other wrappers."""
-    while not is_adopt_optimizer(optimizer) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
+    inner = getattr(optimizer, "optimizer", None)
+    while not is_adopt_optimizer(optimizer) and inner is not None and inner is not optimizer:
+        optimizer, inner = inner, getattr(inner, "optimizer", None)
     return optimizer
 
 

@@ -77,6 +77,13 @@ def test_adopts_and_what_wraps_them_load() -> None:
         assert other.param_groups[0]["clip_exp"] == 0.25
 
 
+def test_an_optimizer_that_is_its_own_inner_one() -> None:
+    _, other = trained(torch.optim.AdamW)
+    other.optimizer = other
+    with pytest.raises(ValueError, match=REFUSED.format("AdamW")):
+        other.load_state_dict(trained(ADOPT)[1].state_dict())
+
+
 def test_what_is_no_state_is_left_to_torch() -> None:
     _, other = trained(torch.optim.AdamW)
     for nonsense in ({}, {"param_groups": []}):
