@@ -36,7 +36,10 @@ INSTEAD = {
     "weight_decouple": "write decouple=True",
     "foreach": "write backend='foreach' or backend='reference'",
     "fused": "write backend='fused'",
-    "differentiable": "leave it out",
+    "differentiable": (
+        "it is not supported. Autograd does not record the step, so no hyperparameter gets a gradient, not even an lr "
+        "that is a tensor with requires_grad=True"
+    ),
 }
 
 

@@ -25,7 +25,7 @@ def embeddings(model: nn.Module) -> list[Tensor]:
     return [layer.weight for layer in layers]
 
 
-def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def param_groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
     """Split the trainable parameters of `model` into a decayed and an undecayed group, as the Trainer does.
 
     Embeddings are marked: with `state_bits=8` their moments stay float32.
@@ -38,9 +38,15 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         Two param groups for `ADOPT` or any `torch.optim` optimizer, in the order of `model.named_parameters()`.
 
     Raises:
-        ValueError: `weight_decay` is negative or no number, or nothing in `model` is trainable.
+        TypeError: If `model` is no module.
+        ValueError: `weight_decay` is missing, negative or no number, or nothing in `model` is trainable.
     """
-    weight_decay = HYPERPARAMETERS["weight_decay"].check("weight_decay", weight_decay)  # type: ignore[assignment]
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"param_groups takes a module, got a {type(model).__name__}: write param_groups(model, weight_decay=0.1), "
+            "and not model.parameters(); names and types of the layers say what is decayed"
+        )
+    weight_decay = HYPERPARAMETERS["weight_decay"].check("weight_decay", weight_decay)
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(f"{type(model).__name__} has no parameter with requires_grad=True")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adopt_hf import backends, kept_plan, plan, single
+from adopt_hf import backends, first_steps, kept_plan, plan, single
 from adopt_hf.backends import capture
 from adopt_hf.backends.bucket import RoundedBucket
 from adopt_hf.optimizer import ADOPT
@@ -24,6 +24,8 @@ def plan_of(
     key: Hashable = None,
 ) -> kept_plan.Plan:
     """Return the plan of the optimizer's next step, or of `groups` only, whose parameters count from `first` on."""
+    if groups is None:
+        first_steps.note(optimizer)
     # A GradScaler puts the last two there.
     scaled = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     groups, states, partitions = groups or optimizer.param_groups, optimizer.state, optimizer.partitions

@@ -17,6 +17,7 @@ BESIDE = {
     "partition": 0,
     "sharding": 0,
     "rounding": 0,
+    "first_steps": 0,
     "quantization": 0,
     "storage": 0,
     "moments": 0,

@@ -404,6 +404,7 @@ def test_goes_on_where_another_adopt_stopped(peer: str, backend: str) -> None:
         ({"backend": "cuda"}, ValueError, "backend must be one of .*, got 'cuda'"),
         ({"backend": "foreach", "capturable": True}, RuntimeError, "backend='foreach' cannot run on cpu"),
         ({"capturable": 1}, ValueError, "capturable must be True or False, got 1"),
+        ({"differentiable": True}, TypeError, "it is not supported.* no hyperparameter gets a grad"),
         ({"clip_lambda": None}, TypeError, "write clip_exp=0.25 .* or clip_exp=None for clip_lambda=None"),
         ({"fused": True}, TypeError, "no argument 'fused': write backend='fused'"),
         ({"amsgrad": True}, TypeError, "no argument 'amsgrad'"),

@@ -188,6 +188,13 @@ def test_bad_weight_decay(weight_decay: Any) -> None:
     assert repr(weight_decay) in str(error.value)
 
 
+@pytest.mark.parametrize("given", [nn.Linear(2, 2).parameters(), [nn.Linear(2, 2).weight], {"a": 1}, None], ids=repr)
+def test_it_takes_a_module(given: Any) -> None:
+    for more in ((), (0.1,)):
+        with pytest.raises(TypeError, match=rf"\Aparam_groups takes a module, got a {type(given).__name__}: write "):
+            param_groups(given, *more)
+
+
 @pytest.mark.parametrize("model", [nn.ReLU(), nn.Linear(2, 2).requires_grad_(False)], ids=["none", "frozen"])
 def test_nothing_to_train(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=rf"\A{type(model).__name__} has no parameter with requires_grad=True\Z"):

@@ -1,6 +1,7 @@
 """The name `adopt` in `transformers.TrainingArguments`, and the optimizer that the Trainer makes of it."""
 
 import dataclasses
+import functools
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,7 +127,7 @@ def _layerwise(args: "TrainingArguments") -> type[ADOPT]:
     Raises:
         ValueError: it cannot; says what would have to be set.
     """
-    default = {f.name: f.default for f in dataclasses.fields(args)}["max_grad_norm"]
+    default: Any = {f.name: f.default for f in dataclasses.fields(args)}["max_grad_norm"]
     refused = {
         f"gradient_accumulation_steps={args.gradient_accumulation_steps}: set it to 1": (
             args.gradient_accumulation_steps != 1
@@ -145,13 +146,19 @@ def _layerwise(args: "TrainingArguments") -> type[ADOPT]:
                 f'optim="{LAYERWISE}" updates each parameter as its gradient becomes ready, and all gradients never '
                 f'exist at once. That cannot be combined with {what}, or write optim="{NAME}"'
             )
-    if args.max_grad_norm:
-        logger.warning(
-            "optim=%r does not clip gradients by their norm: max_grad_norm, left at its default of %s, is not used",
-            LAYERWISE,
-            default,
-        )
+    if args.max_grad_norm == default and args.max_grad_norm is not default:  # written, as in fields.warn_of_replaced
+        _warn_of_clipping(default)
     return LayerwiseADOPT
+
+
+@functools.cache  # once a process
+def _warn_of_clipping(norm: float) -> None:
+    logger.warning(
+        "max_grad_norm=%s was given, and optim=%r cannot clip gradients by their norm, since they never exist at once: "
+        "nothing is clipped. ADOPT bounds each element of its update itself; write max_grad_norm=0",
+        norm,
+        LAYERWISE,
+    )
 
 
 def _say(args: "TrainingArguments", numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> None:

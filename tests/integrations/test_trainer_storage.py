@@ -10,6 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from adopt_hf import ADOPT, LayerwiseADOPT, trainer_kwargs
+from adopt_hf.integrations import trainer as trainer_module
 from adopt_hf.moments import bits_of
 
 
@@ -90,10 +91,23 @@ def test_layerwise_is_adopt(tmp_path: Path) -> None:
     assert all(map(torch.equal, layerwise.model.parameters(), whole.model.parameters()))
 
 
-def test_layerwise_says_that_it_does_not_clip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_layerwise_by_default_says_nothing_and_does_not_clip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The default of TrainingArguments is nobody's wish, and the weights are those without it, to the bit."""
     with caplog.at_level(logging.WARNING, "adopt_hf"):
-        trainer_kwargs(arguments(tmp_path, optim="adopt_layerwise"))
-    assert "max_grad_norm, left at its default of 1.0, is not used" in caplog.text
+        default = trained(arguments(tmp_path, optim="adopt_layerwise", save_strategy="no"))
+    assert not caplog.records
+    off = trained(arguments(tmp_path, optim="adopt_layerwise", max_grad_norm=0, save_strategy="no"))
+    assert all(map(torch.equal, default.model.parameters(), off.model.parameters()))
+
+
+def test_layerwise_says_once_that_it_does_not_clip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the number was written, it is not known from the default but for the object that it is."""
+    trainer_module._warn_of_clipping.cache_clear()
+    with caplog.at_level(logging.WARNING, "adopt_hf"):
+        for _ in range(2):
+            trainer_kwargs(arguments(tmp_path, optim="adopt_layerwise", max_grad_norm=float("1.0")))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("max_grad_norm=1.0 was given, and optim='adopt_layerwise' cannot clip")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""Warn where ADOPT's first steps train nothing: no gradient arrives, or each optimizer lives for one step only.
+
+A first step only initialises the second moment. An optimizer that is made again for every step therefore never moves a
+parameter, as in federated learning with one local step.
+"""
+
+import logging
+import weakref
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from torch.optim.optimizer import Optimizer
+
+SHORT_LIVES = 3  # as many optimizers of one kind in a row that end after their first step are a pattern
+
+logger = logging.getLogger("adopt_hf")
+
+
+@dataclass
+class _Life:
+    """What is known of one optimizer: its steps, counted up to 2, and the kind of its parameters."""
+
+    steps: int
+    kind: Hashable
+
+
+_lives: "weakref.WeakKeyDictionary[Optimizer, _Life]" = weakref.WeakKeyDictionary()
+_short_lives: dict[Hashable, int] = {}  # in a row, by kind
+_warned: set[str] = set()
+
+
+def note(optimizer: Optimizer) -> None:
+    """Note a step that is about to be made. Cheap from the third step on."""
+    life = _lives.get(optimizer)
+    if life is None:
+        life = _begin(optimizer)
+    if life.steps < 2:
+        _check_gradients(optimizer)
+        life.steps += 1
+
+
+def _begin(optimizer: Optimizer) -> _Life:
+    shapes = tuple(tuple(p.shape) for group in optimizer.param_groups for p in group["params"])
+    kind = hash((type(optimizer), shapes))
+    life = _lives[optimizer] = _Life(2 if optimizer.state else 0, kind)  # a loaded state has had its first step
+    weakref.finalize(optimizer, _end, life).atexit = False
+    if _short_lives.get(kind, 0) >= SHORT_LIVES and life.steps == 0:
+        _warn(
+            "short lives",
+            "%d ADOPT optimizers in a row were thrown away after their first step, and a first step only initialises "
+            "the second moment: no parameter moved. If every round makes an optimizer, as in federated learning, keep "
+            "one and its state over the rounds (optimizer.state_dict()), or take more than one local step",
+            _short_lives[kind],
+        )
+    return life
+
+
+def _end(life: _Life) -> None:
+    if life.steps == 1:
+        _short_lives[life.kind] = _short_lives.get(life.kind, 0) + 1
+    else:
+        _short_lives.pop(life.kind, None)
+
+
+def _check_gradients(optimizer: Optimizer) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if parameters and not optimizer.state and all(p.grad is None for p in parameters):
+        _warn(
+            "no gradients",
+            "step() was called, and none of the %d parameters of this ADOPT has or had a gradient: nothing is trained. "
+            "The optimizer holds other parameters than the model if it was made before the model was loaded, or moved "
+            "from the meta device by to_empty(): make it afterwards. Otherwise backward() was not called",
+            len(parameters),
+        )
+
+
+def _warn(what: str, text: str, *values: object) -> None:
+    if what not in _warned:
+        _warned.add(what)
+        logger.warning(text, *values)
