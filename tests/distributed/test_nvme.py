@@ -12,7 +12,7 @@ import pytest
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from adopt_hf.integrations.zero import NO_NVME_RESUME
-from tests.distributed.conftest import CONFIGS, launch, run
+from tests.distributed.conftest import CONFIGS, launch, run, torchrun
 from tests.distributed.job import STEPS
 from tests.distributed.test_matrix import FP32_TOLERANCE, largest_difference, ranks, weights
 
@@ -46,6 +46,17 @@ def test_resuming_is_refused(loop: str, nvme: Path, launched: Callable[..., Path
     whole = launched("zero3_nvme", *WIDE)
     options = ("--use_cpu", "--loops", loop, *WIDE, "--resume", whole)
     assert NO_NVME_RESUME in launch("zero3_nvme", "job.py", tmp_path, *options, fails=True)
+
+
+@pytest.mark.usefixtures("nvme")  # which builds the extension
+def test_the_best_model_is_loaded_at_the_end(tmp_path: Path) -> None:
+    torchrun(2, "zero_job.py", tmp_path, "--nvme", forked=True)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"rank{rank}.json").read_text())["best, really on NVMe"]
+        assert found["swapped"] > 0
+        assert found["best"].endswith("checkpoint-1")
+        assert found["from the best"] == 0
+        assert found["from the last"] > 1e-3
 
 
 @pytest.fixture(scope="module")

@@ -264,15 +264,21 @@ def moved(stage: int) -> dict[str, Any]:
     return {"difference": largest(weights_of(engine), reference()[0])}
 
 
-def best(folder: Path, gathered: bool = True) -> dict[str, Any]:
-    """The Trainer loads the best of its checkpoints at the end, where the engine says that its optimizer is on NVMe."""
-    config = adopt_config(3, offload="optimizer", precision="fp32")
-    config["zero_optimization"]["offload_optimizer"]["pin_memory"] = False
+def best(folder: Path, gathered: bool = True, really: bool = False) -> dict[str, Any]:
+    """The Trainer loads the best of its checkpoints at the end, where the optimizer is on NVMe.
+
+    Args:
+        gathered: the Trainer saves the weights in a file, too.
+        really: with tensors that are swapped. Else the engine says so when it is asked to load, and they are not.
+    """
+    config = adopt_config(3, offload="optimizer", precision="fp32", nvme_path=str(folder) if really else None)
+    config["zero_optimization"]["offload_optimizer"]["pin_memory"] = really
     if not gathered:
         del config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
         config["zero_optimization"]["offload_optimizer"] |= {"device": "nvme", "nvme_path": str(folder)}
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    width = 256 if really else 8
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=8, n_embd=width, n_layer=1, n_head=1))
     args = TrainingArguments(
         str(folder / "best"),
         deepspeed=config,
@@ -313,6 +319,7 @@ def best(folder: Path, gathered: bool = True) -> dict[str, Any]:
         "best": str(path),
         "from the last": largest(loaded, last),
         "from the best": largest(loaded, {name: saved[name] for name in loaded}),
+        "swapped": len([p for p in folder.rglob("*.swp") if p.stat().st_size >= 2**20]),
     }
     AcceleratorState._reset_state(reset_partial_state=False)
     GradientState._reset_state()
@@ -446,11 +453,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", help="scenarios")
+    parser.add_argument("--nvme", action="store_true", help="only the scenario that needs libaio")
     options = parser.parse_args()
     torch.set_num_threads(1)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build
     PartialState(cpu=True)
     chosen = scenarios(options.folder)
+    if options.nvme:
+        chosen = {"best, really on NVMe": functools.partial(best, options.folder, really=True)}
     found: dict[str, Any] = {}
     for name in options.only or chosen:
         try:
