@@ -225,17 +225,20 @@ def step_scalars(group: Mapping[str, Any], t: float, grad_scale: float = 1.0) ->
 
 
 def capturable_scalars(group: Mapping[str, Any], t: Tensor, grad_scale: Tensor | None) -> StepScalars:
-    """As `step_scalars`, computed on the device of `t` (0-d) without a look at its value; float64 0-d tensors.
+    """As `step_scalars`, computed on the device of `t` (0-d) without a look at its value; 0-d tensors.
+
+    They are float64, or float32 where the device has no float64: 1 - beta2 is then exact to 2**-24 / (1 - beta2) only.
 
     Args:
         grad_scale: one-element tensor, or None for 1.
     """
-    t, lr = t.double(), torch.as_tensor(group["lr"], dtype=torch.float64, device=t.device).reshape(())
+    wide = widest_dtype(t.device)
+    t, lr = t.to(wide), torch.as_tensor(group["lr"], dtype=wide, device=t.device).reshape(())
     beta1, beta2 = group["betas"]
     weight_decay, decouple, clip_exp = group["weight_decay"], group["decouple"], group["clip_exp"]
     sign = -1.0 if group["maximize"] else 1.0
     scalars: dict[str, Any] = {
-        "scale": sign if grad_scale is None else sign / grad_scale.double().reshape(()),
+        "scale": sign if grad_scale is None else sign / grad_scale.to(wide).reshape(()),
         "l2": 0.0 if decouple else weight_decay,
         "decay": torch.where(t > 0, 1.0 - lr * weight_decay, 1.0) if decouple else 1.0,
         "eps": group["eps"],
@@ -245,6 +248,15 @@ def capturable_scalars(group: Mapping[str, Any], t: Tensor, grad_scale: Tensor |
         "lr": lr,
     }
     return StepScalars(**scalars)
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 for a device that has no float64: Apple's GPUs, and some of Intel's."""
+    if device.type == "mps":
+        return torch.float32
+    if device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64:
+        return torch.float32
+    return torch.float64
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

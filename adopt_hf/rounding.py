@@ -37,13 +37,13 @@ def seed_of(group: Mapping[str, Any]) -> int:
     return key((seed, group[TENSOR_KEY])) if TENSOR_KEY in group else seed
 
 
-def random_bits(key: int, numel: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Two numbers for each element of a tensor with `numel`, int64 in [0, 2**32).
+def random_bits(key: int, numel: int, device: torch.device | str = "cpu", start: int = 0) -> tuple[Tensor, Tensor]:
+    """Return two numbers for each of `numel` elements of a tensor, from place `start` on, int64 in [0, 2**32).
 
     Those of an element are independent from step to step, with the keys. Those of a step are spread evenly over
     neighbours.
     """
-    place = torch.arange(numel, dtype=torch.int64, device=device)
+    place = torch.arange(start, start + numel, dtype=torch.int64, device=device)
     first = _mixed(place & WORD ^ key)
     return first, _mixed(first + GOLDEN & WORD)
 

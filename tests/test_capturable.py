@@ -20,8 +20,10 @@ import torch._dynamo
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from adopt_hf import ADOPT, backends
+from adopt_hf import ADOPT, algorithm, backends
 from adopt_hf.partition import Partition, Stretch
 from tests.test_backends import BACKENDS
 from tests.test_compile import set_lr
@@ -262,3 +264,37 @@ def test_compiled(tensor_lr: bool) -> None:
             step_compiled()
         ordinary.step()
     assert_same_run(optimizer, ordinary)
+
+
+class Dtypes(TorchDispatchMode):
+    """Notes the dtypes of all results."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {t.dtype for t in tree_leaves(out) if isinstance(t, Tensor)}
+        return out
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_no_float64_is_made_where_the_device_has_none(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Apple's GPUs, whose tensors cannot be had here: the CPU is said to have no float64."""
+    assert algorithm.widest_dtype(torch.device("mps")) == torch.float32
+    ends = []
+    for wide in (torch.float64, torch.float32):
+        monkeypatch.setattr(algorithm, "widest_dtype", lambda device, wide=wide: wide)
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+        optimizer = ADOPT(params, lr=torch.tensor(0.01), backend="reference", capturable=True, **OPTIONS[options])
+        with Dtypes() as dtypes:
+            for _ in range(5):
+                for p in params:
+                    p.grad = torch.randn(p.shape)
+                optimizer.step()
+        assert (torch.float64 in dtypes.seen) == (wide == torch.float64)
+        ends.append(params)
+    for p, q in zip(*ends, strict=True):
+        torch.testing.assert_close(p, q)

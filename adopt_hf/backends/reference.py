@@ -1,14 +1,85 @@
 """The definition itself, tensor by tensor: slow, and right by inspection. `torch.compile` fuses it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from adopt_hf import quantization
-from adopt_hf.algorithm import capturable_scalars, update
+from adopt_hf.algorithm import StepScalars, capturable_scalars, update
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.quantization import Quantized
 from adopt_hf.rounding import random_bits, to_bfloat16
+from adopt_hf.storage import Storage
+
+PIECE = 2**19  # elements, with those that fill up blocks; a multiple of every block size
+
+
+class Piece(NamedTuple):
+    """A stretch of a tensor's elements, in the order of their indices."""
+
+    start: int
+    end: int
+    shape: tuple[int, ...]  # in which `quantization` cuts the stretch into the blocks that the tensor has
+    rows: slice = slice(None)  # of the scales
+    blocks: slice = slice(None)
+
+    def of(self, t: Tensor) -> Tensor:
+        """Return these elements of a tensor, as a view if that is possible."""
+        parts = [part.reshape(-1) for part in _views(t, self.start, self.end)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(self.shape)
+
+    def write(self, t: Tensor, new: Tensor) -> None:
+        """Write these elements of a tensor."""
+        new = new.reshape(-1)
+        for part in _views(t, self.start, self.end):
+            part.copy_(new[: part.numel()].view(part.shape))
+            new = new[part.numel() :]
+
+
+def _pieces(shape: torch.Size, storage: Storage) -> Iterator[Piece]:
+    """Cut a tensor of this shape, if its moments are codes between blocks."""
+    numel, size = shape.numel(), storage.block_size
+    if storage.bits != 8:
+        for start in range(0, numel, PIECE):
+            yield Piece(start, min(start + PIECE, numel), (min(PIECE, numel - start),))
+        return
+    where = quantization.layout(shape, size)
+    columns, together = where.columns, PIECE // (where.blocks * size) if numel else 1
+    if numel and together == 0:  # not even a row
+        for row in range(where.rows):
+            for start in range(0, columns, PIECE):
+                count, first = min(PIECE, columns - start), row * columns + start
+                blocks = slice(start // size, -(-(start + count) // size))
+                yield Piece(first, first + count, (count,), slice(row, row + 1), blocks)
+        return
+    for row in range(0, where.rows if numel else 0, together):
+        rows = min(together, where.rows - row)
+        one = (columns,) if where.rows == 1 else (rows, columns)
+        yield Piece(row * columns, (row + rows) * columns, one, slice(row, row + rows))
+
+
+def _views(t: Tensor, start: int, end: int) -> Iterator[Tensor]:
+    """Yield views of a tensor that have its elements from `start` to `end`, one view after the other."""
+    if t.is_contiguous():
+        yield t.view(-1)[start:end]
+        return
+    if t.dim() == 1:
+        yield t[start:end]
+        return
+    inner = t[0].numel()
+    first, last = start // inner, end // inner
+    if first == last:
+        yield from _views(t[first], start - first * inner, end - first * inner)
+        return
+    if start > first * inner:
+        yield from _views(t[first], start - first * inner, inner)
+        first += 1
+    if first < last:
+        yield t[first:last]
+    if end > last * inner:
+        yield from _views(t[last], 0, end - last * inner)
 
 
 def step(buckets: Sequence[Bucket]) -> None:
@@ -38,25 +109,40 @@ def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
 
 
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
-    """The same with results that are rounded as the bucket's storage says."""
+    """Do the same with results that are rounded as the bucket's storage says, in pieces of at most PIECE elements.
+
+    The pieces bound the temporaries. Blocks stay whole, and random bits depend on an element's place in its tensor, so
+    that a tensor's results do not depend on how it is cut.
+    """
     for params, grads, exp_avgs, exp_avg_sqs, scales, keys, storage, scalars, _ in buckets:
-        for i, (param, grad, exp_avg, exp_avg_sq) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
-            if param.numel() == 0:
-                continue
-            random, more = (bits.view(param.shape) for bits in random_bits(keys[i], param.numel(), param.device))
-            if storage.bits == 8:
-                old = quantization.dequantize(Quantized(exp_avg, exp_avg_sq, scales[i]), storage.block_size)
-            else:
-                old = (exp_avg.float(), exp_avg_sq.float())
-            theta, m, v = update(param, grad, *old, scalars)
-            param.copy_(to_bfloat16(theta, more) if storage.round_param else theta)
-            if storage.bits == 8:
-                codes = quantization.encode(m, v, scales[i], scalars.beta2, storage.block_size, random)
-                for there, new in zip((exp_avg, exp_avg_sq, scales[i]), codes, strict=True):
-                    there.copy_(new)
-            elif storage.bits == 16:
-                exp_avg.copy_(to_bfloat16(m, random))
-                exp_avg_sq.copy_(to_bfloat16(v, random >> 16, above_zero=True))
-            else:
-                exp_avg.copy_(m)
-                exp_avg_sq.copy_(v)
+        for i, four in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
+            for piece in _pieces(four[0].shape, storage):
+                _step_piece(
+                    four, scales[i][piece.rows, piece.blocks] if scales else None, keys[i], piece, storage, scalars
+                )
+
+
+def _step_piece(
+    four: tuple[Tensor, Tensor, Tensor, Tensor],
+    scales: Tensor | None,
+    key: int,
+    piece: Piece,
+    storage: Storage,
+    scalars: StepScalars,
+) -> None:
+    param, grad, exp_avg, exp_avg_sq = (piece.of(t) for t in four)
+    numel = piece.end - piece.start
+    random, more = (bits.view(param.shape) for bits in random_bits(key, numel, param.device, piece.start))
+    if scales is not None:
+        old = quantization.dequantize(Quantized(exp_avg, exp_avg_sq, scales), storage.block_size)
+    else:
+        old = (exp_avg.float(), exp_avg_sq.float())
+    theta, m, v = update(param, grad, *old, scalars)
+    piece.write(four[0], to_bfloat16(theta, more) if storage.round_param else theta)
+    if scales is not None:
+        m, v, new_scales = quantization.encode(m, v, scales, scalars.beta2, storage.block_size, random)
+        scales.copy_(new_scales)
+    elif storage.bits == 16:
+        m, v = to_bfloat16(m, random), to_bfloat16(v, random >> 16, above_zero=True)
+    piece.write(four[2], m)
+    piece.write(four[3], v)
