@@ -115,6 +115,19 @@ def _why_not(path: Path, found: os.stat_result, sticky_helps: bool = True) -> st
     return None
 
 
+def why_not_all_trusted(path: Path) -> str | None:
+    """Return as `why_not_trusted`, of a folder with all that is in it."""
+    return next(filter(None, map(why_not_trusted, (path, *path.rglob("*")))), None)
+
+
+def protect(path: Path) -> None:
+    """Take the right to write to a file, or to a folder with all that is in it, from other users."""
+    for one in (path, *path.rglob("*")):
+        mode = one.lstat().st_mode
+        if mode & WRITABLE_BY_OTHERS and not stat.S_ISLNK(mode):
+            one.chmod(stat.S_IMODE(mode) & ~WRITABLE_BY_OTHERS)
+
+
 def open_trusted(path: Path) -> int:
     """Return a descriptor of a file in a trusted folder, for reading. What it reads is what was checked.
 

@@ -23,6 +23,7 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments, get_sched
 from transformers.integrations import get_reporting_integration_callbacks
 
 import adopt_hf
+from adopt_hf.backends import cache
 from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError, after_interrupt
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.yaml"
@@ -112,10 +113,7 @@ class DataArguments:
             raise InputError(f"max_eval_blocks must be at least 1, got {self.max_eval_blocks}")
         if self.sample_tokens < 0:
             raise InputError(f"sample_tokens must not be negative, got {self.sample_tokens}")
-        if self.cache_dir is None:
-            base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-            self.cache_dir = os.path.join(base, "adopt_hf")
-        self.cache_dir = os.path.expanduser(self.cache_dir)
+        self.cache_dir = os.path.expanduser(self.cache_dir or str(cache.user_cache() / "adopt_hf"))
 
 
 ARGUMENT_CLASSES = (ModelArguments, DataArguments, TrainingArguments)

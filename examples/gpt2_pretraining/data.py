@@ -27,6 +27,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from adopt_hf.backends import cache as files
+
 logger = logging.getLogger("gpt2_pretraining")
 END_OF_TEXT = "<|endoftext|>"
 CACHE_FORMAT = 1  # part of every key: raise it when a change here changes the tokens
@@ -81,9 +83,12 @@ def load(data: DataArguments, batch_size: int) -> Corpus:
     assert data.cache_dir is not None
     cache = Path(data.cache_dir)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cache_dir {cache} cannot be used: {error.strerror}") from error
+        files.create(cache)
+    except RuntimeError as error:
+        raise InputError(f"cache_dir {cache} cannot be used: {error.__cause__}") from error
+    reason = files.why_not_trusted(cache)
+    if reason is not None:
+        raise InputError(f"cache_dir {cache} cannot be trusted: {reason}; --cache_dir names another")
     source = open_source(data)
     tokenizer = load_tokenizer(data, source, cache)
     train = tokens(source, "train", source.train, tokenizer, cache)
@@ -104,22 +109,31 @@ def load(data: DataArguments, batch_size: int) -> Corpus:
 
 @contextlib.contextmanager
 def written_once(path: Path) -> Iterator[Path | None]:
-    """Give a temporary path to write to, or None if `path` is there already.
+    """Give a temporary path to write to, or None if `path` is there already, and no other user could have changed it.
 
     The temporary file or folder becomes `path` when the block ends without an error. Whatever a killed run left under
     a temporary name is removed by the next one, which the lock makes safe.
     """
     with FileLock(f"{path}.lock"):
         if path.exists():
-            yield None
-            return
+            reason = files.why_not_all_trusted(path)
+            if reason is None:
+                yield None
+                return
+            logger.warning("%s is made again: %s", path, reason)
+            remove(path)
         unfinished = path.with_name(f"{path.name}.unfinished")
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        else:
-            unfinished.unlink(missing_ok=True)
+        remove(unfinished)
         yield unfinished
+        files.protect(unfinished)
         os.replace(unfinished, path)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def key_of(*parts: object) -> str:

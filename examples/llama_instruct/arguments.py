@@ -18,6 +18,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from adopt_hf.algorithm import HYPERPARAMETERS
+from adopt_hf.backends import cache
 from adopt_hf.integrations import optim_args
 from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError, after_interrupt
 
@@ -94,8 +95,7 @@ class RecipeArguments:
 
 
 def cache_dir(asked: str | None = None) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(asked or os.path.join(base, "adopt_hf")).expanduser()
+    return Path(asked).expanduser() if asked else cache.user_cache() / "adopt_hf"
 
 
 class Parser(TrlParser):

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
+from adopt_hf.backends import cache
 from adopt_hf.integrations.checkpoints import (
     AlreadyFinishedError,
     MarkComplete,
@@ -52,9 +53,25 @@ def base_model(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig
     if name is not None:
         return str(Path(name).resolve()) if Path(name).is_dir() else name
     folder = pretrain.folder_for(Path(recipe.base_config), Path(recipe.cache_dir or arguments.cache_dir()))
+    made = folder.exists()
+    if PartialState().is_main_process:
+        check_cache(folder)
     alone.run("pretrain.py", "--config", recipe.base_config, "--output_dir", folder, *on_cpu(args), unless=folder)
+    if not made and PartialState().is_main_process:
+        cache.protect(folder)
     logger.info("the base model is in %s", folder)
     return str(folder)
+
+
+def check_cache(folder: Path) -> None:
+    """Raise InputError if another user could have changed the base model that is kept in `folder`, or can."""
+    try:
+        cache.create(folder.parent)
+    except RuntimeError as error:
+        raise InputError(f"cache_dir {folder.parent} cannot be used: {error.__cause__}") from error
+    reason = cache.why_not_all_trusted(folder) if folder.exists() else cache.why_not_trusted(folder.parent)
+    if reason is not None:
+        raise InputError(f"the base model in {folder} cannot be trusted: {reason}; --cache_dir names another folder")
 
 
 def on_cpu(args: SFTConfig) -> list[str]:

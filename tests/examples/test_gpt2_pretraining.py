@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import random
 import re
 import shutil
@@ -414,6 +415,37 @@ def test_an_unfinished_cache_file_is_not_read(tmp_path: Path) -> None:
         assert unfinished is None
     assert path.read_bytes() == b"whole"
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs owners and modes of files")
+def test_a_cache_that_others_can_write_to_is_not_read(tmp_path: Path) -> None:
+    data, arguments = load("data"), load("arguments")
+    path = tmp_path / "tokenizer"
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            with data.written_once(path) as unfinished:
+                if unfinished is not None:
+                    unfinished.mkdir()
+                    (unfinished / "tokenizer.json").write_text("ours")
+        assert unfinished is None  # whatever the umask, what the first has written is for the user only
+        (path / "tokenizer.json").chmod(0o666)
+        (path / "tokenizer.json").write_text("another user's")
+        with data.written_once(path) as unfinished:
+            unfinished.mkdir()
+    finally:
+        os.umask(before)
+    assert list(path.iterdir()) == []
+    tmp_path.chmod(0o777)
+    asked = arguments.DataArguments(cache_dir=str(tmp_path))
+    with pytest.raises(arguments.InputError, match=r"cannot be trusted: other users can write to .* --cache_dir names"):
+        data.load(asked, 1)
+    tmp_path.chmod(0o700)
+
+
+def test_a_relative_xdg_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert load("arguments").DataArguments().cache_dir == str(Path("~/.cache/adopt_hf").expanduser())
 
 
 def test_the_cache_key_follows_the_text_and_the_tokenizer(tmp_path: Path) -> None:
