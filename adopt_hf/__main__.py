@@ -1,4 +1,4 @@
-"""python -m adopt_hf run script.py ARGS... | run -m package.module ARGS... | env | memory --params 7e9 --zero 3 ..."""
+"""python -m adopt_hf run script.py ARGS... | run -m package.module ARGS... | env --check | memory --params 7e9 ..."""
 
 import argparse
 import sys
@@ -22,10 +22,16 @@ def main() -> None:
     run_command.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in python -m")
     run_command.add_argument("script", metavar="SCRIPT")
 
-    commands.add_parser(
+    env_command = commands.add_parser(
         "env",
         help="versions, and which backend runs where, or why not",
         description="Versions, and which backend runs on each device, with the reason where one cannot.",
+    )
+    env_command.add_argument(
+        "--check", action="store_true", help="do real steps with every backend on every device, and say PASS or FAIL"
+    )
+    env_command.add_argument(
+        "--time", action="store_true", help="check, and time steps on GPT-2 124M's shapes for a quarter of a minute"
     )
 
     memory_command = commands.add_parser(
@@ -45,7 +51,12 @@ def main() -> None:
         start = run.run_module if options.module else run.run_script
         start(options.script, argv[end:], error=run_command.error)
     elif options.command == "env":
-        print(environment.report())
+        if not options.check and not options.time:
+            print(environment.report())
+            return
+        text, right = environment.checked(timed=options.time)
+        print(text)
+        sys.exit(0 if right else 1)
     else:
         try:
             print(memory.report(options))

@@ -7,21 +7,40 @@ import torch
 
 from adopt_hf import backends
 from adopt_hf.backends import cache
+from adopt_hf.integrations import device_check
 
 PACKAGES = ("adopt_hf", "torch", "triton", "transformers", "accelerate", "deepspeed", "peft", "trl")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def report() -> str:
-    """The text, some fifteen lines."""
+    """Return the text, some fifteen lines."""
     lines = [f"Python {platform.python_version()} on {platform.platform()}"]
     lines += [f"{name} {_version(name)}" for name in PACKAGES]
     lines.append(f"torch threads: {torch.get_num_threads()}")
     lines.append(f"compiled kernels are kept in: {_cache()}")
-    for device in _devices():
+    for device in found_devices():
         lines += ["", f"{device}: {_name(device)}"]
         lines += [f"  backend={name!r}: {_runs(name, device)}" for name in backends.NAMES]
+        lines.append(f"  backend='auto' with 8-bit moments: {_runs('auto', device, rounded=True)}")
+        if device.type == "cuda" and torch.version.hip is None:
+            lines.append("  'auto' uses the Triton kernel once it has passed its check; --check does it now")
     return "\n".join(lines)
+
+
+def checked(timed: bool) -> tuple[str, bool]:
+    """Return the text with what a check of every device finds, and whether all is right.
+
+    Args:
+        timed: Whether steps are timed, too, for a quarter of a minute on each accelerator, or on the CPU if there is
+            none.
+    """
+    devices = found_devices()
+    lines, right = device_check.check(devices)
+    if timed:
+        for device in devices[1:] or devices:
+            lines += device_check.timing(device)
+    return "\n".join([report(), *lines]), right
 
 
 def _version(package: str) -> str:
@@ -33,25 +52,35 @@ def _version(package: str) -> str:
 
 def _cache() -> str:
     try:
-        return str(cache.folder())
+        path = cache.location()
+        reason = cache.why_not_trusted(path) if path.exists() else None
+        if reason is not None:
+            raise RuntimeError(reason)
+        return str(path)
     except RuntimeError as error:
         return f"nowhere, they are compiled in every process ({error})"
 
 
-def _devices() -> list[torch.device]:
-    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+def found_devices() -> list[torch.device]:
+    """Return the CPU, and all GPUs and other accelerators."""
+    devices = [torch.device("cpu")]
+    for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        devices += [torch.device(kind, index) for index in range(module.device_count())]
+    return devices + [torch.device("mps")] * torch.backends.mps.is_available()
 
 
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    if device.type in ("cuda", "xpu"):
+        return str(getattr(torch, device.type).get_device_name(device))
+    return platform.processor() or platform.machine()
 
 
-def _runs(name: str, device: torch.device) -> str:
-    """What the name means there, or for which dtypes it cannot run, and why."""
+def _runs(name: str, device: torch.device, rounded: bool = False) -> str:
+    """Return what the name means there, or for which dtypes it cannot run, and why."""
     chosen: dict[str, list[str]] = {}
-    for dtype in DTYPES:
+    for dtype in DTYPES[:-1] if rounded or device.type == "mps" else DTYPES:  # without float64
         try:
-            what = backends.choose(name, device, dtype, to_use=False).words
+            what = backends.choose(name, device, dtype, rounded=rounded, to_use=False).words
         except RuntimeError as error:
             what = f"cannot run: {str(error).split(': ', 1)[1]}"
         chosen.setdefault(what, []).append(str(dtype).removeprefix("torch."))
