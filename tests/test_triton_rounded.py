@@ -23,7 +23,7 @@ from adopt_hf import ADOPT, backends, quantization
 from adopt_hf.algorithm import step_scalars, update
 from adopt_hf.backends import reference
 from adopt_hf.backends import triton as backend
-from adopt_hf.backends.bucket import RoundedBucket
+from adopt_hf.backends.bucket import Memory, RoundedBucket
 from adopt_hf.rounding import GOLDEN, WORD, _mixed, to_bfloat16
 from adopt_hf.storage import BLOCK_SIZES, Storage
 from tests import triton_interpreter  # noqa: F401
@@ -94,6 +94,7 @@ class Case:
             memory += [(t, whole, offset) for t, whole in there]
             columns.append([t.view(shape) for (t, _), shape in zip(there, self.shapes, strict=True)])
         p, g, m, v = columns
+        shared = Memory()
         for t in range(self.t, self.t + self.steps):
             for grad in g:
                 grad.copy_(torch.randn(grad.shape) * torch.randn(grad.shape).mul(3).exp2())
@@ -103,7 +104,9 @@ class Case:
                     for place in (50, grad.numel() - len(self.odd)):
                         grad.view(-1)[place : place + len(self.odd)] = torch.tensor(self.odd)
             keys = [(first_key + 2**31 * i + 77_777_777 * t) & WORD for i in range(len(p))]
-            step([RoundedBucket(p, g, m, v, scales, keys, self.storage, step_scalars(vars(self.settings), t))])
+            s = step_scalars(vars(self.settings), t)
+            step([RoundedBucket(p, g, m, v, scales, keys, self.storage, s, shared)])
+            shared.grad_addresses = [x.data_ptr() for x in g]
         for t, whole, offset in memory:
             assert whole[:offset].eq(7).all()
             assert whole[offset + t.numel() :].eq(7).all()
