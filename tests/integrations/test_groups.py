@@ -211,6 +211,15 @@ def test_loraplus_by_optim_args(make: Any, arguments: Any) -> None:
         cls(other.parameters(), **kwargs)
 
 
+@pytest.mark.parametrize("fields", [{}, {"weight_decay": 0.1}], ids=str)
+def test_groups_of_this_package(fields: dict[str, Any], arguments: Any) -> None:
+    """A loop of one's own that takes its numbers from TrainingArguments, as the Accelerate recipe does."""
+    args = arguments(optim_args="weight_decay=0.3", **fields)
+    cls, kwargs = adopt_hf.trainer_kwargs(args)
+    made = cls(adopt_hf.param_groups(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), args.weight_decay), **kwargs)
+    assert [group["weight_decay"] for group in made.param_groups] == [0.3, 0.0]
+
+
 # -- groups that do not say it -----------------------------------------------------------------------------------------
 
 
