@@ -25,13 +25,14 @@ from torch import Tensor
 
 from adopt_hf import backends
 from benchmarks import hardware, options
-from benchmarks.gpu import costs, frameworks, kernels, runs
+from benchmarks.gpu import costs, frameworks, kernels, runs, selfcheck
 from benchmarks.gpu.check import Check
 
 SECTIONS: dict[str, Callable[[Check], None]] = {
     section.__name__: section
     for section in (
         kernels.environment,
+        selfcheck.self_check,
         kernels.parity,
         kernels.specials,
         kernels.layouts,
