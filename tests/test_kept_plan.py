@@ -293,6 +293,19 @@ def test_flat_parameters_that_take_turns_keep_their_plans(monkeypatch: pytest.Mo
         assert turn < 2 or count[0] == before
 
 
+def test_another_cut_of_a_flat_parameter_is_used() -> None:
+    """An engine that is made again cuts its flat parameter again, while everything else stays where it is."""
+    flat = Parameter(torch.ones(6))
+    optimizer = ADOPT([flat])
+    for arrived in ([True, True], [True, False]):
+        cut = Partition(2, [Stretch(0, 0, 4), Stretch(1, 4, 2)], lambda now=arrived: now, lambda counts: None)
+        optimizer.set_partition(flat, cut)
+        for _ in range(3):
+            flat.grad = torch.ones(6)
+            optimizer.step()
+    assert cut.steps(optimizer.state[flat]) == [6, 3]
+
+
 def test_what_is_kept_keeps_nothing_else_alive() -> None:
     params = [Parameter(torch.ones(5)) for _ in range(3)]
     optimizer = ADOPT(params)
