@@ -274,6 +274,27 @@ def test_each_kind_is_checked(difference: dict[str, Any], again: bool, gpu: Gpu)
     assert gpu.checks == 1 + again
 
 
+def test_an_optimizer_asks_for_the_kind_that_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again when a weight decay that a schedule has changed makes it another one, though its plan is kept."""
+    asked = []
+
+    def choose(*args: Any, to_use: bool = True, **more: Any) -> backends.Backend:
+        if to_use:
+            asked.append((*args[1:], more["grad_dtype"], more["coupled"], more["storage"].bits, more["capturable"]))
+        return chosen(*args, to_use=to_use, **more)
+
+    chosen = backends.choose
+    monkeypatch.setattr(backends, "choose", choose)
+    p = torch.nn.Parameter(torch.ones(5000, dtype=BF16))
+    optimizer = ADOPT([p], weight_decay=0.1, decouple=True, state_bits=8)
+    for group in ({}, {}, {"decouple": False}, {"decouple": False}, {"weight_decay": 0.0}):
+        optimizer.param_groups[0].update(group)
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert list(dict.fromkeys(asked)) == [(CPU, BF16, BF16, coupled, 8, False) for coupled in (False, True)]
+    assert [kind[3] for kind in asked] in ([False, True, False], [False, False, True, False])
+
+
 def test_a_construction_checks_nothing(gpu: Gpu) -> None:
     assert gpu.choose(to_use=False) is backends.TRITON
     assert gpu.checks == 0
