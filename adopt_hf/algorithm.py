@@ -17,9 +17,12 @@ v second moment (`exp_avg_sq`), t steps completed so far (`step`).
     (8) t <- t + 1                  unless t == 0 and the gradient is all zero: then nothing was observed, and
                                     nothing changes at all
 
-Where every first gradient is non-zero this is the paper's Algorithm 2. An element whose gradient has been exactly zero
-so far starts at its first non-zero gradient. "The gradient" of (8) is the one that came in, before (1): a framework
-that calls `step()` on zero gradients to allocate state leaves no trace under coupled weight decay either.
+Where every first gradient is non-zero and v stays above zero this is the paper's Algorithm 2. An element whose gradient
+has been exactly zero so far starts at its first non-zero gradient. v returns to zero where beta2 = 0 meets a zero
+gradient, or where v or g*g underflows (0.1**45 in float32; |g| below 3e-23). Then the element starts again: u is 0
+once, v is g*g, and m goes on. No mark tells the two apart, because checkpoints of other frameworks keep no third
+moment. "The gradient" of (8) is the one that came in, before (1): a framework that calls `step()` on zero gradients to
+allocate state leaves no trace under coupled weight decay either.
 NaN and inf propagate to theta. A gradient that is inf, or so large that its square is (in float32 from 1.9e19 on),
 makes v inf, and the element is NaN after the next step. With u = 0 it would stay where it is for ever, and nothing
 would show.
