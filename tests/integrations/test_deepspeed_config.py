@@ -45,7 +45,10 @@ def test_deepspeed_reads_what_config_makes(stage: int, offload: str | None, nvme
     assert (zero.offload_optimizer and zero.offload_optimizer.device) == (device if offload else None)
     assert (zero.offload_param and zero.offload_param.device) == (device if offload == "parameters" else None)
     assert read.zero_force_ds_cpu_optimizer is not bool(offload)
-    assert (read.bfloat16_config.enabled, read.float16_config.enabled) == (True, False)
+    if hasattr(read, "bfloat16_enabled"):  # DeepSpeed 0.17
+        assert (read.bfloat16_enabled, read.fp16_enabled) == (True, False)
+    else:
+        assert (read.bfloat16_config.enabled, read.float16_config.enabled) == (True, False)
     assert (read.train_micro_batch_size_per_gpu, read.gradient_accumulation_steps) == (2, 3)
     assert read.gradient_clipping == 1.0
     assert (read.optimizer_name, read.optimizer_params) == ("ADOPT", {"lr": 1e-3, "clip_exp": None})
