@@ -45,7 +45,7 @@ OTHERS := $(addprefix tests/test_, $(addsuffix .py, optimizer states kept_plan c
 	partition)) \
 	$(addprefix tests/integrations/test_, $(addsuffix .py, accelerate compat deepspeed_config fields groups guard \
 	optim_args peft run trainer trainer_storage))
-WITH := peft trl deepspeed torch-adopt optuna pytest pytest-timeout pytest-xdist hypothesis expecttest psutil
+WITH := peft trl requests deepspeed torch-adopt optuna pytest pytest-timeout pytest-xdist hypothesis expecttest psutil
 
 test-oldest test-newest: test-%: .venv-%/.installed
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile $(OTHERS)

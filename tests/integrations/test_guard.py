@@ -190,6 +190,7 @@ def sharded(cls: Any) -> tuple[nn.Module, Any]:
     return model, optimizer
 
 
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="torch 2.6 has no FSDP2 on a CPU")
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("kind", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
 @pytest.mark.parametrize("owner", ["accelerate.accelerator", "transformers.trainer"])
