@@ -280,7 +280,7 @@ CHANGES = {
     ),
     "load_checkpoint": ("del deepspeed.DeepSpeedEngine.load_checkpoint", "changed DeepSpeedEngine.load_checkpoint"),
     "older": (
-        "import importlib.metadata as m; v = m.version; m.version = lambda n: '0.16.9' if n == 'deepspeed' else v(n)",
+        "deepspeed.__version__ = '0.16.9'",
         "needs deepspeed 0.17 or later, installed is 0.16.9",
     ),
 }
