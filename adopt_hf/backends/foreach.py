@@ -6,6 +6,7 @@ ordinary operation for all of its tensors. On a CPU a piece stays in the cache w
 tensors would be streamed through memory each time.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -102,7 +103,8 @@ def _step_piece(
     dtype, sizes, is_cast = m[0].dtype, [t.numel() for t in m], params[0].dtype != m[0].dtype
     rows = torch.empty(3 if is_cast else 2, sum(sizes), dtype=dtype, device=m[0].device).unbind()
     all_g, all_u, all_theta = rows[0], rows[1], rows[-1]
-    g, u = _copied(grads, all_g, sizes), _copied(v, all_u, sizes)
+    as_given = looks and grads[0].dtype == dtype and s.scale == 1 and s.l2 == 0  # the CPU pays for copies, not launches
+    g, u = grads if as_given else _copied(grads, all_g, sizes), _copied(v, all_u, sizes)
     theta = _copied(params, all_theta, sizes) if is_cast else params
 
     if s.scale != 1:  # (1)
@@ -110,15 +112,21 @@ def _step_piece(
     if s.l2 != 0:
         torch._foreach_add_(g, theta, alpha=s.l2)
 
-    new = None if looks and int(torch.count_nonzero(all_u)) == all_u.numel() else all_u == 0  # (2); None: all False
+    least, most = torch.aminmax(all_u) if looks and all_u.numel() > 0 else (0.0, math.inf)
+    new = None if least > 0 else all_u == 0  # (2); None: all False
 
     if s.decay != 1:  # (3)
         torch._foreach_mul_(theta, s.decay)
 
     torch._foreach_sqrt_(u)  # (4)
-    torch._foreach_addcmul_(u, u, u, 0)  # NaN where it is inf, and nothing else
+    if not most < math.inf:
+        torch._foreach_addcmul_(u, u, u, 0)  # NaN where it is inf, and nothing else
     torch._foreach_clamp_min_(u, s.eps)
-    torch.div(all_g, all_u, out=all_u)
+    if as_given:
+        for g_i, u_i in zip(g, u, strict=True):
+            torch.div(g_i, u_i, out=u_i)
+    else:
+        torch.div(all_g, all_u, out=all_u)
     torch._foreach_clamp_min_(u, -s.clip)
     torch._foreach_clamp_max_(u, s.clip)
     if new is not None:
