@@ -87,7 +87,7 @@ class Entry:
             return
         if not self.steps:
             steps = [state["step"] for state in self.states]
-            if not any(step.device.type == "cpu" and step.is_shared() for step in steps):
+            if not any(isinstance(step, Tensor) and step.device.type == "cpu" and step.is_shared() for step in steps):
                 self.counts = torch.full((len(steps),), self.t, dtype=torch.float32, device="cpu")
                 steps = list(self.counts.unbind())
             for state, step in zip(self.states, steps, strict=True):
