@@ -21,13 +21,13 @@ Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # theta, g, m, v of one tensor 
 
 
 class Room(NamedTuple):
-    """What a kind of device allows."""
+    """What a type of device allows."""
 
     temporaries: int  # bytes, of a piece
-    looks: bool  # whether the host can look at a value without waiting for the device
+    looks: bool  # whether the host can look at a value without waiting, as it can on "cpu"
 
 
-CPU = Room(9 * 2**17, looks=True)  # float32 then goes in pieces of 2**17 elements
+ROOMS = {"cpu": Room(9 * 2**17, looks=True)}  # float32 then goes in pieces of 2**17 elements
 ELSEWHERE = Room(2**28, looks=False)
 
 
@@ -40,11 +40,11 @@ def step(buckets: Sequence[Bucket]) -> None:
     for bucket in buckets:
         check_shapes(*bucket[:4])
     for bucket in buckets:
-        step_within(CPU if bucket.params[0].device.type == "cpu" else ELSEWHERE, bucket)
+        step_within(ROOMS.get(bucket.params[0].device.type, ELSEWHERE), bucket)
 
 
 def step_within(room: Room, bucket: Bucket) -> None:
-    """Update one bucket in pieces that need no more temporaries than `room` has."""
+    """Update one bucket in pieces that need no more temporaries than `room` has: that of "cpu" fits the cache."""
     params, grads, exp_avgs, exp_avg_sqs, s, _ = bucket
     size = room.temporaries // _temporary_bytes(params[0], exp_avgs[0])
     tensors = zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
