@@ -43,10 +43,10 @@ test-distributed-docs: $(STAMP)
 # The core and the integrations on the oldest versions that pyproject.toml allows, and on the newest that are known.
 OTHERS := $(addprefix tests/test_, $(addsuffix .py, optimizer states kept_plan capture layerwise param_groups \
 	partition)) $(addprefix tests/integrations/test_, $(addsuffix .py, deepspeed_config guard optim_args trainer))
-WITH := peft trl requests deepspeed torch-adopt optuna pytest pytest-timeout pytest-xdist hypothesis expecttest psutil
+WITH := peft trl requests deepspeed torch-adopt optuna pytest pytest-timeout hypothesis expecttest psutil
 
 test-oldest test-newest: test-%: .venv-%/.installed
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile $(OTHERS)
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest $(OTHERS)
 
 .venv-%/.installed: pyproject.toml constraints-%.txt
 	$(PYTHON) -m venv .venv-$*
