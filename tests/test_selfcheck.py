@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from adopt_hf import ADOPT, backends
-from adopt_hf.backends import capture, selfcheck, verdicts
+from adopt_hf.backends import agreement, capture, selfcheck, verdicts
 from adopt_hf.backends import triton as backend
-from adopt_hf.backends.selfcheck import Kind, Wrong
+from adopt_hf.backends.agreement import Kind, Wrong
 from adopt_hf.backends.verdicts import Verdict
 from adopt_hf.storage import Storage
 from tests import triton_interpreter  # noqa: F401
@@ -79,8 +79,8 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     reason = backend.why_not(CPU, F32)
     if reason is not None:
         pytest.skip(reason)
-    monkeypatch.setattr(selfcheck, "MANY", 5)
-    monkeypatch.setattr(selfcheck, "GROUPS", QUICK)
+    monkeypatch.setattr(agreement, "MANY", 5)
+    monkeypatch.setattr(agreement, "GROUPS", QUICK)
 
     def root(t: Tensor) -> Tensor:  # that of MKL, which torch uses on the CPU, is off in the last place now and then
         exact = [math.sqrt(x) if x >= 0 else math.nan for x in t.flatten().tolist()]

@@ -12,8 +12,8 @@ import torch
 
 from adopt_hf.algorithm import Hyperparameter
 from adopt_hf.backends import cpu, foreach, reference, selfcheck, triton
+from adopt_hf.backends.agreement import Kind
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
-from adopt_hf.backends.selfcheck import Kind
 from adopt_hf.storage import Storage
 
 logger = logging.getLogger("adopt_hf")
