@@ -167,7 +167,8 @@ def test_trls_trainers_load_as_the_trainer_does() -> None:
     trainers = [trl.SFTTrainer, trl.DPOTrainer, trl.RewardTrainer, trl.GRPOTrainer]
     for cls in trainers:
         for name in ("_load_from_checkpoint", "_prepare_for_training", "_load_best_model"):
-            assert getattr(cls, name) is getattr(Trainer, name), (cls, name)
+            of_trainer = getattr(Trainer, name, None)  # _prepare_for_training came after transformers 5.2
+            assert getattr(cls, name, None) is of_trainer, (cls, name)
         loads = cls._load_optimizer_and_scheduler
         assert loads is Trainer._load_optimizer_and_scheduler or "super()" in inspect.getsource(loads), cls
 
@@ -262,7 +263,7 @@ def loaded_from_an_earlier_checkpoint(form: dict[str, Any], plain: dict[str, Any
             loaded_from_an_earlier_checkpoint,
             "Invalid checkpoint metadata",
         ),
-        ({"step": lambda t: t.to(torch.uint32)}, NotImplementedError, broadcast_by_gloo, "Invalid scalar type"),
+        ({"step": lambda t: t.to(torch.uint32)}, RuntimeError, broadcast_by_gloo, "Invalid scalar type"),
     ],
     ids=["Adam takes it, DCP", "Adam takes it, gloo", "amsgrad", "fused", "text", "uint32"],
 )
