@@ -188,7 +188,11 @@ def test_bad_weight_decay(weight_decay: Any) -> None:
     assert repr(weight_decay) in str(error.value)
 
 
-@pytest.mark.parametrize("given", [nn.Linear(2, 2).parameters(), [nn.Linear(2, 2).weight], {"a": 1}, None], ids=repr)
+@pytest.mark.parametrize(
+    "given",
+    [nn.Linear(2, 2).parameters(), [nn.Linear(2, 2).weight], {"a": 1}, None],
+    ids=["parameters", "list", "dict", "None"],
+)
 def test_it_takes_a_module(given: Any) -> None:
     for more in ((), (0.1,)):
         with pytest.raises(TypeError, match=rf"\Aparam_groups takes a module, got a {type(given).__name__}: write "):
