@@ -82,7 +82,7 @@ MUTANTS = (
         f"{INTEGRATIONS}accelerate.py",
         "            keep_adopt(config)\n",
         "            pass\n",
-        OF_DEEPSPEED,
+        ("tests/integrations/test_accelerate.py",),
         "Accelerate would train with DeepSpeedCPUAdam when the optimizer is offloaded",
     ),
     Mutant(
