@@ -304,6 +304,17 @@ def test_resume_in_a_later_epoch(script: str, toy: Path) -> None:
     assert same_weights(whole, again)
 
 
+def chosen(output: Path, resume: str, script: str) -> Path | None:
+    """The checkpoint that a longer run would go on from."""
+    from transformers import TrainingArguments
+
+    args = TrainingArguments(
+        str(output), resume_from_checkpoint=resume, optim="adopt", max_steps=100, use_cpu=True, report_to=[]
+    )
+    result: Path | None = load("checkpoints").choose(args, script)
+    return result
+
+
 @pytest.mark.parametrize(
     "damage", ["trainer_state.json", "model.safetensors", "optimizer", "r*_state", "complete.json", "half a state"]
 )
@@ -323,18 +334,18 @@ def test_an_incomplete_checkpoint_is_never_resumed(
         (path,) = newest.glob(f"{damage}*")
         path.unlink()
         reason = f"no {path.name}"
-    checkpoints, arguments = load("checkpoints"), load("arguments")
+    arguments = load("arguments")
     logger = logging.getLogger("adopt_hf")
     logger.addHandler(caplog.handler)
     logger.setLevel("INFO")
-    assert checkpoints.choose(tmp_path, "last", script) == tmp_path / "checkpoint-20"
+    assert chosen(tmp_path, "last", script) == tmp_path / "checkpoint-20"
     logger.removeHandler(caplog.handler)
     assert f"skipping {newest}, which is incomplete: {reason}" in caplog.text
     with pytest.raises(arguments.InputError, match=f"checkpoint-40 is not a complete checkpoint: {reason}"):
-        checkpoints.choose(tmp_path, str(newest), script)
+        chosen(tmp_path, str(newest), script)
     shutil.rmtree(tmp_path / "checkpoint-20")
     with pytest.raises(arguments.InputError, match=f"checkpoint-40: {reason}.*; start anew, in another --output_dir"):
-        checkpoints.choose(tmp_path, "last", script)
+        chosen(tmp_path, "last", script)
 
 
 def test_save_total_limit(finished: tuple[str, Path, Result], toy: Path) -> None:
@@ -352,8 +363,7 @@ def test_going_back_makes_later_checkpoints_void(finished: tuple[str, Path, Resu
     shutil.copytree(output, again)
     options = ("--max_steps", 25, "--sample_tokens", 0, "--resume_from_checkpoint", again / "checkpoint-20")
     assert call(script, toy, "--output_dir", again, *options).code == 0
-    checkpoints = load("checkpoints")
-    assert checkpoints.choose(again, "last", script) == again / "checkpoint-25"
+    assert chosen(again, "last", script) == again / "checkpoint-25"
 
 
 def test_a_checkpoint_of_another_launch_mode_is_refused(finished: tuple[str, Path, Result], toy: Path) -> None:
