@@ -287,7 +287,7 @@ def step_twice_laid_out(backend: Backend, layout: str) -> None:
 @pytest.mark.parametrize("budget", [50, 300, 10_000])
 def test_layout_and_pieces_change_nothing(layout: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny budgets of temporaries cut in every way: within rows, at odd places, several tensors to a batch."""
-    monkeypatch.setattr(foreach, "CPU", foreach.Room(budget, looks=True))
+    monkeypatch.setitem(foreach.ROOMS, "cpu", foreach.Room(budget, looks=True))
     step_twice_laid_out(backends.FOREACH, layout)
 
 
