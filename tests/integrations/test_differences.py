@@ -140,11 +140,14 @@ def test_deepspeeds_load_checkpoint(caplog: pytest.LogCaptureFixture, monkeypatc
         def zero_nvme_offload_optimizer(self) -> bool:
             return False
 
+        def load_universal_checkpoint(self) -> bool:
+            return False
+
         def load_checkpoint(self, load_dir: str) -> tuple[str, dict[str, Any]]:
             self.basic_optimizer.param_groups[0]["eps"] = 1e-6
             return load_dir, {}
 
-    monkeypatch.setattr(zero.compat, "universal_groups", lambda *args: [])
+    monkeypatch.setattr(zero.compat, "saved_groups", lambda *args: [])
     assert zero.load_checkpoint(Engine.load_checkpoint, Engine(), "here") == ("here", {})
     assert ["eps=1e-06 (and not 0.1)" in message for message in said(caplog)] == [True]
 
