@@ -48,3 +48,11 @@ def default_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
         for method in ("_update", "load_state_dict", "add_param_group"):
             monkeypatch.setattr(ADOPT, method, under(getattr(ADOPT, method)))
+
+
+@pytest.fixture(autouse=True)
+def no_short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimizers that other tests threw away are no pattern of this one's."""
+    from adopt_hf import first_steps
+
+    monkeypatch.setattr(first_steps, "_short_lives", {})
