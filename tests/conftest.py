@@ -2,6 +2,7 @@
 
 import functools
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -34,15 +35,21 @@ def default_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if name:
         from adopt_hf import ADOPT
 
+        before, inside, lock = torch.get_default_dtype(), [0], threading.Lock()
+
+        def enter(change: int) -> None:  # the default is the process's: the first thread sets it, the last restores it
+            with lock:
+                inside[0] += change
+                torch.set_default_dtype(getattr(torch, name) if inside[0] else before)
+
         def under(method: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(method)
             def call(*args: Any, **kwargs: Any) -> Any:
-                before = torch.get_default_dtype()
-                torch.set_default_dtype(getattr(torch, name))
+                enter(1)
                 try:
                     return method(*args, **kwargs)
                 finally:
-                    torch.set_default_dtype(before)
+                    enter(-1)
 
             return call
 

@@ -103,8 +103,8 @@ def test_every_float32_is_rounded_to_16_bits_as_torch_does(dtype: torch.dtype) -
 
 def long(elements: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    p, g, m = (torch.randn(elements, generator=generator) for _ in range(3))
-    return p, g, m, torch.rand(elements, generator=generator)
+    p, g, m = (torch.randn(elements, dtype=torch.float32, generator=generator) for _ in range(3))
+    return p, g, m, torch.rand(elements, dtype=torch.float32, generator=generator)
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def train(steps: int) -> Tensor:
     p.requires_grad_()
     optimizer = ADOPT([p], backend="fused", lr=0.1)
     for step in range(steps):
-        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+        p.grad = torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(step))
         optimizer.step()
     return p.detach()
 
