@@ -7,13 +7,14 @@ ADOPT where they would replace it.
 from adopt_hf.integrations.registration import register, register_on_import, unregister
 from adopt_hf.integrations.trainer import trainer_kwargs
 from adopt_hf.layerwise import LayerwiseADOPT
-from adopt_hf.optimizer import ADOPT
+from adopt_hf.optimizer import ADOPT, ADOPTW
 from adopt_hf.param_groups import param_groups
 from adopt_hf.storage import keep_float32
 
 __version__ = "0.1.0"
 __all__ = [
     "ADOPT",
+    "ADOPTW",
     "LayerwiseADOPT",
     "__version__",
     "keep_float32",

@@ -12,8 +12,8 @@ v second moment (`exp_avg_sq`), t steps completed so far (`step`).
                                                                  c_t = t**clip_exp, inf if clip_exp is None
     (5) m <- m + (1 - beta1)*(u - m)
     (6) theta <- theta - lr*m
-    (7) v <- g*g where new, else beta2_t*v + (1 - beta2_t)*g*g   beta2_t = beta2, or min(beta2, 1 - 1/(t+1))
-                                                                 with beta2_warmup
+    (7) v <- g*g where new, else beta2_t*v + (1 - beta2_t)*g*g   beta2_t = beta2, or min(beta2, 1 - (t+1)**-k)
+                                                                 with beta2_warmup = k
     (8) t <- t + 1                  unless t == 0 and the gradient is all zero: then nothing was observed, and
                                     nothing changes at all
 
@@ -26,6 +26,9 @@ allocate state leaves no trace under coupled weight decay either.
 NaN and inf propagate to theta. A gradient that is inf, or so large that its square is (in float32 from 1.9e19 on),
 makes v inf, and the element is NaN after the next step. With u = 0 it would stay where it is for ever, and nothing
 would show.
+
+With beta2_warmup v remembers about t**k steps: k = 1 is the running mean of all squares so far, a smaller k forgets
+sooner, and the memory ends at that of beta2 (k = 0.8 is the schedule of Adafactor, Shazeer and Stern 2018).
 """
 
 import math
@@ -39,11 +42,16 @@ import torch
 from torch import Tensor
 
 LARGEST = torch.finfo(torch.float32).max  # beyond it a number is inf to float32 arithmetic
+WARMUP_EXPONENT = 1.0  # what beta2_warmup=True means
+RUNNING_MEAN = 1.0  # what it meant in the states that have True itself, of earlier versions
 
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """A number or a switch: its type, its default, and the range it must lie in, `low <= x < high`, or its values."""
+    """A number or a switch: its type, its default, and the range it must lie in, `low <= x < high`, or its values.
+
+    One with `true` is both: False, a number in `low < x <= high`, or True, which stands for the number `true`.
+    """
 
     type: type[float] | type[int] | type[bool]
     default: float | bool
@@ -51,12 +59,15 @@ class Hyperparameter:
     optional: bool = False
     low: float = 0.0
     values: tuple[int, ...] = ()
+    true: float | None = None
 
     @property
     def allowed(self) -> str:
         """The values that are accepted, in words."""
         if self.type is bool:
             return "True or False"
+        if self.true is not None:
+            return f"True, False or a number in ({self.low:g}, {self.high:g}]"
         if self.values:
             return f"one of {', '.join(map(str, self.values))}"
         if self.type is int:
@@ -77,6 +88,11 @@ class Hyperparameter:
         if self.type is bool:
             if isinstance(value, bool):
                 return value
+        elif self.true is not None:
+            if isinstance(value, bool):
+                return self.true if value else False
+            if isinstance(value, Real) and self.low < cast(float, value) <= self.high:
+                return float(value)
         elif isinstance(value, Real) and not isinstance(value, bool) and self.low <= cast(float, value) < self.high:
             if self.type is float:
                 return float(value)
@@ -94,7 +110,7 @@ HYPERPARAMETERS = {
     "weight_decay": Hyperparameter(float, 0.0),
     "decouple": Hyperparameter(bool, False),
     "clip_exp": Hyperparameter(float, 0.25, high=5.0, optional=True),  # t counts in float32 up to 2**24
-    "beta2_warmup": Hyperparameter(bool, False),
+    "beta2_warmup": Hyperparameter(float, False, high=1.0, true=WARMUP_EXPONENT),
     "maximize": Hyperparameter(bool, False),
 }
 
@@ -167,6 +183,7 @@ def check_numbers(group: Mapping[str, Any]) -> None:
         and 0 <= group["eps"] < LARGEST
         and 0 <= group["weight_decay"] < LARGEST
         and (clip_exp is None or 0 <= clip_exp < 5)
+        and 0 <= group["beta2_warmup"] <= 1  # False is 0, and check_group refuses 0 itself
     ):
         check_group(group)
 
@@ -214,7 +231,7 @@ def step_scalars(group: Mapping[str, Any], t: float, grad_scale: float = 1.0) ->
     lr = float(group["lr"])
     check_numbers(group)
     beta1, beta2 = group["betas"]
-    weight_decay, decouple = group["weight_decay"], group["decouple"]
+    weight_decay, decouple, warmup = group["weight_decay"], group["decouple"], warmup_exponent(group)
     return StepScalars(
         scale=(-1.0 if group["maximize"] else 1.0) / grad_scale,
         l2=0.0 if decouple else weight_decay,
@@ -222,7 +239,7 @@ def step_scalars(group: Mapping[str, Any], t: float, grad_scale: float = 1.0) ->
         eps=group["eps"],
         clip=math.inf if group["clip_exp"] is None else t ** group["clip_exp"],
         beta1=beta1,
-        beta2=min(beta2, 1.0 - 1.0 / (t + 1.0)) if group["beta2_warmup"] else beta2,
+        beta2=min(beta2, 1.0 - 1.0 / (t + 1.0) ** warmup) if warmup else beta2,
         lr=lr,
     )
 
@@ -239,6 +256,7 @@ def capturable_scalars(group: Mapping[str, Any], t: Tensor, grad_scale: Tensor |
     t, lr = t.to(wide), torch.as_tensor(group["lr"], dtype=wide, device=t.device).reshape(())
     beta1, beta2 = group["betas"]
     weight_decay, decouple, clip_exp = group["weight_decay"], group["decouple"], group["clip_exp"]
+    warmup = warmup_exponent(group)
     sign = -1.0 if group["maximize"] else 1.0
     scalars: dict[str, Any] = {
         "scale": sign if grad_scale is None else sign / grad_scale.to(wide).reshape(()),
@@ -247,10 +265,16 @@ def capturable_scalars(group: Mapping[str, Any], t: Tensor, grad_scale: Tensor |
         "eps": group["eps"],
         "clip": torch.full_like(t, math.inf) if clip_exp is None else t**clip_exp,
         "beta1": beta1,
-        "beta2": (1.0 - 1.0 / (t + 1.0)).clamp(max=beta2) if group["beta2_warmup"] else beta2,
+        "beta2": (1.0 - 1.0 / (t + 1.0) ** warmup).clamp(max=beta2) if warmup else beta2,
         "lr": lr,
     }
     return StepScalars(**scalars)
+
+
+def warmup_exponent(group: Mapping[str, Any]) -> float:
+    """Return the exponent k of a group's beta2_warmup, 0 if it has none."""
+    warmup = group["beta2_warmup"]
+    return WARMUP_EXPONENT if warmup is True else float(warmup)
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:

@@ -57,7 +57,8 @@ class ADOPT(Optimizer):
         weight_decay: >= 0; added to the gradient as L2 (the authors' default), or, with `decouple`, as AdamW does.
         decouple: weight decay like AdamW's: theta*(1 - lr*weight_decay), from the second step on.
         clip_exp: the normalised gradient is clipped to +-t**clip_exp, t being the completed steps; None: not at all.
-        beta2_warmup: use min(beta2, 1 - 1/(t+1)), a running mean to begin with.
+        beta2_warmup: use min(beta2, 1 - (t+1)**-k), a memory that grows with t; k in (0, 1], or True for the k that is
+            measured best (`adopt_hf.algorithm.WARMUP_EXPONENT`). The param groups hold k, or False.
         maximize: ascend instead of descend.
         backend: "auto" (the fastest that can run), "reference", "foreach" or "fused". A load keeps it as it is here.
         capturable: keep `step`, and `lr` if it is a tensor, on the parameters' device and never wait for it, so that a
@@ -97,7 +98,7 @@ class ADOPT(Optimizer):
         *,
         decouple: bool = False,
         clip_exp: float | None = DEFAULTS["clip_exp"],
-        beta2_warmup: bool = False,
+        beta2_warmup: bool | float = False,
         maximize: bool = False,
         backend: str = "auto",
         capturable: bool = False,
@@ -250,6 +251,9 @@ class ADOPT(Optimizer):
         self.defaults.pop("differentiable", None)  # torch puts it there
         for name, default in DEFAULTS.items():  # what a pickle of an earlier version lacks
             self.defaults.setdefault(name, default)
+        for group in (self.defaults, *self.param_groups):
+            if group.get("beta2_warmup") is True:  # of an earlier version
+                group["beta2_warmup"] = algorithm.RUNNING_MEAN
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -317,6 +321,36 @@ class ADOPT(Optimizer):
         coded = "scales" in state
         if not coded or wanted.bits != 8:
             moments.bring_into_form(p, state, wanted, partition, key, member.block_size if coded else None)
+
+
+class ADOPTW(ADOPT):
+    """ADOPT with the defaults of those who come from AdamW: decoupled weight decay, and a memory that warms up.
+
+    It is what `optim="adopt"` builds. `weight_decay` means what it means in AdamW, and the loss of a short run needs no
+    other beta2: see `beta2_warmup` of ADOPT. A checkpoint of either class loads into the other, and brings its own
+    `decouple` and `beta2_warmup` with it.
+
+    Args: those of ADOPT, of which two have other defaults.
+        decouple: as of ADOPT; True.
+        beta2_warmup: as of ADOPT; True.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = DEFAULTS["lr"],
+        betas: tuple[float, float] = DEFAULTS["betas"],
+        eps: float = DEFAULTS["eps"],
+        weight_decay: float = DEFAULTS["weight_decay"],
+        *,
+        decouple: bool = True,
+        beta2_warmup: bool | float = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, decouple=decouple, beta2_warmup=beta2_warmup, **options)
+
+
+OF_ADOPTW: dict[str, Any] = {"decouple": True, "beta2_warmup": True}  # where its defaults are not ADOPT's
 
 
 def is_adopt_optimizer(thing: object) -> bool:

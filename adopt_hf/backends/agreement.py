@@ -208,7 +208,7 @@ def _run_capturable(device: torch.device, kind: Kind) -> None:
     ts = [5 * (i % 2) for i in range(count)]
     one = torch.ones(1, dtype=torch.float32, device=device)
     group = _group(kind, GROUPS[0][0])
-    on_device = group | {"lr": one * group["lr"], "beta2_warmup": True}
+    on_device = group | {"lr": one * group["lr"], "beta2_warmup": 0.65}
     plan: list[tuple[dict[str, Any], Tensor | None, Tensor | None]] = [
         (group, None, None),
         (group, None, None),

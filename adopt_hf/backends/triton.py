@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf.algorithm import StepScalars
+from adopt_hf.algorithm import StepScalars, warmup_exponent
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.backends.dense import are_same, dense
 from adopt_hf.quantization import layout
@@ -94,7 +94,7 @@ def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
             group["eps"],
             0.0 if clip_exp is None else clip_exp,
             *group["betas"],
-            1.0 if group["beta2_warmup"] else 0.0,
+            warmup_exponent(group),
         )
         with _on_device_of(bucket), _table(bucket, steps) as table:
             types = [kernels.TYPES[column[0].dtype] for column in bucket[:3]]

@@ -182,7 +182,7 @@ def update_capturable(
     """One step of a capturable bucket: the numbers as in `algorithm.capturable_scalars`, in float64 from t.
 
     `grad_scale`, `found_inf` and `lr_tensor` point to a number or are None; `decoupled` is the decoupled weight decay,
-    or 0; `warmup` is 1 with beta2_warmup, or 0.
+    or 0; `warmup` is the exponent of beta2_warmup, or 0.
     """
     tensor = tl.load(chunks + tl.program_id(0))
     t = tl.load(tl.load(table + 4 * tensors + tensor).to(tl.pointer_type(tl.float32))).to(tl.float64)
@@ -198,9 +198,11 @@ def update_capturable(
         if clipped:  # t**clip_exp; the logarithm of 0 is -inf, and times an exponent of 0 it would be NaN
             exponent = tl.full((), clip_exp, tl.float64)
             clip = tl.where(exponent == 0, 1.0, tl.exp2(exponent * tl.log2(t)))
-        mean = 1.0 - warmup / (t + 1.0)
+        exponent = tl.full((), warmup, tl.float64)
+        power = tl.where(exponent == 1, t + 1.0, tl.exp2(exponent * tl.log2(t + 1.0)))
+        mean = 1.0 - 1.0 / power
         beta2_t = tl.full((), beta2, tl.float64)
-        beta2_t = tl.where(mean < beta2_t, mean, beta2_t)
+        beta2_t = tl.where((exponent > 0) & (mean < beta2_t), mean, beta2_t)
         update_chunk(
             table, tensors, tensor, scale, l2, decay, eps, clip, 1.0 - beta1, beta2_t, 1.0 - beta2_t, rate,
             p_type, g_type, m_type, coupled,

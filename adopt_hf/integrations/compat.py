@@ -12,7 +12,7 @@ import os
 import sys
 import weakref
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -522,12 +522,17 @@ def deepspeed_mismatch() -> str | None:
 
 
 def wrap_deepspeed(
-    optimizer_class: type, initialize: Around, engine: Around, save_checkpoint: Around, load_checkpoint: Around
+    optimizer_classes: Iterable[type],
+    initialize: Around,
+    engine: Around,
+    save_checkpoint: Around,
+    load_checkpoint: Around,
 ) -> None:
-    """Put them around `deepspeed.initialize` and the engine's methods; let ZeRO support the class."""
+    """Put them around `deepspeed.initialize` and the engine's methods; let ZeRO support the classes."""
     import deepspeed
 
-    support_in_zero(optimizer_class)
+    for optimizer_class in optimizer_classes:
+        support_in_zero(optimizer_class)
     wrap(deepspeed, "initialize", initialize)
     wrap(deepspeed.DeepSpeedEngine, "__init__", engine)
     wrap(deepspeed.DeepSpeedEngine, "save_checkpoint", save_checkpoint)

@@ -12,7 +12,7 @@ import functools
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,7 +20,7 @@ from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS, check_betas
 from adopt_hf.integrations import compat, zero
 from adopt_hf.integrations.deepspeed_adam import offload_states, offloads, one_cycle, replacements
-from adopt_hf.optimizer import ADOPT, is_adopt_optimizer
+from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
 
 KEYS = (
@@ -29,6 +29,7 @@ KEYS = (
     *("backend", "capturable"),
     *storage.OPTIONS,
 )
+CLASSES: dict[str, type[ADOPT]] = {"adopt": ADOPT, "adoptw": ADOPTW}  # "type" of a block, in any case
 OFFLOAD = (None, "optimizer", "parameters")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -48,7 +49,7 @@ def unregister() -> None:
 def _register_now() -> None:
     reason = compat.deepspeed_mismatch()
     if reason is None:
-        compat.wrap_deepspeed(ADOPT, _initialize, _engine, zero.save_checkpoint, zero.load_checkpoint)
+        compat.wrap_deepspeed(CLASSES.values(), _initialize, _engine, zero.save_checkpoint, zero.load_checkpoint)
         compat.wrap_deepspeed_adams(one_cycle, offload_states)
     else:
         compat.wrap_deepspeed_to_refuse(functools.partial(_refuse, reason))
@@ -81,7 +82,8 @@ def config(
         gradient_accumulation_steps: micro-batches a step.
         gradient_clipping: the largest norm of the gradient; 0: none.
         optimizer: hyperparameters of ADOPT, for an "optimizer" block of type ADOPT; None: no block, the optimizer
-            comes from the script (`optim="adopt"`, or an ADOPT given to `prepare` or `initialize`).
+            comes from the script (`optim="adopt"`, or an ADOPT given to `prepare` or `initialize`). Under the Trainer
+            that block builds an ADOPTW, elsewhere what its type says: "ADOPT" or "ADOPTW".
 
     Raises:
         ValueError: a value that is not allowed, or a combination that DeepSpeed does not have; says what is.
@@ -128,9 +130,9 @@ def config(
 
 
 def is_adopt_block(config: Mapping[str, Any]) -> bool:
-    """Whether the DeepSpeed config has an "optimizer" block that names ADOPT, in any case."""
+    """Whether the DeepSpeed config has an "optimizer" block that names ADOPT or ADOPTW, in any case."""
     block = config.get("optimizer")
-    return isinstance(block, Mapping) and str(block.get("type", "")).lower() == "adopt"
+    return isinstance(block, Mapping) and str(block.get("type", "")).lower() in CLASSES
 
 
 def is_auto(value: object) -> bool:
@@ -167,6 +169,8 @@ def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dic
         raise ValueError(f"DeepSpeed config: optimizer.params: {error}") from None
     if not isinstance(kwargs.get("betas", ()), list | tuple):  # DeepSpeed writes its config as JSON
         kwargs["betas"] = list(check_betas(kwargs["betas"]))
+    if "beta2_warmup" in kwargs:  # True is a number, as in optim_args
+        kwargs["beta2_warmup"] = HYPERPARAMETERS["beta2_warmup"].check("beta2_warmup", kwargs["beta2_warmup"])
     return kwargs
 
 
@@ -207,7 +211,8 @@ def _initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
         return original(*args, **kwargs)  # which says what a config can be
     adopted = dict(given)
     if optimizer is None and is_adopt_block(adopted):
-        optimizer = functools.partial(_adopt_of_block, call.arguments["model"], **block_kwargs(adopted))
+        cls = CLASSES[adopted["optimizer"]["type"].lower()]
+        optimizer = functools.partial(_adopt_of_block, cls, call.arguments["model"], **block_kwargs(adopted))
         del adopted["optimizer"]
     elif (
         callable(optimizer)
@@ -264,10 +269,10 @@ def _loaded(config: Any) -> dict[str, Any] | None:
         return None
 
 
-def _adopt_of_block(model: Any, params: Any, **kwargs: Any) -> ADOPT:
-    """The ADOPT of a config's block, whose embeddings keep float32 moments."""
+def _adopt_of_block(cls: type[ADOPT], model: Any, params: Any, **kwargs: Any) -> ADOPT:
+    """The optimizer of a config's block, whose embeddings keep float32 moments."""
     storage.keep_float32(embeddings(model))
-    return ADOPT(compat.expert_groups(params), **kwargs, float32_apart=True)
+    return cls(compat.expert_groups(params), **kwargs, float32_apart=True)
 
 
 def _makes_adopt(optimizer: Any) -> bool:
@@ -279,7 +284,7 @@ def _class_of(optimizer: Any) -> type:
     """The class of the ADOPT that `_makes_adopt` has found: of another copy of the module, it is another class."""
     made = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
     if not is_adopt_optimizer(made):
-        return ADOPT
+        return cast(type, optimizer.args[0])  # of _adopt_of_block
     return made if isinstance(made, type) else type(made)
 
 

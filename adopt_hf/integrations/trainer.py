@@ -10,7 +10,7 @@ from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, deepspeed, deepspeed_adam, fields, guard, optim_args, peft, zero
 from adopt_hf.integrations.groups import Regroup
 from adopt_hf.layerwise import LayerwiseADOPT
-from adopt_hf.optimizer import ADOPT, DEFAULTS, is_adopt_optimizer
+from adopt_hf.optimizer import ADOPT, ADOPTW, DEFAULTS, OF_ADOPTW, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
 
     `optim_args` beats the fields of TrainingArguments, they beat ADOPT's defaults. `adam_beta1`, `adam_beta2` and
     `adam_epsilon` at their own (Adam's) defaults count as not set, unless they were assigned after construction, as a
-    trial of a hyperparameter search does; one that was written and is not used is a WARNING. Weight decay is decoupled
-    unless `optim_args` says otherwise, because that is what `weight_decay` means under the Trainer. One INFO line says
-    which numbers are used.
+    trial of a hyperparameter search does; one that was written and is not used is a WARNING. The class is ADOPTW:
+    unless `optim_args` says otherwise weight decay is decoupled, because that is what `weight_decay` means under the
+    Trainer, and `beta2_warmup` is on. One INFO line says which numbers are used.
 
     The class is called with the param groups of the Trainer, or of a subclass, and with these arguments. In the groups
     a `weight_decay` of `optim_args` then replaces the one of TrainingArguments. LoRA+ replaces the groups.
@@ -103,7 +103,7 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
         ImportError: LoRA+ is asked for, and peft is not installed.
     """
     kwargs, _, loraplus = _resolve(args)
-    cls = _layerwise(args) if args.optim == LAYERWISE else ADOPT
+    cls: type[ADOPT] = _layerwise(args) if args.optim == LAYERWISE else ADOPTW
     if model is not None:
         storage.keep_float32(embeddings(model))
     groups = None
@@ -187,7 +187,7 @@ def _resolve(args: "TrainingArguments") -> _Resolved:
     loraplus = peft.take_loraplus(given)
     values: dict[str, Any] = {
         **{name: hyperparameter.default for name, hyperparameter in HYPERPARAMETERS.items()},
-        "decouple": True,
+        **OF_ADOPTW,
         "backend": "auto",
         "capturable": False,
         **{name: option.default for name, option in storage.OPTIONS.items()},
@@ -306,7 +306,7 @@ def _refuse_best_model_from_nvme(trainer: Any, config: dict[str, Any]) -> None:
 
 
 def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:
-    """Complete the ADOPT block of a DeepSpeed config, in place. Returns what contradicts `args`, a line each."""
+    """Make the block of a DeepSpeed config a complete ADOPTW's, in place. Returns what contradicts `args`, by line."""
     wanted, set_by_user, _ = _resolve(args)
     written = deepspeed.block_kwargs(config, auto_is_filled=True)
     betas = dict(zip(("beta1", "beta2"), written.get("betas", ()), strict=False))
@@ -316,7 +316,7 @@ def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:
         for name, value in set_by_user.items()
         if name in in_block and in_block[name] != value
     ]
-    config["optimizer"]["params"] = wanted | written
+    config["optimizer"] |= {"type": ADOPTW.__name__, "params": wanted | written}
     return mismatches
 
 
