@@ -6,7 +6,7 @@ ADOPT where they would replace it.
 
 from adopt_hf.integrations.registration import register, register_on_import, unregister
 from adopt_hf.integrations.trainer import trainer_kwargs
-from adopt_hf.layerwise import LayerwiseADOPT
+from adopt_hf.layerwise import LayerwiseADOPT, LayerwiseADOPTW
 from adopt_hf.optimizer import ADOPT, ADOPTW
 from adopt_hf.param_groups import param_groups
 from adopt_hf.storage import keep_float32
@@ -16,6 +16,7 @@ __all__ = [
     "ADOPT",
     "ADOPTW",
     "LayerwiseADOPT",
+    "LayerwiseADOPTW",
     "__version__",
     "keep_float32",
     "param_groups",

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from adopt_hf.backends import capture
-from adopt_hf.optimizer import ADOPTW
+from adopt_hf.optimizer import ADOPT, ADOPTW
 
 logger = logging.getLogger("adopt_hf")
 
@@ -25,10 +25,10 @@ _owners: "weakref.WeakValueDictionary[int, LayerwiseADOPT]" = weakref.WeakValueD
 warned: set[str] = set()
 
 
-class LayerwiseADOPT(ADOPTW):
-    """ADOPTW whose work is done in `backward()`: a hook updates a parameter and lets its gradient go.
+class LayerwiseADOPT(ADOPT):
+    """ADOPT whose work is done in `backward()`: a hook updates a parameter and lets its gradient go.
 
-    The result is that of ADOPTW with the same arguments, and so are its state and what a schedule does to `lr`. Peak
+    The result is that of ADOPT with the same arguments, and so are its state and what a schedule does to `lr`. Peak
     memory lacks the gradients but for the largest few. What needs all gradients of a step at once cannot be had:
     accumulation over several calls of `backward()`, several processes and a GradScaler (errors), and clipping by their
     norm (there are none left to clip when `backward()` has ended). `step()` ends the step, and must be called after
@@ -39,7 +39,7 @@ class LayerwiseADOPT(ADOPTW):
     `step()` has ended raise at the next `zero_grad()` or `backward()`. A parameter whose memory another tensor shares
     (`p.data` in the same graph, a `state_dict()` that is kept) keeps its gradient, and is updated in `step()`.
 
-    Args: those of ADOPTW.
+    Args: those of ADOPT.
 
     Raises:
         RuntimeError: If a parameter belongs to another LayerwiseADOPT that is alive. In `backward()`: If a parameter
@@ -87,7 +87,7 @@ class LayerwiseADOPT(ADOPTW):
             raise RuntimeError(
                 f"a parameter of shape {tuple(p.shape)} belongs to another LayerwiseADOPT, which updates it in "
                 "backward(): call release() of that one, or delete all references to it (del optimizer). Two models "
-                "that share parameters take one LayerwiseADOPT over all of them, or ADOPTW"
+                "that share parameters take one LayerwiseADOPT over all of them, or ADOPT"
             )
 
     def _watch(self) -> None:
@@ -232,6 +232,10 @@ class LayerwiseADOPT(ADOPTW):
             self.__dict__.setdefault(name, False)
         if not self._is_released:
             self._watch()
+
+
+class LayerwiseADOPTW(LayerwiseADOPT, ADOPTW):
+    """LayerwiseADOPT with the defaults of ADOPTW; it is what `optim="adopt_layerwise"` builds."""
 
 
 def _not_ended(moved: int) -> str:

@@ -13,7 +13,7 @@ class Settings:
     weight_decay: float = 0.0
     decouple: bool = False
     clip_exp: float | None = 0.25
-    beta2_warmup: bool = False
+    beta2_warmup: bool | float = False  # False, or the exponent
     maximize: bool = False
 
 
@@ -38,7 +38,7 @@ class Oracle:
             return
         beta1, beta2 = s.betas
         if s.beta2_warmup:
-            beta2 = min(beta2, 1 - 1 / (self.t + 1))
+            beta2 = min(beta2, 1 - (self.t + 1) ** -float(s.beta2_warmup))
         bound = math.inf if s.clip_exp is None else self.t**s.clip_exp
         for i, raw in enumerate(gradient):
             g = -raw if s.maximize else raw

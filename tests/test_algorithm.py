@@ -26,7 +26,7 @@ settings = st.builds(
     weight_decay=st.floats(0, 0.1),
     decouple=st.booleans(),
     clip_exp=st.one_of(st.none(), st.floats(0, 1)),
-    beta2_warmup=st.booleans(),
+    beta2_warmup=st.one_of(st.just(False), st.just(1.0), st.floats(0.3, 1)),
     maximize=st.booleans(),
 )
 
@@ -105,9 +105,12 @@ def test_an_element_whose_v_overflowed_is_nan_in_the_next_step(g: float, clip_ex
         (Settings(weight_decay=0.1, decouple=True, lr=0.5), 0, {"l2": 0.0, "decay": 1.0}),
         (Settings(weight_decay=0.1, decouple=True, lr=0.5), 1, {"l2": 0.0, "decay": 0.95}),
         (Settings(maximize=True), 1, {"scale": -1.0}),
-        (Settings(beta2_warmup=True), 0, {"beta2": 0.0}),
-        (Settings(beta2_warmup=True), 3, {"beta2": 0.75}),
-        (Settings(beta2_warmup=True, betas=(0.9, 0.5)), 3, {"beta2": 0.5}),
+        (Settings(beta2_warmup=1.0), 0, {"beta2": 0.0}),
+        (Settings(beta2_warmup=1.0), 3, {"beta2": 0.75}),
+        (Settings(beta2_warmup=1.0, betas=(0.9, 0.5)), 3, {"beta2": 0.5}),
+        (Settings(beta2_warmup=0.5), 3, {"beta2": 0.5}),
+        (Settings(beta2_warmup=0.5), 0, {"beta2": 0.0}),
+        (Settings(beta2_warmup=0.5, betas=(0.9, 0.4)), 3, {"beta2": 0.4}),
     ],
 )
 def test_step_scalars(settings: Settings, t: int, expected: dict[str, float]) -> None:
@@ -147,7 +150,10 @@ def test_scalars_for_the_compiler_are_the_same_numbers() -> None:
         ({"clip_exp": -0.25}, r"clip_exp must be a number in \[0, 5\) or None, got -0.25"),
         ({"clip_exp": "none"}, r"clip_exp must be .* got 'none'"),
         ({"maximize": None}, r"maximize must be True or False, got None"),
-        ({"beta2_warmup": 2}, r"beta2_warmup must be True or False, got 2"),
+        ({"beta2_warmup": 2}, r"beta2_warmup must be True, False or a number in \(0, 1\], got 2"),
+        ({"beta2_warmup": 0.0}, r"beta2_warmup must be True, False or a number in \(0, 1\], got 0.0"),
+        ({"beta2_warmup": "yes"}, r"beta2_warmup must be .* got 'yes'"),
+        ({"beta2_warmup": math.nan}, r"beta2_warmup must be .* got nan"),
     ],
 )
 def test_bad_hyperparameters_are_named(group: dict[str, object], message: str) -> None:

@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "beta2_warmup": True,
         "maximize": True,
     },
-    "no clipping": {"clip_exp": None, "beta2_warmup": True},
+    "no clipping": {"clip_exp": None, "beta2_warmup": 0.65},
     "constant clipping": {"clip_exp": 0.0},
 }
 SHAPES = ((4, 3), (5,), (), (2, 3))

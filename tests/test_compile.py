@@ -46,7 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tensor lr": {"lr": torch.tensor(0.01, dtype=torch.float64)},
     "coupled": {"lr": 0.01, "weight_decay": 0.1},
     "decoupled": {"lr": 0.01, "weight_decay": 0.1, "decouple": True},
-    "no clipping, beta2 warm-up": {"lr": 0.01, "clip_exp": None, "beta2_warmup": True},
+    "no clipping, beta2 warm-up": {"lr": 0.01, "clip_exp": None, "beta2_warmup": 0.65},
     "all": {
         "lr": torch.tensor(0.01),
         "betas": (0.8, 0.99),

@@ -69,7 +69,7 @@ SETTINGS = {
     "coupled": Settings(weight_decay=0.1),
     "decoupled": Settings(weight_decay=0.1, decouple=True, maximize=True),
     "no clipping": Settings(clip_exp=None),
-    "small beta1": Settings(betas=(0.3, 0.9), beta2_warmup=True, weight_decay=0.1),
+    "small beta1": Settings(betas=(0.3, 0.9), beta2_warmup=0.8, weight_decay=0.1),
 }
 
 

@@ -107,7 +107,7 @@ def optim_error_inputs(device: str, dtype: torch.dtype) -> list[ErrorOptimizerIn
         ({"clip_exp": -0.25}, ValueError, r"clip_exp must be .* or None, got -0\.25"),
         ({"clip_exp": "0.25"}, ValueError, "clip_exp must be .* got '0.25'"),
         ({"decouple": "False"}, ValueError, "decouple must be True or False, got 'False'"),
-        ({"beta2_warmup": 1}, ValueError, "beta2_warmup must be True or False, got 1"),
+        ({"beta2_warmup": 1.5}, ValueError, "beta2_warmup must be True, False or a number in .* got 1.5"),
         ({"maximize": None}, ValueError, "maximize must be True or False, got None"),
         ({"backend": "cuda"}, ValueError, "backend must be one of 'auto', .* got 'cuda'"),
         ({"foreach": True}, TypeError, "no argument 'foreach': write backend='foreach'"),

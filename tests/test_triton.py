@@ -50,7 +50,7 @@ SETTINGS = {
     "decoupled": Settings(weight_decay=0.1, decouple=True, lr=0.1),
     "no clipping": Settings(clip_exp=None, eps=1e-2),
     "constant clipping": Settings(clip_exp=0.0),
-    "other numbers": Settings(betas=(0.3, 0.9), clip_exp=0.5, eps=1e-3, beta2_warmup=True),
+    "other numbers": Settings(betas=(0.3, 0.9), clip_exp=0.5, eps=1e-3, beta2_warmup=0.8),
 }
 
 

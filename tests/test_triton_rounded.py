@@ -131,7 +131,7 @@ CASES = {
     "8 bits, float32 with float16 gradients": Case(Storage(8, 64, False), SINGLE, HALF),
     "16 bits, float32": Case(Storage(16, 64, False), SINGLE, SINGLE, Settings(weight_decay=0.1)),
     "16 bits, float16": Case(Storage(16, 64, False), HALF, HALF),
-    "8 bits from the first step": Case(Storage(8, 64, True), t=0, settings=Settings(beta2_warmup=True)),
+    "8 bits from the first step": Case(Storage(8, 64, True), t=0, settings=Settings(beta2_warmup=0.8)),
     "8 bits, not aligned": Case(Storage(8, 64, True), offsets=(1, 2, 3, 5)),
     "8 bits, codes not aligned": Case(Storage(8, 256, True), offsets=(0, 0, 0, 1)),
     "16 bits, not aligned": Case(Storage(16, 64, True), offsets=(1, 2, 3, 5)),

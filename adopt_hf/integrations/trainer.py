@@ -9,7 +9,7 @@ from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, deepspeed, deepspeed_adam, fields, guard, optim_args, peft, zero
 from adopt_hf.integrations.groups import Regroup
-from adopt_hf.layerwise import LayerwiseADOPT
+from adopt_hf.layerwise import LayerwiseADOPTW
 from adopt_hf.optimizer import ADOPT, ADOPTW, DEFAULTS, OF_ADOPTW, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
 
@@ -78,7 +78,7 @@ def register_on_import() -> None:
         logger.warning("%s", reason)
 
 
-def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) -> tuple[type[ADOPT], dict[str, Any]]:
+def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) -> tuple[type[ADOPTW], dict[str, Any]]:
     """The optimizer class and its arguments for a Trainer: `Trainer(optimizer_cls_and_kwargs=trainer_kwargs(args))`.
 
     `optim_args` beats the fields of TrainingArguments, they beat ADOPT's defaults. `adam_beta1`, `adam_beta2` and
@@ -103,7 +103,7 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
         ImportError: LoRA+ is asked for, and peft is not installed.
     """
     kwargs, _, loraplus = _resolve(args)
-    cls: type[ADOPT] = _layerwise(args) if args.optim == LAYERWISE else ADOPTW
+    cls = _layerwise(args) if args.optim == LAYERWISE else ADOPTW
     if model is not None:
         storage.keep_float32(embeddings(model))
     groups = None
@@ -121,8 +121,8 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
     return cls, {**kwargs, "regroup": regroup} if regroup else kwargs
 
 
-def _layerwise(args: "TrainingArguments") -> type[ADOPT]:
-    """LayerwiseADOPT, if it can do what is asked for.
+def _layerwise(args: "TrainingArguments") -> type[ADOPTW]:
+    """LayerwiseADOPTW, if it can do what is asked for.
 
     Raises:
         ValueError: it cannot; says what would have to be set.
@@ -148,7 +148,7 @@ def _layerwise(args: "TrainingArguments") -> type[ADOPT]:
             )
     if args.max_grad_norm == default and args.max_grad_norm is not default:  # written, as in fields.warn_of_replaced
         _warn_of_clipping(default)
-    return LayerwiseADOPT
+    return LayerwiseADOPTW
 
 
 @functools.cache  # once a process

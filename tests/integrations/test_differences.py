@@ -17,7 +17,7 @@ OTHER: dict[str, Any] = {
     "weight_decay": 0.3,
     "decouple": True,
     "clip_exp": None,
-    "beta2_warmup": True,
+    "beta2_warmup": 0.5,
     "maximize": True,
     "seed": 7,
 }

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import Trainer
 
 import adopt_hf
-from adopt_hf import ADOPT
+from adopt_hf import ADOPT, ADOPTW
 from adopt_hf.integrations.groups import Regroup
 from adopt_hf.moments import bits_of
 
@@ -156,7 +156,7 @@ def test_what_is_asked_for_holds(
     trainer = make(pattern, args)
     trainer.train()
     optimizer = optimizer_of(trainer)
-    assert type(optimizer) is ADOPT
+    assert type(optimizer) is ADOPTW
     assert {float(state["step"]) for state in optimizer.state.values()} == {2.0}
     expected = [
         ({"L": lr}.get(a, a), weight_decay if b == "W" else 0.0)

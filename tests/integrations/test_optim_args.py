@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adopt_hf import ADOPT, backends
-from adopt_hf.algorithm import LARGEST
+from adopt_hf.algorithm import LARGEST, WARMUP_EXPONENT
 from adopt_hf.integrations import peft
 from adopt_hf.integrations.optim_args import KEYS, parse
 
@@ -40,7 +40,11 @@ GOOD: list[tuple[str | None, dict[str, Any]]] = [
     ("decouple=False", {"decouple": False}),
     ("decouple=false", {"decouple": False}),
     ("decouple=0", {"decouple": False}),
-    ("decouple=True, maximize=no, beta2_warmup=on", {"decouple": True, "maximize": False, "beta2_warmup": True}),
+    ("decouple=True, maximize=no", {"decouple": True, "maximize": False}),
+    ("beta2_warmup=on", {"beta2_warmup": WARMUP_EXPONENT}),
+    ("beta2_warmup=0.5", {"beta2_warmup": 0.5}),
+    ("beta2_warmup=1", {"beta2_warmup": 1.0}),
+    ("beta2_warmup=0", {"beta2_warmup": False}),
     ("backend=reference", {"backend": "reference"}),
     ("capturable=yes", {"capturable": True}),
     ("state_bits=8, block_size=128", {"state_bits": 8, "block_size": 128}),
@@ -111,7 +115,7 @@ VALUES = {
     "weight_decay": numbers,
     "decouple": st.booleans(),
     "clip_exp": st.none() | st.floats(0, 5, exclude_max=True),
-    "beta2_warmup": st.booleans(),
+    "beta2_warmup": st.just(False) | st.floats(0, 1, exclude_min=True),
     "maximize": st.booleans(),
     "backend": st.sampled_from(backends.NAMES),
     "capturable": st.booleans(),

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, deepspeed_optim_sched
 
 import adopt_hf
-from adopt_hf import ADOPT
+from adopt_hf import ADOPT, ADOPTW
 from adopt_hf.integrations import deepspeed
 from adopt_hf.integrations.peft import LoraPlus, loraplus_groups
 from tests.integrations.bitwise import equal
@@ -159,7 +159,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_the_adapter_alone_trains(runs: Runs) -> None:
     base_dtype, adapter_dtype = PRECISIONS[runs.precision]
     optimizer = base_optimizer(runs.whole)
-    assert type(optimizer) is ADOPT
+    assert type(optimizer) is ADOPTW
     assert {state["step"].item() for state in optimizer.state.values()} <= {STEPS, STEPS - 2}  # LoRA's A
     adapters = trainable(runs.whole.model)
     assert 0 < sum(p.numel() for p in adapters.values()) < 0.2 * sum(t.numel() for t in runs.start.values())
@@ -314,7 +314,7 @@ def test_the_groups_are_those_of_pefts_function(name: str, tmp_path: Path) -> No
     def plain(group: dict[str, Any]) -> dict[str, Any]:
         return group | {"params": [id(p) for p in group["params"]]}
 
-    assert type(ours) is type(theirs) is ADOPT
+    assert type(ours) is type(theirs) is ADOPTW
     assert len(ours.param_groups) == count
     assert [plain(g) for g in ours.param_groups] == [plain(g) for g in theirs.param_groups if g["params"]]
 

@@ -24,7 +24,8 @@ from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArg
 from transformers.training_args import OptimizerNames
 
 import adopt_hf
-from adopt_hf import ADOPT, backends
+from adopt_hf import ADOPTW, backends
+from adopt_hf.algorithm import WARMUP_EXPONENT
 from tests.integrations.bitwise import equal
 
 DEFAULTS = {
@@ -34,7 +35,7 @@ DEFAULTS = {
     "weight_decay": 0.0,
     "decouple": True,
     "clip_exp": 0.25,
-    "beta2_warmup": False,
+    "beta2_warmup": WARMUP_EXPONENT,
     "maximize": False,
     "backend": "auto",
     "capturable": False,
@@ -60,7 +61,10 @@ HYPERPARAMETERS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # fields of Tr
     ({"weight_decay": 0.1, "optim_args": "weight_decay=0.2,lr=0.5,"}, {"weight_decay": 0.2, "lr": 0.5}),
     ({"weight_decay": 0.1, "optim_args": "weight_decay=0"}, {"weight_decay": 0.0}),
     ({"weight_decay": 0.1, "optim_args": "decouple=False"}, {"weight_decay": 0.1, "decouple": False}),
-    ({"optim_args": "clip_exp=none, beta2_warmup=true"}, {"clip_exp": None, "beta2_warmup": True}),
+    ({"optim_args": "clip_exp=none, beta2_warmup=true"}, {"clip_exp": None}),
+    ({"optim_args": "beta2_warmup=false"}, {"beta2_warmup": False}),  # the paper's rule
+    ({"optim_args": "beta2_warmup=0.5"}, {"beta2_warmup": 0.5}),
+    ({"optim_args": "beta2_warmup=1"}, {"beta2_warmup": 1.0}),  # the running mean
     ({"optim_args": "maximize=yes, backend=reference"}, {"maximize": True, "backend": "reference"}),
 ]
 
@@ -92,7 +96,7 @@ def test_hyperparameters_reach_the_groups(
     fields: dict[str, Any], changed: dict[str, Any], arguments: Any, make_trainer: Any
 ) -> None:
     optimizer = make_trainer(arguments(**fields)).create_optimizer()
-    assert type(optimizer) is ADOPT
+    assert type(optimizer) is ADOPTW
     decayed, undecayed = optimizer.param_groups
     expected = DEFAULTS | changed
     for name, value in expected.items():
@@ -125,7 +129,7 @@ def test_a_run_uses_them(arguments: Any, make_trainer: Any) -> None:
     before = weights(trainer)
     trainer.train()
     optimizer = optimizer_of(trainer)
-    assert type(optimizer) is ADOPT
+    assert type(optimizer) is ADOPTW
     assert {float(state["step"]) for state in optimizer.state.values()} == {4.0}
     assert {group["initial_lr"] for group in optimizer.param_groups} == {0.004}
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
@@ -147,7 +151,7 @@ def test_equals_a_loop_by_hand(arguments: Any, make_trainer: Any, tiny_gpt2: Any
     trainer.train()
 
     model = tiny_gpt2(**config).train()
-    optimizer = ADOPT(adopt_hf.param_groups(model, 0.1), lr=1e-2, eps=1e-3, decouple=True)
+    optimizer = ADOPTW(adopt_hf.param_groups(model, 0.1), lr=1e-2, eps=1e-3)
     tokens = torch.stack([row["input_ids"] for row in trainer.train_dataset])
     for _ in range(5):
         # The Trainer's mean loss counts every label, the first ones too, which nothing predicts.
@@ -189,7 +193,7 @@ def test_trainer_kwargs_without_the_name(fields: dict[str, Any], arguments: Any,
     adamw = make_trainer(arguments(optim="adamw_torch", weight_decay=0.1))
     adamw.train()
 
-    assert type(optimizer_of(public)) is ADOPT
+    assert type(optimizer_of(public)) is ADOPTW
     assert equal(weights(named), weights(public))
     assert equal(optimizer_of(named).state_dict(), optimizer_of(public).state_dict())
     assert not equal(weights(adamw), weights(public)), "the comparison sees no difference between optimizers"
@@ -255,7 +259,7 @@ def test_arguments_survive(route: str, arguments: Any, make_trainer: Any, tmp_pa
     assert read.optim is OptimizerNames("adopt")
     assert read.optim == "adopt"
     optimizer = make_trainer(read).create_optimizer()
-    assert type(optimizer) is ADOPT
+    assert type(optimizer) is ADOPTW
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.99)
 
 
@@ -289,7 +293,7 @@ args = torch.load(sys.argv[1], weights_only=False)                  # the file a
 assert "adopt_hf" in sys.modules
 import adopt_hf
 assert args.optim is OptimizerNames("adopt"), args.optim
-assert Trainer.get_optimizer_cls_and_kwargs(args)[0] is adopt_hf.ADOPT
+assert Trainer.get_optimizer_cls_and_kwargs(args)[0] is adopt_hf.ADOPTW
 once = patched()
 assert [name for name in untouched if untouched[name] == once[name]] == [], "the comparison sees no difference"
 adopt_hf.register()

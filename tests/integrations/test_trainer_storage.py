@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-from adopt_hf import ADOPT, LayerwiseADOPT, trainer_kwargs
+from adopt_hf import ADOPT, ADOPTW, LayerwiseADOPTW, trainer_kwargs
 from adopt_hf.integrations import trainer as trainer_module
 from adopt_hf.moments import bits_of
 
@@ -72,7 +72,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(fields: dict[str, Any], dtype: t
 def test_8_bits_are_that(tmp_path: Path) -> None:
     trainer = trained(arguments(tmp_path, optim="adopt_8bit", save_strategy="no", optim_args="seed=7"))
     optimizer = optimizer_of(trainer)
-    assert type(optimizer) is ADOPT
+    assert type(optimizer) is ADOPTW
     assert [group["seed"] for group in optimizer.param_groups] == [7, 7]
     for name, p in trainer.model.named_parameters():
         keeps = p.numel() < 4096 or "wte" in name or "wpe" in name
@@ -85,9 +85,9 @@ def test_8_bits_are_that(tmp_path: Path) -> None:
 
 def test_layerwise_is_adopt(tmp_path: Path) -> None:
     layerwise = trained(arguments(tmp_path, optim="adopt_layerwise", max_grad_norm=0, save_strategy="no"))
-    assert type(optimizer_of(layerwise)) is LayerwiseADOPT
+    assert type(optimizer_of(layerwise)) is LayerwiseADOPTW
     whole = trained(arguments(tmp_path, optim="adopt", max_grad_norm=0, save_strategy="no"))
-    assert type(optimizer_of(whole)) is ADOPT
+    assert type(optimizer_of(whole)) is ADOPTW
     assert all(map(torch.equal, layerwise.model.parameters(), whole.model.parameters()))
 
 

@@ -27,6 +27,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from adopt_hf.algorithm import WARMUP_EXPONENT
+
 Starter = Callable[..., "Future[CompletedProcess[str]]"]
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +39,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.joi
 STEPS, LEARNING_RATE, WEIGHT_DECAY = 3, 1e-2, 0.1
 TINY = f"--max_steps {STEPS} --save_steps 1 --per_device_train_batch_size 4 --learning_rate {LEARNING_RATE}"
 TINY += f" --weight_decay {WEIGHT_DECAY} --lr_scheduler_type constant --use_cpu --report_to none --disable_tqdm true"
-DEFAULTS = {"betas": (0.9, 0.9999), "eps": 1e-6, "clip_exp": 0.25, "beta2_warmup": False, "decouple": True}
+DEFAULTS = {"betas": (0.9, 0.9999), "eps": 1e-6, "clip_exp": 0.25, "beta2_warmup": WARMUP_EXPONENT, "decouple": True}
 
 SFT_ARGS = ["--optim_args", "beta2=0.95, clip_exp=0.3", "--bf16", "false"]
 SFT_ASKED = {"betas": (0.9, 0.95), "clip_exp": 0.3}
@@ -48,7 +50,7 @@ CASES: dict[str, tuple[str, list[str]]] = {  # the script, and what is appended 
     "grpo": ("grpo", [*GRPO_ARGS, "think_format_reward", "judge.by_position", "--optim_args", "clip_exp=none"]),
     "grpo, equal rewards": ("grpo", [*GRPO_ARGS, "think_format_reward"]),
     "reward": ("reward", []),
-    "sft, beta2_warmup": ("sft", ["--optim_args", "beta2_warmup=true"]),
+    "sft, beta2_warmup": ("sft", ["--optim_args", "beta2_warmup=false"]),
     "sft, LoRA": ("sft", ["--use_peft", "--lora_r", "4", "--max_steps", "4"]),
     "sft, AdamW": ("sft", ["--optim", "adamw_torch"]),
     "unknown name": ("sft", ["--optim", "adoptt"]),
@@ -251,7 +253,7 @@ def test_sft(sft: Run, initial: dict[str, Tensor]) -> None:
         ("dpo", {"betas": (0.9, 0.99)}),
         ("grpo", {"clip_exp": None}),
         ("reward", {}),
-        ("sft, beta2_warmup", {"beta2_warmup": True}),
+        ("sft, beta2_warmup", {"beta2_warmup": False}),
     ],
 )
 def test_by_name(name: str, asked: dict[str, Any], forked: dict[str, Run], initial: dict[str, Tensor]) -> None:
