@@ -28,6 +28,7 @@ QUICK: dict[str, Any] = {
     "per_device_eval_batch_size": 64,
     "logging_steps": 1,
 }
+PAPERS = "beta2_warmup=false"  # optim_args of the paper's ADOPT: beta2 from the first step
 # Nothing but the numbers is kept of a run.
 ALONE: dict[str, Any] = {
     "report_to": "none",

@@ -34,8 +34,8 @@ TITLE = "GPT-2 with a large and a small batch"
 SEEDS = (0, 1, 2)
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "AdamW": {"optim": "adamw_torch", "adam_beta2": 0.95},
-    "ADOPT": {"optim": "adopt"},
-    "ADOPT, beta2=0.999": {"optim": "adopt", "optim_args": "beta2=0.999"},
+    "ADOPT": {"optim": "adopt", "optim_args": gpt2.PAPERS},
+    "ADOPT, beta2=0.999": {"optim": "adopt", "optim_args": f"{gpt2.PAPERS},beta2=0.999"},
 }
 COLOURS = {"AdamW": "#9aa7b5", "ADOPT": "#2c5f8a", "ADOPT, beta2=0.999": "#c0392b"}
 BATCHES = ("large", "small")

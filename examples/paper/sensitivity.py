@@ -75,7 +75,7 @@ def one(
     # The schedule goes down to a tenth of the learning rate, as in the recipe.
     options["lr_scheduler_kwargs"] = f'{{"min_lr": {lr / 10}}}'
     if optimizer == "ADOPT":
-        options |= {"optim": "adopt", "optim_args": f"beta2={beta2},eps={eps},clip_exp={clip_exp}"}
+        options |= {"optim": "adopt", "optim_args": f"{gpt2.PAPERS},beta2={beta2},eps={eps},clip_exp={clip_exp}"}
     else:
         options |= {"optim": "adamw_torch", "adam_beta2": beta2, "adam_epsilon": eps}
     return gpt2.train(gpt2.STDLIB, options)
