@@ -219,11 +219,8 @@ def with_accelerate(folder: Path, options: argparse.Namespace) -> None:
     )
     model = make_model(options.width)
     if options.optim == "adopt":
-        optimizer: torch.optim.Optimizer = adopt_hf.ADOPT(
-            adopt_hf.param_groups(model, HYPERPARAMETERS["weight_decay"]),
-            lr=HYPERPARAMETERS["learning_rate"],
-            decouple=True,
-        )
+        groups = adopt_hf.param_groups(model, HYPERPARAMETERS["weight_decay"])
+        optimizer: torch.optim.Optimizer = adopt_hf.ADOPTW(groups, lr=HYPERPARAMETERS["learning_rate"])
     else:
         groups = adopt_hf.param_groups(model, HYPERPARAMETERS["weight_decay"])
         optimizer = torch.optim.AdamW(groups, lr=HYPERPARAMETERS["learning_rate"])

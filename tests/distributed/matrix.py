@@ -20,7 +20,7 @@ class Mode:
     distributed_type: str
     bf16: bool = False
     stage: int | None = None  # ZeRO's
-    wrapper: str = "ADOPT"  # the class between accelerate's optimizer and ADOPT, itself if there is none
+    wrapper: str = "ADOPTW"  # the class between accelerate's optimizer and ADOPT, itself if there is none
     world_size: int = 2
     sharded: bool = False  # the optimizer state is
     dtensors: bool = False

@@ -136,7 +136,7 @@ def test_errors(scenario: str, found: list[dict[str, Any]]) -> None:
 
 def test_auto_under_the_trainer_means_adopts_own_numbers(found: list[dict[str, Any]]) -> None:
     for rank in (r["Trainer, auto"] for r in found):
-        assert (rank["optimizer"], rank["wrapper"]) == ("ADOPT", "DeepSpeedZeroOptimizer")
+        assert (rank["optimizer"], rank["wrapper"]) == ("ADOPTW", "DeepSpeedZeroOptimizer")
         assert [group["weight_decay"] for group in rank["groups"]] == [0.1, 0.0]
         assert rank["base_lr"] == 3e-3
         for group in rank["groups"]:

@@ -185,7 +185,7 @@ class Launch:
             assert seen["world_size"] == 2
             assert seen["distributed_type"] == self.mode.distributed_type
             assert seen["stage"] == self.mode.stage
-            assert seen["optimizer"] == "adopt_hf.optimizer.ADOPT"
+            assert seen["optimizer"] == "adopt_hf.optimizer.ADOPTW"
         return True
 
     def steps(self) -> float:

@@ -21,7 +21,7 @@ def test_fsdp1(loop: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     launch("fsdp1", "job.py", resumed, "--loops", loop, "--resume", whole, gpus=True)
     for rank in ranks(whole, loop):
         assert (rank["world_size"], rank["distributed_type"], rank["fsdp_version"]) == (2, "FSDP", 1)
-        assert rank["optimizer"] == "adopt_hf.optimizer.ADOPT"
+        assert rank["optimizer"] == "adopt_hf.optimizer.ADOPTW"
     # The GPUs multiply in another order than one of them alone; TF32 is off.
     assert largest_difference(weights(whole, loop), weights(single, loop)) < 10 * FP32_TOLERANCE
     a, b = weights(whole, loop), weights(resumed, loop)

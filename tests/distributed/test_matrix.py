@@ -62,7 +62,7 @@ def test_really_adopt(mode: Mode, loop: str, launched: Launched, matrix: Matrix)
         assert rank["fsdp_version"] == (2 if mode.distributed_type == "FSDP" else None)
         assert rank["wrapper"] == mode.wrapper
         assert tuple(rank["offload"]) == mode.offload  # where Accelerate would put DeepSpeedCPUAdam in its place
-        assert rank["optimizer"] == "adopt_hf.optimizer.ADOPT"
+        assert rank["optimizer"] == "adopt_hf.optimizer.ADOPTW"
         assert rank["steps"] == [STEPS]
         assert rank["state_keys"] == ["exp_avg", "exp_avg_sq", "step"]
         assert rank["moments_dtype"] == ["torch.float32"]

@@ -37,7 +37,7 @@ def largest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 def test_the_adapters_are_those_of_one_process(scenario: str, folder: Path) -> None:
     for rank in range(2):
         seen = json.loads((folder / f"rank{rank}.json").read_text())[scenario]
-        assert (seen["world_size"], seen["stage"], seen["optimizer"]) == (2, ZERO[scenario], "ADOPT")
+        assert (seen["world_size"], seen["stage"], seen["optimizer"]) == (2, ZERO[scenario], "ADOPTW")
         assert set(seen["rates"]) == RATES
     got, wanted, one_rate = (torch.load(folder / f"{name}.pt") for name in (scenario, "one process", ONE_RATE))
     assert len(wanted) == 6

@@ -23,7 +23,7 @@ def test_8_bits(mode: Mode, launched: Launched) -> None:
     for rank in ranks(whole, LOOP):
         assert rank["world_size"] == 2
         assert (rank["distributed_type"], rank["stage"]) == (mode.distributed_type, mode.stage)
-        assert rank["optimizer"] == "adopt_hf.optimizer.ADOPT"
+        assert rank["optimizer"] == "adopt_hf.optimizer.ADOPTW"
         assert {"exp_avg_codes", "exp_avg_sq_codes", "scales", "step"} <= set(rank["state_keys"])
         assert {"torch.uint8", "torch.float32"} == set(rank["moments_dtype"])
         assert "exp_avg" in rank["state_keys"]  # of embeddings and small tensors

@@ -57,7 +57,7 @@ def test_another_number_of_processes(stage: int, before: int, after: int, launch
     seen = ranks(tmp_path / "resumed", "trainer")
     assert [rank["world_size"] for rank in seen] == [after] * after
     assert {(rank["started_at"], rank["optimizer"], rank["stage"]) for rank in seen} == {
-        (SAVED, "adopt_hf.optimizer.ADOPT", stage)
+        (SAVED, "adopt_hf.optimizer.ADOPTW", stage)
     }
     assert [rank["steps"] for rank in seen] == [[20.0]] * after
     assert [[group["weight_decay"] for group in rank["groups"]] for rank in seen] == [[0.1, 0.0]] * after

@@ -57,7 +57,7 @@ del config["zero_force_ds_cpu_optimizer"]                   # as in a config tha
 PartialState(cpu=True)
 accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
 model = torch.nn.Linear(2, 2)
-for cls in (torch.optim.AdamW, adopt_hf.LayerwiseADOPT, adopt_hf.ADOPT):
+for cls in (torch.optim.AdamW, adopt_hf.LayerwiseADOPT, adopt_hf.ADOPT, adopt_hf.ADOPTW):
     accelerator.deepspeed_plugin.deepspeed_config.pop("zero_force_ds_cpu_optimizer", None)
     try:
         accelerator.prepare(model, cls(model.parameters()))
@@ -74,7 +74,7 @@ def test_an_offloaded_adopt_is_not_replaced(python: Any, tmp_path: Path) -> None
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = alone | {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
     said = python("-c", OFFLOADED, cwd=tmp_path, env=environment).splitlines()
-    assert said == ["DeepSpeedCPUAdam for AdamW", "LayerwiseADOPT", "ADOPT"]
+    assert said == ["DeepSpeedCPUAdam for AdamW", "LayerwiseADOPT", "ADOPT", "ADOPTW"]
 
 
 @pytest.mark.parametrize("count", [1, 2])

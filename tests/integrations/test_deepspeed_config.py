@@ -75,7 +75,7 @@ def test_bad_arguments_of_config(kwargs: dict[str, Any], message: str) -> None:
         config(**kwargs)
 
 
-@pytest.mark.parametrize("name", ["ADOPT", "adopt", "Adopt"])
+@pytest.mark.parametrize("name", ["ADOPT", "adopt", "Adopt", "ADOPTW", "adoptw"])
 def test_a_block_is_adopts_in_any_case(name: str) -> None:
     assert is_adopt_block({"optimizer": {"type": name}})
 
@@ -154,6 +154,12 @@ def test_auto_is_filled_by_the_trainers_rule(process: Callable[..., HfTrainerDee
     found = params(process(AUTO, learning_rate=3e-4, weight_decay=0.1))
     assert (found["lr"], found["weight_decay"]) == (3e-4, 0.1)
     assert (found["betas"], found["eps"], found["decouple"]) == ((0.9, 0.9999), 1e-6, True)
+    assert found["beta2_warmup"] is True
+
+
+@pytest.mark.parametrize("kind", ["ADOPT", "adoptw"])
+def test_a_block_under_the_trainer_is_adoptw(kind: str, process: Callable[..., HfTrainerDeepSpeedConfig]) -> None:
+    assert process({"type": kind, "params": {}}).config["optimizer"]["type"] == "ADOPTW"
 
 
 def test_a_number_that_is_set_reaches_the_block(process: Callable[..., HfTrainerDeepSpeedConfig]) -> None:
@@ -220,7 +226,7 @@ def test_other_blocks_are_the_trainers_business(process: Callable[..., HfTrainer
 LATER = """
 import importlib.util, sys
 import adopt_hf
-from adopt_hf import ADOPT
+from adopt_hf import ADOPT, ADOPTW
 assert "deepspeed" not in sys.modules
 assert importlib.util.find_spec("deepspeed") is not None          # a look is no import
 adopt_hf.register()                                               # twice is once
@@ -234,14 +240,14 @@ def state():
 ours = state()
 assert all(hasattr(function, "_adopt_hf_wraps") for function in ours)
 assert not hasattr(ours[0]._adopt_hf_wraps, "_adopt_hf_wraps")
-assert ZERO_SUPPORTED_OPTIMIZERS.count(ADOPT) == 1
+assert ZERO_SUPPORTED_OPTIMIZERS.count(ADOPT) == ZERO_SUPPORTED_OPTIMIZERS.count(ADOPTW) == 1
 adopt_hf.unregister()
 assert state() == tuple(function._adopt_hf_wraps for function in ours)
-assert ADOPT not in ZERO_SUPPORTED_OPTIMIZERS
+assert not {ADOPT, ADOPTW} & set(ZERO_SUPPORTED_OPTIMIZERS)
 adopt_hf.unregister()
 adopt_hf.register()
 assert all(hasattr(function, "_adopt_hf_wraps") for function in state())
-assert ZERO_SUPPORTED_OPTIMIZERS.count(ADOPT) == 1
+assert ZERO_SUPPORTED_OPTIMIZERS.count(ADOPT) == ZERO_SUPPORTED_OPTIMIZERS.count(ADOPTW) == 1
 print("fine")
 """
 
@@ -256,7 +262,7 @@ model = torch.nn.Linear(2, 2)
 def call(**kwargs):
     return deepspeed.initialize(model=model, **kwargs)
 for kwargs in (
-    dict(optimizer=adopt_hf.ADOPT(model.parameters())),
+    dict(optimizer=adopt_hf.ADOPTW(model.parameters())),
     dict(optimizer=adopt_hf.ADOPT, config={{}}),
     dict(config={{"optimizer": {{"type": "ADOPT"}}}}),
 ):
