@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope
 PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct paper test test-slow test-distributed test-long test-distributed-docs test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report test-tritons
+.PHONY: demo demo-instruct paper test test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report test-tritons
 
 demo: $(EXAMPLES)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -38,7 +38,12 @@ test-long: $(STAMP)
 	$(PYTEST) -m "slow or distributed"
 
 test-distributed-docs: $(STAMP)
-	$(RUN) -m pytest -m distributed tests/distributed/test_matrix.py --update-docs
+	$(RUN) -m pytest -m distributed $(addprefix tests/distributed/test_, matrix.py faults.py memory.py) --update-docs
+	$(RUN) -m pages
+
+# Every table, list and number of README.md and docs/ that a program makes, from the code and the kept results.
+docs-numbers: $(STAMP)
+	$(RUN) -m pages
 
 # The core and the integrations on the oldest versions that pyproject.toml allows, and on the newest that are known.
 OTHERS := $(addprefix tests/test_, $(addsuffix .py, optimizer states kept_plan capture layerwise param_groups \

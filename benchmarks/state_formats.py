@@ -2,13 +2,15 @@
 
 Each format holds v of the same elements over the same gradients; after 20,000 steps the table has, for each course of
 the gradients, the root mean square of log2(v / its float32 twin) in octaves, the mean of v / twin, and the share of v
-that became zero. docs/low_bits.md says what the formats are and has the table between its markers.
+that became zero. The numbers are kept in docs/results/state_formats.json. docs/low_bits.md says what the formats
+are; `make docs-numbers` writes its table.
 """
 
 import argparse
-from collections.abc import Callable
-from datetime import date
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +19,9 @@ from tqdm.auto import tqdm
 from adopt_hf import quantization
 from adopt_hf.quantization import Quantized
 from adopt_hf.rounding import GOLDEN, WORD, float_of, key, random_bits, to_bfloat16, word_of
-from benchmarks.fresh import ROOT
-from benchmarks.hardware import cpu_model
+from pages import conditions
 
-PAGE = ROOT / "docs" / "low_bits.md"
-BEGIN, END = "<!-- formats: python -m benchmarks.state_formats -->", "<!-- end of formats -->"
+RESULTS = conditions.RESULTS / "state_formats.json"
 BETA2, BLOCK, BLOCKS = 0.9999, 256, 8
 COURSES = ("stationary", "growing", "shrinking", "sparse")
 
@@ -31,30 +31,35 @@ Format = Callable[[Tensor, int], Tensor]  # v before it is stored, and t, to v a
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--page", type=Path, default=PAGE, help="a Markdown file with the two markers")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the numbers are kept")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    before, begin, rest = args.page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        parser.error(f"{args.page} lacks the markers {BEGIN} and {END}")
-    text = table(args.steps)
-    args.page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
-    print(text)
+    found = {"steps": args.steps, "conditions": conditions.now("torch"), "formats": {name: {} for name in formats()}}
+    for course in COURSES:
+        for name, numbers in measure(course, args.steps).items():
+            found["formats"][name][course] = numbers
+    args.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table(found))
 
 
-def table(steps: int) -> str:
-    names = list(formats())
+def table(found: Mapping[str, Any]) -> str:
+    """The numbers as a table, with their conditions below it."""
     lines = ["| octaves RMS; mean of v / twin; % zero | " + " | ".join(COURSES) + " |", "| --- |" + " --- |" * 4]
-    cells = {course: measure(course, steps) for course in COURSES}
-    lines += [f"| {name} | " + " | ".join(cells[course][name] for course in COURSES) + " |" for name in names]
-    said = (
-        f"{BLOCK * BLOCKS:,} elements in blocks of {BLOCK}, {steps:,} steps, beta2 = {BETA2}, seed 0; {date.today()}, "
+    lines += [
+        f"| {name} | " + " | ".join(cell(**courses[course]) for course in COURSES) + " |"
+        for name, courses in found["formats"].items()
+    ]
+    return "\n".join(lines) + (
+        f"\n\n{BLOCK * BLOCKS:,} elements in blocks of {BLOCK}, {found['steps']:,} steps, beta2 = {BETA2}, seed 0. "
+        + conditions.sentence(found["conditions"])
     )
-    return "\n".join(lines) + f"\n\n{said}torch {torch.__version__} on {cpu_model()}."
 
 
-def measure(course: str, steps: int) -> dict[str, str]:
+def cell(octaves: float, mean: float, zero: float) -> str:
+    return f"{octaves:.2f}; {mean:.2f}" + (f"; {100 * zero:.1f} %" if zero else "")
+
+
+def measure(course: str, steps: int) -> dict[str, dict[str, float]]:
     """What became of v in each format."""
     generator = torch.Generator().manual_seed(0)
     size = torch.exp2(torch.empty(BLOCKS, BLOCK).uniform_(-3, 3, generator=generator))
@@ -72,9 +77,11 @@ def measure(course: str, steps: int) -> dict[str, str]:
     result = {}
     for name, v in held.items():
         some = v > 0
-        octaves = (v[some] / exact[some]).log2().pow(2).mean().sqrt()
-        zero = f"; {100 * (~some).float().mean():.1f} %" if (~some).any() else ""
-        result[name] = f"{octaves:.2f}; {(v / exact).mean():.2f}{zero}"
+        result[name] = {
+            "octaves": (v[some] / exact[some]).log2().pow(2).mean().sqrt().item(),
+            "mean": (v / exact).mean().item(),
+            "zero": (~some).double().mean().item(),
+        }
     return result
 
 

@@ -4,7 +4,7 @@ python examples/llama_instruct/sweep.py                # what has not been run y
 python examples/llama_instruct/sweep.py --report_only
 
 Every run is a line of the results file, written when it is over: an interrupted sweep goes on. The report is a table
-between the markers of docs/fine_tuning.md and the plot docs/lora_sweep.png.
+and sentences between markers of docs/fine_tuning.md, and the plot docs/lora_sweep.png.
 """
 
 import argparse
@@ -12,33 +12,23 @@ import json
 import multiprocessing
 import os
 import re
-import statistics
 import sys
 import time
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import arguments
+import lora_report
 from arguments import InputError, run
 from clipping import ClippedShare
-from matplotlib.figure import Figure
+from lora_report import OPTIMIZERS, PAGE, PLOT, RESULTS, read
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).parent
-DOCS = HERE.parents[1] / "docs"
-PAGE, PLOT = DOCS / "fine_tuning.md", DOCS / "lora_sweep.png"
-RESULTS = HERE / "results" / "lora_sweep.jsonl"
 CONFIG = HERE / "configs" / "stdlib_lora.yaml"
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
-OPTIMIZERS = {
-    "AdamW": ("--optim", "adamw_torch"),
-    "ADOPT": ("--optim", "adopt", "--optim_args", "beta2_warmup=false"),
-    "ADOPT, beta2_warmup": ("--optim", "adopt", "--optim_args", "beta2_warmup=true"),
-}
-COLOURS = {"AdamW": "#9aa7b5", "ADOPT": "#2c5f8a", "ADOPT, beta2_warmup": "#c0392b"}
 # A run is to take half a minute: small batches, and an evaluation on a third of what is held out.
 SMALL = ("--per_device_train_batch_size", "8", "--max_eval_records", "400")
 ALONE = ("--report_to", "none", "--save_strategy", "no", "--logging_strategy", "no", "--disable_tqdm", "true")
@@ -155,86 +145,21 @@ def hardware() -> str:
     return f"{name[1].split(' Processor')[0].strip() if name else 'CPU'}, {os.cpu_count()} cores"
 
 
-def read(results: Path) -> list[dict[str, Any]]:
-    if not results.is_file():
-        return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def spread(values: Iterable[float | None], form: str, scale: float = 1.0) -> str:
-    """The mean of the seeds and half their range; 'diverged' if one of them is not finite."""
-    found = list(values)
-    if not found or None in found:
-        return "diverged" if found else "-"
-    scaled = [scale * value for value in found if value is not None]
-    return f"{statistics.fmean(scaled):{form}} ± {(max(scaled) - min(scaled)) / 2:{form}}"
-
-
-def of(rows: list[dict[str, Any]], name: str, lr: float) -> list[dict[str, Any]]:
-    return [row for row in rows if row["optimizer"] == name and row["lr"] == lr]
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    rates = sorted({row["lr"] for row in rows})
-    lines = ["| held-out loss | " + " | ".join(f"lr {lr:g}" for lr in rates) + " |", "| --- |" + " --- |" * len(rates)]
-    for name in OPTIMIZERS:
-        losses = (spread((row["eval_loss"] for row in of(rows, name, lr)), ".3f") for lr in rates)
-        lines.append(f"| {name} | " + " | ".join(losses) + " |")
-    lines += ["", "| clipped elements, % | " + " | ".join(f"lr {lr:g}" for lr in rates) + " |"]
-    lines.append("| --- |" + " --- |" * len(rates))
-    for name in OPTIMIZERS:
-        for key, label in (("clipped_first", "steps 1 to 100"), ("clipped", "all steps")):
-            if name != "AdamW":
-                shares = (spread((row[key] for row in of(rows, name, lr)), ".1f", 100) for lr in rates)
-                lines.append(f"| {name}, {label} | " + " | ".join(shares) + " |")
-    return "\n".join(lines)
-
-
 def write_report(rows: list[dict[str, Any]], page: Path, plot: Path) -> None:
-    """Put the table into `page` and draw `plot`."""
-    last = rows[-1]
-    versions = ", ".join(f"{package} {number}" for package, number in last["versions"].items())
-    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
-    text = (
-        f"{table(rows)}\n\nMean over seeds {seeds} and half their range; {last['steps']} steps of 8 records. Measured "
-        f"on {last['date']} on {last['hardware']}, one thread a run; Python {last['python']}, {versions}."
-    )
-    begin, end = "<!-- sweep: python examples/llama_instruct/sweep.py -->", "<!-- end of sweep -->"
+    """Put the table and the sentences into `page` and draw `plot`."""
     try:
-        before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+        written = page.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{page}: {error.strerror}") from None
-    if end not in rest:
-        raise InputError(f"{page} has not both markers, {begin} and {end}")
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
-    draw(rows, plot)
-
-
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    losses, clipped = figure.subplots(1, 2)
-    rates = sorted({row["lr"] for row in rows})
-    for name, colour in COLOURS.items():
-        for axes, key, scale in ((losses, "eval_loss", 1), (clipped, "clipped_first", 100)):
-            found = {lr: [row[key] for row in of(rows, name, lr)] for lr in rates}
-            found = {lr: [scale * v for v in values] for lr, values in found.items() if values and None not in values}
-            if found:
-                axes.plot(
-                    list(found), [statistics.fmean(v) for v in found.values()], color=colour, marker="o", label=name
-                )
-                axes.fill_between(
-                    list(found),
-                    [min(v) for v in found.values()],
-                    [max(v) for v in found.values()],
-                    color=colour,
-                    alpha=0.2,
-                )
-    losses.set(xscale="log", xlabel="learning rate", ylabel="held-out loss (nats per token)")
-    clipped.set(xscale="log", xlabel="learning rate", ylabel="clipped elements, steps 1 to 100, %")
-    losses.legend(frameon=False)
-    for axes in (losses, clipped):
-        axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=120)
+    texts = {"sweep": lora_report.text(rows), "sweep in words": lora_report.words(rows)}
+    for key, text in texts.items():
+        begin, end = f"<!-- {key}: python examples/llama_instruct/sweep.py -->", f"<!-- end of {key} -->"
+        before, _, rest = written.partition(begin)
+        if end not in rest:
+            raise InputError(f"{page} has not both markers, {begin} and {end}")
+        written = f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
+    page.write_text(written, encoding="utf-8")
+    lora_report.draw(rows, plot)
 
 
 if __name__ == "__main__":

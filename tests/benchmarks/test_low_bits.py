@@ -12,7 +12,7 @@ from adopt_hf import ADOPT
 from benchmarks import low_bits, state_formats
 from benchmarks.fresh import ROOT
 from benchmarks.kahan import KahanADOPT
-from benchmarks.low_bits import BEGIN, END, PAGE, RESULTS
+from benchmarks.low_bits import BEGIN, END, RESULTS
 
 
 @pytest.mark.slow
@@ -52,11 +52,12 @@ def test_kahan_keeps_what_rounding_loses() -> None:
     assert (nearest == 1).all()
 
 
-def test_the_docs_are_the_results() -> None:
+def test_the_kept_results_have_every_run() -> None:
+    """tests/test_docs.py compares the page with them."""
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    assert {row["settings"]["seed"] for row in rows} == {0, 1, 2}
-    text = PAGE.read_text()
-    assert low_bits.inserted(text, low_bits.report(rows)) == text
+    runs = {(row["settings"]["recipe"], row["settings"]["variant"], row["settings"]["seed"]) for row in rows}
+    variants = [variant for variant in low_bits.VARIANTS if "Kahan" not in variant]
+    assert runs == {(recipe, variant, seed) for recipe in low_bits.RECIPES for variant in variants for seed in range(3)}
 
 
 def test_a_page_without_markers_is_an_error() -> None:
@@ -65,13 +66,23 @@ def test_a_page_without_markers_is_an_error() -> None:
 
 
 def test_formats_tell_nearest_from_stochastic() -> None:
-    cells = state_formats.measure("stationary", 300)
-    octaves = {name: float(cell.split(";")[0]) for name, cell in cells.items()}
+    octaves = {name: numbers["octaves"] for name, numbers in state_formats.measure("stationary", 300).items()}
     assert octaves["decaying scale, 2 to 5 bits (`state_bits=8`)"] < 0.3
     assert octaves["dynamic 8-bit map, nearest"] > 0.6
     assert octaves["bfloat16, stochastic (`state_bits=16`)"] < octaves["bfloat16, nearest"]
 
 
-def test_the_docs_have_every_format() -> None:
-    text = state_formats.PAGE.read_text()
-    assert all(f"| {name} |" in text for name in state_formats.formats())
+def test_the_kept_results_have_every_format() -> None:
+    """tests/test_docs.py compares the page with them."""
+    found = json.loads(state_formats.RESULTS.read_text())
+    assert list(found["formats"]) == list(state_formats.formats())
+    assert all(list(courses) == list(state_formats.COURSES) for courses in found["formats"].values())
+
+
+def test_formats_are_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["", "--steps", "3", "--results", str(tmp_path / "formats.json")])
+    state_formats.main()
+    found = json.loads((tmp_path / "formats.json").read_text())
+    assert "blocks of 256, 3 steps, beta2 = 0.9999, seed 0. Measured on 20" in state_formats.table(found)
+    found["formats"]["bfloat16, nearest"]["growing"] = {"octaves": 0.29, "mean": 1.004, "zero": 0.002}
+    assert "| 0.29; 1.00; 0.2 % |" in state_formats.table(found)

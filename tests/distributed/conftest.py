@@ -1,5 +1,6 @@
 """Real launches on two processes of this machine's CPU, each once for all the tests that look at it."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pages import conditions
 from tests.distributed.forks import OF_RECIPE, forks, kill
 from tests.distributed.matrix import Matrix
 
@@ -23,6 +25,7 @@ ENVIRONMENT = {
 }
 HIDDEN_GPUS = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 MATRIX = pytest.StashKey[Matrix]()
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed")
 COLUMN_OF = {"test_parity": "parity", "test_resume": "resume", "test_really_adopt": "really ADOPT"}
 
 
@@ -127,17 +130,29 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def keep(request: pytest.FixtureRequest) -> Callable[[str, list[dict[str, Any]]], None]:
+    """`keep(name, rows)`: with `--update-docs`, keep what was measured in docs/results, for the pages."""
+
+    def write(name: str, rows: list[dict[str, Any]]) -> None:
+        if request.config.getoption("--update-docs"):
+            kept = {"conditions": request.config.stash[MATRIX].conditions, "rows": rows}
+            (conditions.RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def matrix(request: pytest.FixtureRequest) -> Matrix:
     """Where the tests note what they measured."""
     return request.config.stash[MATRIX]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-docs", action="store_true", help="write the measured matrix into docs/integrations.md")
+    parser.addoption("--update-docs", action="store_true", help="keep what is measured in docs/results")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[MATRIX] = Matrix()
+    config.stash[MATRIX] = Matrix(conditions=conditions.now(*PACKAGES))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -157,4 +172,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("launch modes")
         terminalreporter.write_line(matrix.table())
         if config.getoption("--update-docs"):
-            matrix.write(ROOT / "docs" / "integrations.md")
+            matrix.save()

@@ -1,9 +1,17 @@
-"""The launch modes that are tested, and the table of what was measured in each."""
+"""The launch modes that are tested, the bounds that they are held to, and what was measured in each.
 
+`make test-distributed-docs` keeps the numbers in docs/results/launch_modes.json and writes the page from them.
+"""
+
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-BEGIN, END = "<!-- launch modes: make test-distributed-docs -->", "<!-- end of launch modes -->"
+from pages import conditions
+
+RESULTS = conditions.RESULTS / "launch_modes.json"
 COLUMNS = ("parity", "resume", "really ADOPT")
 LOOPS = ("trainer", "accelerate")
 FP32_TOLERANCE = 1e-6
@@ -67,17 +75,37 @@ NOT_HERE = {
 }
 
 
+Cell = float | str  # a number that was measured, or words
+
+
+def shown(mode: Mode, cell: Cell) -> str:
+    """A cell of the table: numbers of parity as the mode has them."""
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:.1%} of the way" if mode.bf16 else f"{cell:.0e}"
+
+
+def is_within_bounds(mode: Mode, column: str, cell: Cell) -> bool:
+    """Whether a cell is what the measurement itself is held to."""
+    if column != "parity":
+        return cell == {"resume": "bit for bit", "really ADOPT": "yes"}[column]
+    if mode.world_size == 1:
+        return cell == "the reference"
+    return isinstance(cell, float) and 0 <= cell < (BF16_SHARE if mode.bf16 else FP32_TOLERANCE)
+
+
 @dataclass
 class Matrix:
-    """What was measured: a text for each mode, loop and column."""
+    """What was measured: a cell for each mode, loop and column."""
 
-    cells: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    cells: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
     seen: dict[str, str] = field(default_factory=dict)  # world size and distributed type, as found in the processes
+    conditions: Mapping[str, Any] = field(default_factory=dict)  # of the run
 
-    def note(self, mode: Mode, loop: str, column: str, text: str) -> None:
+    def note(self, mode: Mode, loop: str, column: str, cell: Cell) -> None:
         assert column in COLUMNS
         assert loop in LOOPS
-        self.cells[mode.name, loop, column] = text
+        self.cells[mode.name, loop, column] = cell
 
     def table(self) -> str:
         """The matrix as a Markdown table."""
@@ -88,15 +116,21 @@ class Matrix:
         ]
         lines = [header, ["---"] * len(header)]
         for mode in MODES:
-            texts = [self.cells.get((mode.name, loop, column), "not run") for loop in LOOPS for column in COLUMNS]
-            lines.append([mode.name, self.seen.get(mode.name, ""), *texts])
+            cells = [self.cells.get((mode.name, loop, column), "not run") for loop in LOOPS for column in COLUMNS]
+            lines.append([mode.name, self.seen.get(mode.name, ""), *(shown(mode, cell) for cell in cells)])
         for name, why in NOT_HERE.items():
             lines.append([name, f"skipped: {why}", *[""] * (len(header) - 2)])
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
-    def write(self, path: Path) -> None:
-        """Put the table between the marks in a Markdown file."""
-        text = path.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        _, after = rest.split(END)
-        path.write_text(f"{before}{BEGIN}\n\n{self.table()}\n\n{END}{after}", encoding="utf-8")
+    def save(self, path: Path = RESULTS) -> None:
+        """Keep what was measured."""
+        cells = [[*key, cell] for key, cell in self.cells.items()]
+        kept = {"conditions": self.conditions, "seen": self.seen, "cells": cells}
+        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path = RESULTS) -> "Matrix":
+        """Return what was kept."""
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        cells = {(name, loop, column): cell for name, loop, column, cell in kept["cells"]}
+        return cls(cells, kept["seen"], kept["conditions"])

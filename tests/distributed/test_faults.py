@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -382,9 +382,10 @@ def test_killed_and_resumed_is_bit_for_bit_uninterrupted(
         assert torch.equal(tensor, killed[name]), name
 
 
-def test_kills_hit_saves(chain_of: Callable[[Mode], Chain]) -> None:
+def test_kills_hit_saves(chain_of: Callable[[Mode], Chain], keep: Callable[[str, list[dict[str, Any]]], None]) -> None:
     """Were all kills between two saves, the chains would prove nothing."""
     tallies = [chain_of(mode).tally for mode in MODES]
+    keep("kills", [{"config": m.config, "script": m.script, **asdict(t)} for m, t in zip(MODES, tallies, strict=True)])
     assert sum(tally.kills for tally in tallies) == KILLS
     assert sum(tally.in_saving for tally in tallies) >= KILLS // 4
     assert sum(tally.incomplete for tally in tallies) >= KILLS // 7

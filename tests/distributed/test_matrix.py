@@ -92,11 +92,11 @@ def test_parity(mode: Mode, loop: str, launched: Launched, matrix: Matrix) -> No
     if mode.bf16:
         share = distance(got, single) / distance(start(), single)
         assert share < BF16_SHARE
-        matrix.note(mode, loop, "parity", f"{share:.1%} of the way")
+        matrix.note(mode, loop, "parity", share)
     else:
         difference = largest_difference(got, single)
         assert difference < FP32_TOLERANCE
-        matrix.note(mode, loop, "parity", f"{difference:.0e}")
+        matrix.note(mode, loop, "parity", difference)
 
 
 @pytest.mark.parametrize(("mode", "loop"), CELLS)

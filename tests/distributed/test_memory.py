@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,14 @@ def bytes_of(report: dict[str, Any], mode: str, precision: str, offload: str | N
     return row
 
 
-def test_it_was_measured(reports: dict[int, list[dict[str, Any]]]) -> None:
+def test_it_was_measured(
+    reports: dict[int, list[dict[str, Any]]], keep: Callable[[str, list[dict[str, Any]]], None]
+) -> None:
     """In so many processes, of a model whose groups and tensors need padding, in all modes; float32 throughout."""
+    keep(
+        "state_bytes",
+        [{"processes": n, "rank": r} | row for n in WORLD_SIZES for r in range(n) for row in reports[n][r]["results"]],
+    )
     assert {mode for mode, _ in MEASURED} == set(MODES)
     for n in WORLD_SIZES:
         assert [report["world_size"] for report in reports[n]] == [n] * n

@@ -1,6 +1,12 @@
 """All mutants, by the part that they damage."""
 
-from tests.mutants.catalog import integrations, kernels, optimizer, update
+from tests.mutants.catalog import docs, integrations, kernels, optimizer, update
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*kernels.MUTANTS, *update.MUTANTS, *optimizer.MUTANTS, *integrations.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (
+    *kernels.MUTANTS,
+    *update.MUTANTS,
+    *optimizer.MUTANTS,
+    *integrations.MUTANTS,
+    *docs.MUTANTS,
+)

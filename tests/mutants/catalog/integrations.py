@@ -1,4 +1,4 @@
-"""Faults of what stands between ADOPT and other packages, and of what the docs say."""
+"""Faults of what stands between ADOPT and other packages."""
 
 from tests.mutants.mutant import Mutant
 
@@ -10,7 +10,6 @@ OF_DEEPSPEED = ("tests/integrations/test_deepspeed_config.py",)
 OF_GUARD = ("tests/integrations/test_guard.py",)
 OF_CHECKPOINTS = ("tests/integrations/test_checkpoints.py", "-k", "missed or held or complete or rotation")
 OF_GROUPS = ("tests/test_param_groups.py",)
-OF_DOCS = ("tests/test_docs.py",)
 
 MUTANTS = (
     Mutant(
@@ -124,53 +123,5 @@ MUTANTS = (
         "FLAT_ALIGNMENT = 1",
         ("tests/integrations/test_memory.py", "-k", "shapes"),
         "the command would promise fewer bytes than ZeRO 1 and 2 take",
-    ),
-    Mutant(
-        "docs-parity-of-accelerate",
-        "docs/integrations.md",
-        "| ddp fp32 | 2, MULTI_CPU | 3e-07 | bit for bit | yes | 3e-07 |",
-        "| ddp fp32 | 2, MULTI_CPU | 3e-07 | bit for bit | yes | 5e-01 |",
-        OF_DOCS,
-        "the page would show a mode that does not train the same weights",
-    ),
-    Mutant(
-        "docs-parity-of-bf16",
-        "docs/integrations.md",
-        "| zero3 bf16 | 2, DEEPSPEED 3 | 3.6% of the way",
-        "| zero3 bf16 | 2, DEEPSPEED 3 | 93.6% of the way",
-        OF_DOCS,
-        "the page would show a run that went another way",
-    ),
-    Mutant(
-        "docs-bytes-of-fsdp2",
-        "docs/integrations.md",
-        "399,384 + 0 (rank 0)",
-        "299,384 + 0 (rank 0)",
-        OF_DOCS,
-        "the page would promise fewer bytes than FSDP2 takes",
-    ),
-    Mutant(
-        "docs-a-key-that-does-not-exist",
-        "README.md",
-        "block_size bf16_stochastic_round seed",
-        "block_size nesterov bf16_stochastic_round seed",
-        OF_DOCS,
-        "a reader would write a key that is an error",
-    ),
-    Mutant(
-        "docs-another-default",
-        "README.md",
-        "| `eps` | 1e-6 |",
-        "| `eps` | 1e-8 |",
-        OF_DOCS,
-        "a reader would rely on a default that is not there",
-    ),
-    Mutant(
-        "docs-a-missing-argument",
-        "README.md",
-        "| `maximize` | False | |\n",
-        "",
-        OF_DOCS,
-        "an argument would be documented nowhere",
     ),
 )

@@ -1,0 +1,80 @@
+"""Faults of what the docs say: numbers, lists and sentences that no longer follow from code or results."""
+
+from tests.mutants.mutant import Mutant
+
+OF_DOCS = ("tests/test_docs.py",)
+
+MUTANTS = (
+    Mutant(
+        "docs-parity-of-accelerate",
+        "docs/integrations.md",
+        "| ddp fp32 | 2, MULTI_CPU | 3e-07 | bit for bit | yes | 3e-07 |",
+        "| ddp fp32 | 2, MULTI_CPU | 3e-07 | bit for bit | yes | 5e-01 |",
+        OF_DOCS,
+        "the page would show a mode that does not train the same weights",
+    ),
+    Mutant(
+        "docs-parity-of-bf16",
+        "docs/integrations.md",
+        "| zero3 bf16 | 2, DEEPSPEED 3 | 3.6% of the way",
+        "| zero3 bf16 | 2, DEEPSPEED 3 | 93.6% of the way",
+        OF_DOCS,
+        "the page would show a run that went another way",
+    ),
+    Mutant(
+        "docs-bytes-of-fsdp2",
+        "docs/integrations.md",
+        "399,384 + 0 (rank 0)",
+        "299,384 + 0 (rank 0)",
+        OF_DOCS,
+        "the page would promise fewer bytes than FSDP2 takes",
+    ),
+    Mutant(
+        "docs-a-key-that-does-not-exist",
+        "README.md",
+        "`block_size`, `bf16_stochastic_round`, `seed`, `backend`",
+        "`block_size`, `nesterov`, `bf16_stochastic_round`, `seed`, `backend`",
+        OF_DOCS,
+        "a reader would write a key that is an error",
+    ),
+    Mutant(
+        "docs-another-default",
+        "README.md",
+        "| `eps` | 1e-06 |",
+        "| `eps` | 1e-08 |",
+        OF_DOCS,
+        "a reader would rely on a default that is not there",
+    ),
+    Mutant(
+        "docs-a-missing-argument",
+        "pages/options.py",
+        '    ("maximize",): "ascend",\n',
+        "",
+        OF_DOCS,
+        "an argument would be documented nowhere",
+    ),
+    Mutant(
+        "docs-formats",
+        "docs/low_bits.md",
+        "| decaying scale, 2 to 5 bits (`state_bits=8`) | 0.29;",
+        "| decaying scale, 2 to 5 bits (`state_bits=8`) | 0.02;",
+        OF_DOCS,
+        "the page would promise a v that is fifteen times as exact",
+    ),
+    Mutant(
+        "docs-conditions-of-the-sweep",
+        "docs/fine_tuning.md",
+        "300 steps of 8 records",
+        "3000 steps of 80 records",
+        OF_DOCS,
+        "a reader would take a short sweep for a long one",
+    ),
+    Mutant(
+        "docs-losses-of-the-sweep",
+        "docs/fine_tuning.md",
+        "AdamW 3.650; ADOPT 3.673; ADOPT, beta2_warmup 3.665",
+        "AdamW 3.950; ADOPT 3.165; ADOPT, beta2_warmup 3.173",
+        OF_DOCS,
+        "the page would say that ADOPT wins where AdamW does",
+    ),
+)
