@@ -84,7 +84,7 @@ def of_trainer() -> dict[str, Any]:
         args = TrainingArguments(folder, optim="adopt", report_to="none", use_cpu=True)
         cls, kwargs = adopt_hf.trainer_kwargs(args)
     group: dict[str, Any] = cls([torch.nn.Parameter(torch.zeros(1))], **kwargs).param_groups[0]
-    return group
+    return group | kwargs  # beta2_warmup=True is a number in the group
 
 
 def field(name: str) -> str:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from examples.llama_instruct import lora_report
-from pages import launches, markers, measured, options
+from pages import launches, lora, markers, measured, options
 from pages.conditions import ROOT
 
 COMMAND = "make docs-numbers"
@@ -13,7 +12,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     **options.TEXTS,
     **launches.TEXTS,
     **measured.TEXTS,
-    **lora_report.TEXTS,
+    **lora.TEXTS,
 }
 BY_OTHERS = ("results",)  # docs/evidence.md, by examples.paper.evidence, whose own tests compare it
 

@@ -1,9 +1,9 @@
-"""What the sweep of learning rates with LoRA came to: a table, sentences and a plot, from the kept rows."""
+"""What the sweep of learning rates with LoRA came to: a table and a plot, from the kept rows."""
 
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,6 @@ HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 PAGE, PLOT = DOCS / "fine_tuning.md", DOCS / "lora_sweep.png"
 RESULTS = HERE / "results" / "lora_sweep.jsonl"
-LARGEST_RATE = 0.01  # of those whose clipping the sentences tell: beyond it nothing trains well
-STUDENT = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-}  # 97.5 %, by seeds
 OPTIMIZERS = {
     "AdamW": ("--optim", "adamw_torch"),
     "ADOPT": ("--optim", "adopt", "--optim_args", "beta2_warmup=false"),
@@ -76,54 +64,6 @@ def text(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def words(rows: list[dict[str, Any]]) -> str:
-    """What the table shows, in sentences; they need two seeds of each optimizer."""
-    if any(len({row["seed"] for row in rows if row["optimizer"] == name}) < 2 for name in OPTIMIZERS):
-        return "Fewer than two seeds of each optimizer: nothing is compared."
-    best = {name: best_rate(rows, name) for name in OPTIMIZERS}
-    losses = {name: {row["seed"]: row["eval_loss"] for row in of(rows, name, lr)} for name, lr in best.items()}
-    ends = "; ".join(f"{name} {statistics.fmean(losses[name].values()):.3f}" for name in OPTIMIZERS)
-    lines = [f"- **The best losses**, each at its best of {len(rates(rows))} learning rates: {ends}."]
-    for name in OPTIMIZERS:
-        if name != "AdamW":
-            lines[0] += f" {paired(name, losses[name], losses['AdamW'])}"
-    seeds = len(losses["AdamW"])
-    lines[0] += f" {seeds} seeds are few. No optimizer was tuned beyond the rates of the table."
-    there = [row["eval_loss"] for row in of(rows, "ADOPT", best["AdamW"])]
-    own = statistics.fmean(losses["ADOPT"].values())
-    cost = "diverges" if None in there else f"ends {statistics.fmean(there) - own:.2f} nats above its own best"
-    lines.append(
-        f"- **The best learning rate** is {best['AdamW']:g} for AdamW, {best['ADOPT, beta2_warmup']:g} for ADOPT with "
-        f"the warm-up and {best['ADOPT']:g} without it. Without it ADOPT at AdamW's best rate {cost}."
-    )
-    shares = {
-        (name, key): percent(row[key] for lr in rates(rows) if lr <= LARGEST_RATE for row in of(rows, name, lr))
-        for name in OPTIMIZERS
-        for key in ("clipped_first", "clipped")
-        if name != "AdamW"
-    }
-    lines.append(
-        f"- **The clipping** is what the warm-up removes. At the learning rates up to {LARGEST_RATE:g}, without it "
-        f"{shares['ADOPT', 'clipped_first']} of the elements are clipped in the first 100 steps and "
-        f"{shares['ADOPT', 'clipped']} in all steps; with it {shares['ADOPT, beta2_warmup', 'clipped_first']} and "
-        f"{shares['ADOPT, beta2_warmup', 'clipped']}."
-    )
-    return "\n".join(lines)
-
-
-def paired(name: str, mine: dict[int, float], theirs: dict[int, float]) -> str:
-    """One sentence on the differences from AdamW, seed by seed."""
-    differences = [mine[seed] - theirs[seed] for seed in sorted(mine)]
-    behind = sum(difference > 0 for difference in differences)
-    mean = statistics.fmean(differences)
-    half = STUDENT[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
-    each = ", ".join(f"{difference:+.3f}" for difference in differences)
-    return (
-        f"Seed by seed {name} is behind AdamW in {behind} of {len(differences)} ({each}; 95 % interval of the mean "
-        f"{mean - half:+.3f} to {mean + half:+.3f})."
-    )
-
-
 def best_rate(rows: list[dict[str, Any]], name: str) -> float:
     """The learning rate with the lowest mean loss."""
 
@@ -136,17 +76,6 @@ def best_rate(rows: list[dict[str, Any]], name: str) -> float:
 
 def rates(rows: list[dict[str, Any]]) -> list[float]:
     return sorted({row["lr"] for row in rows})
-
-
-def percent(values: Iterable[float]) -> str:
-    """The range of shares, in whole per cent."""
-    found = list(values)
-    return f"{100 * min(found):.0f} to {100 * max(found):.0f} %"
-
-
-def minutes() -> str:
-    """How long all runs took together, each with one thread."""
-    return f"{sum(row['seconds'] for row in read(RESULTS)) / 60:.0f}"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -175,10 +104,3 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for axes in (losses, clipped):
         axes.grid(alpha=0.25)
     figure.savefig(path, dpi=120)
-
-
-TEXTS: dict[str, Callable[[], str]] = {
-    "sweep": lambda: text(read(RESULTS)),
-    "sweep in words": lambda: words(read(RESULTS)),
-    "sweep minutes": minutes,
-}

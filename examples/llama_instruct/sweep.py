@@ -4,7 +4,7 @@ python examples/llama_instruct/sweep.py                # what has not been run y
 python examples/llama_instruct/sweep.py --report_only
 
 Every run is a line of the results file, written when it is over: an interrupted sweep goes on. The report is a table
-and sentences between markers of docs/fine_tuning.md, and the plot docs/lora_sweep.png.
+between markers of docs/fine_tuning.md and the plot docs/lora_sweep.png; `make docs-numbers` writes its sentences.
 """
 
 import argparse
@@ -146,19 +146,16 @@ def hardware() -> str:
 
 
 def write_report(rows: list[dict[str, Any]], page: Path, plot: Path) -> None:
-    """Put the table and the sentences into `page` and draw `plot`."""
+    """Put the table into `page` and draw `plot`."""
+    begin, end = "<!-- sweep: python examples/llama_instruct/sweep.py -->", "<!-- end of sweep -->"
     try:
-        written = page.read_text(encoding="utf-8")
+        before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     except OSError as error:
         raise InputError(f"{page}: {error.strerror}") from None
-    texts = {"sweep": lora_report.text(rows), "sweep in words": lora_report.words(rows)}
-    for key, text in texts.items():
-        begin, end = f"<!-- {key}: python examples/llama_instruct/sweep.py -->", f"<!-- end of {key} -->"
-        before, _, rest = written.partition(begin)
-        if end not in rest:
-            raise InputError(f"{page} has not both markers, {begin} and {end}")
-        written = f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
-    page.write_text(written, encoding="utf-8")
+    if end not in rest:
+        raise InputError(f"{page} has not both markers, {begin} and {end}")
+    text = lora_report.text(rows)
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
     lora_report.draw(rows, plot)
 
 

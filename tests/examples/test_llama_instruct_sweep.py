@@ -12,14 +12,12 @@ import torch
 import yaml
 
 import adopt_hf
+from pages import lora
 from tests.examples.test_llama_instruct import EXAMPLE, make_base, modules
 
 pytest.importorskip("trl", reason="trl is not installed")
 ROOT = Path(__file__).parents[2]
-MARKERS = "\n".join(
-    f"<!-- {key}: python examples/llama_instruct/sweep.py -->\nold\n<!-- end of {key} -->"
-    for key in ("sweep", "sweep in words")
-)
+MARKERS = "<!-- sweep: python examples/llama_instruct/sweep.py -->\nold\n<!-- end of sweep -->"
 
 
 def row(optimizer: str, lr: float, seed: int, loss: float | None, clipped: float | None = None) -> dict[str, Any]:
@@ -56,8 +54,7 @@ def test_the_report(tmp_path: Path) -> None:
     rows += [row("ADOPT, beta2_warmup", 0.1, seed, loss, 0.05) for seed, loss in ((0, 1.2), (1, 3.1), (2, 2.3))]
     page = tmp_path / "page.md"
     page.write_text(f"before\n{MARKERS}\nafter\n")
-    with modules("sweep", "lora_report") as [sweep, lora_report]:
-        lora_report.LARGEST_RATE = 0.3
+    with modules("sweep") as [sweep]:
         sweep.write_report(rows, page, tmp_path / "plot.png")
         text = page.read_text()
         assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text  # noqa: PT018
@@ -66,17 +63,33 @@ def test_the_report(tmp_path: Path) -> None:
         assert "| ADOPT, all steps | 30.0 ± 10.0 | 25.0 ± 0.0 |" in text
         assert "Mean over seeds 0, 1, 2 and half their range; 5 steps" in text
         assert "Measured on 2026-01-02 on a CPU" in text
-        assert "of 2 learning rates: AdamW 2.000; ADOPT 2.100; ADOPT, beta2_warmup 2.200." in text
-        assert "Seed by seed ADOPT is behind AdamW in 2 of 3 (+0.100, +0.300, -0.100; " in text
-        assert "95 % interval of the mean -0.397 to +0.597)" in text  # 0.1 +- 4.303 * 0.2 / sqrt(3)
-        assert "is 0.1 for AdamW, 0.1 for ADOPT with the warm-up and 0.3 without it" in text
-        assert "without it 20 to 40 % of the elements are clipped in the first 100 steps" in text
         sweep.write_report(rows, page, tmp_path / "plot.png")
         assert page.read_text() == text
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
         page.write_text("no markers")
         with pytest.raises(sweep.InputError, match="has not both markers"):
             sweep.write_report(rows, page, tmp_path / "plot.png")
+
+
+def test_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora, "LARGEST_RATE", 0.3)
+    losses = {"AdamW": (1.0, 3.0, 2.0), "ADOPT": (1.1, 3.3, 1.9), "ADOPT, beta2_warmup": (1.2, 3.2, 2.2)}
+    rows = [
+        row(name, lr, seed, loss + worse, 0.2 + lr)
+        for name, three in losses.items()
+        for lr, worse in ((0.1, 0.5 if name == "ADOPT" else 0.0), (0.2, 0.0 if name == "ADOPT" else 0.5))
+        for seed, loss in enumerate(three)
+    ]
+    text = lora.words(rows)
+    assert "of 2 learning rates, seeds in pairs: AdamW 2.000, ADOPT without the warm-up 2.100, ADOPT with" in text
+    assert "ADOPT without the warm-up is behind AdamW in 2 of 3 seeds (+0.100, +0.300, -0.100)" in text
+    assert "the 95 % interval of the mean, -0.397 to +0.597, holds 0." in text  # 0.1 +- 4.303 * 0.2 / sqrt(3)
+    assert (
+        "in 3 of 3 seeds (+0.200, +0.200, +0.200); the 95 % interval of the mean, +0.200 to +0.200, is above 0." in text
+    )
+    assert "is 0.1 for AdamW, 0.1 for ADOPT with the warm-up and 0.2 without it" in text
+    assert "Without it ADOPT at AdamW's best rate ends 0.50 nats above its own best." in text
+    assert "without it 30 to 40 % of the elements are clipped" in text
 
 
 def test_the_kept_results_have_every_run() -> None:

@@ -72,8 +72,8 @@ MUTANTS = (
     Mutant(
         "docs-losses-of-the-sweep",
         "docs/fine_tuning.md",
-        "AdamW 3.650; ADOPT 3.673; ADOPT, beta2_warmup 3.665",
-        "AdamW 3.950; ADOPT 3.165; ADOPT, beta2_warmup 3.173",
+        "AdamW 3.650, ADOPT without the warm-up 3.673, ADOPT with the warm-up 3.665",
+        "AdamW 3.950, ADOPT without the warm-up 3.165, ADOPT with the warm-up 3.173",
         OF_DOCS,
         "the page would say that ADOPT wins where AdamW does",
     ),
