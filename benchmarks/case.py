@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -115,16 +116,15 @@ def _measure_group(
     case: dict[str, Any],
     seed: int,
 ) -> tuple[list[Round], dict[str, Row]]:
-    steppers, rows = _steppers(group, grads, peers_path)
     time_step = clock.of(device)
-    steps: dict[str, Callable[[], Times]] = {
-        name: partial(_timed, stepper, time_step) for name, stepper in steppers.items()
-    }
-    if device == "cpu":
-        try:
-            steps[STREAM] = partial(time_step, Stream(grads).step)
-        except RuntimeError as error:
-            case["stream"] = {"why": one_line(error)}
+    steps: dict[str, Callable[[], Times]] = {}
+    stream_first = random.Random(seed).random() < 0.5
+    if device == "cpu" and stream_first:
+        steps |= _stream(grads, time_step, case)
+    steppers, rows = _steppers(group, grads, peers_path, seed)
+    steps |= {name: partial(_timed, stepper, time_step) for name, stepper in steppers.items()}
+    if device == "cpu" and not stream_first:
+        steps |= _stream(grads, time_step, case)
     done, errors = interleave(steps, rounds, WARMUP, seed)
     for name, row in rows.items():
         row["why"] = row["why"] or errors.get(name, "")
@@ -133,12 +133,24 @@ def _measure_group(
     return done, rows
 
 
+def _stream(
+    grads: list[Tensor], time_step: Callable[[Callable[[], None]], Times], case: dict[str, Any]
+) -> dict[str, Callable[[], Times]]:
+    """The floor, if there is a compiler for it."""
+    try:
+        return {STREAM: partial(time_step, Stream(grads).step)}
+    except RuntimeError as error:
+        case["stream"] = {"why": one_line(error)}
+        return {}
+
+
 def _steppers(
-    names: list[str], grads: list[Tensor], peers_path: str | None
+    names: list[str], grads: list[Tensor], peers_path: str | None, seed: int
 ) -> tuple[dict[str, Stepper], dict[str, Row]]:
+    """The optimizers, made in a drawn order, since where a tensor comes to lie depends on those made before it."""
     steppers: dict[str, Stepper] = {}
     rows: dict[str, Row] = {name: {"why": "", "notes": []} for name in names}
-    for name in names:
+    for name in random.Random(seed).sample(names, len(names)):
         try:
             steppers[name] = Stepper(PEERS[name], grads, peers_path)
         except Exception as error:  # noqa: BLE001 - whatever a peer raises is its row
@@ -167,9 +179,9 @@ def _host_times(
 ) -> None:
     """What the host does for that many tensors: a step over as many of one element each."""
     names = [name for name, row in rows.items() if not row["why"] and not PEERS[name].compiles]
-    steppers, _ = _steppers(names, gradients([(1,)] * len(sizes), dtype, "cpu", seed), peers_path)
+    steppers, _ = _steppers(names, gradients([(1,)] * len(sizes), dtype, "cpu", seed), peers_path, seed)
     steps = {name: partial(_timed, stepper, clock.on_cpu) for name, stepper in steppers.items()}
-    done, errors = interleave(steps, HOST_ROUNDS * rounds, WARMUP)
+    done, errors = interleave(steps, HOST_ROUNDS * rounds, WARMUP, seed)
     for name in names:
         rows[name]["host_ms"] = quartiles([r[name].wall_ms for r in done if name in r])
         rows[name]["host_to_adamw"] = ratio(done, name, BASELINE, "cpu_ms")

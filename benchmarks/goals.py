@@ -1,6 +1,6 @@
 """The goals that adopt_hf is held to, and whether a case met them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,15 +21,19 @@ class Goal(NamedTuple):
     form: str = "{:.2f}"
     smallest: int = 0  # elements below which it is not a goal
 
-    def verdict(self, case: Case | None) -> str:
-        """The number and met or NOT met, as the table says it."""
-        if case is not None and case["elements"] < self.smallest:
+    def verdict(self, cases: Sequence[Case]) -> str:
+        """The number and met or NOT met, as the table says it; of several runs the range, and how many met it."""
+        if cases[0]["elements"] < self.smallest:
             return "no goal"
-        value = None if case is None else self.value(case)
-        if value is None:
+        values = sorted(value for value in map(self.value, cases) if value is not None)
+        if not values:
             return "not measured"
-        met = value >= self.limit if self.at_least else value <= self.limit
-        return f"{self.form.format(value)} {'met' if met else '**NOT met**'}"
+        met = sum(value >= self.limit if self.at_least else value <= self.limit for value in values)
+        low, high = self.form.format(values[0]), self.form.format(values[-1])
+        shown = low if low == high else f"{low} to {high}"
+        if 0 < met < len(values):
+            return f"{shown}, met in {met} of {len(values)}"
+        return f"{shown} {'met' if met else '**NOT met**'}"
 
 
 def _ours(case: Case) -> Mapping[str, Any]:

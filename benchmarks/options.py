@@ -54,14 +54,12 @@ def check_device(parser: argparse.ArgumentParser, device: str) -> None:
         fail(parser, "--device cuda, but torch finds no GPU here")
 
 
-def target(parser: argparse.ArgumentParser, out: Path | None, default: Path, is_complete: bool) -> Path:
-    """Where the JSON goes; ends before anything is measured if that would lose somebody's numbers."""
+def target(parser: argparse.ArgumentParser, out: Path | None, default: Path) -> Path:
+    """Where the JSON goes; ends before anything is measured if that would lose the numbers of another run."""
     path = out or default
-    if not path.exists() or (path == default and is_complete):
-        return path
-    if path == default:
-        fail(parser, f"{path} exists and this run has only a part of the cases: name another file with --out")
-    fail(parser, f"{path} exists: name another file with --out, or remove it")
+    if path.exists():
+        fail(parser, f"{path} exists: name another file with --out, or remove it")
+    return path
 
 
 def command(module: str, arguments: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md out of benchmarks/results: `python -m benchmarks.report`."""
+"""The tables of docs/benchmarks.md out of all runs in benchmarks/results: `python -m benchmarks.report`."""
 
 import argparse
 import sys
@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks import options, results, tables
 from benchmarks.fresh import ROOT
+from pages import markers
 
 DOCS = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- tables: python -m benchmarks.report -->", "<!-- end of tables -->"
 
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 DTYPES = {"cpu": ("fp32",), "cuda": ("fp32", "bf16")}  # of the cases that goals are set for
@@ -24,33 +24,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         report = render(results.read_all(args.results))
-        args.docs.write_text(inserted(args.docs.read_text(encoding="utf-8"), report), encoding="utf-8")
+        args.docs.write_text(
+            markers.inserted(args.docs.read_text(encoding="utf-8"), "tables", report), encoding="utf-8"
+        )
     except (OSError, results.ResultError, ValueError) as error:
         options.fail(parser, str(error))
     print(f"tables: {args.docs}")
     return 0
 
 
-def inserted(text: str, report: str) -> str:
-    """`text` with `report` between the markers.
-
-    Raises:
-        ValueError: the markers are not there, once each and in order.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the document lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{report}\n\n{END}{after}"
-
-
 def render(found: Sequence[Mapping[str, Any]]) -> str:
-    """All tables; a device that nobody measured has goals that say so."""
+    """All tables, the range over all runs in each cell; a device that was not measured has goals that say so."""
     parts = []
     for device, title in DEVICES.items():
         steps = [r for r in found if (r["benchmark"], r["device"]) == ("step", device)]
-        for result in steps:
-            parts += [f"### A step: {title}, {result['environment']['hardware']}", *_step(result)]
+        for hardware in dict.fromkeys(result["environment"]["hardware"] for result in steps):
+            results = [result for result in steps if result["environment"]["hardware"] == hardware]
+            parts += [f"### A step: {title}, {hardware}", *_steps(results, device)]
         missing = tables.unmeasured(device, DTYPES[device], [case for result in steps for case in result["cases"]])
         if missing:
             parts += [f"### A step: {title}, not measured yet", tables.goals_table(device, missing)]
@@ -61,19 +51,26 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
             for case in result["cases"]:
                 head = f"{title}, {result['environment']['hardware']}: {tables.train_title(result, case)}."
                 parts += [head, tables.train_table(case)]
-            parts.append(tables.conditions(result))
-        if not trained:
-            parts.append(f"{title}: not measured.")
+        parts.append(tables.runs(trained) if trained else f"{title}: not measured.")
     return "\n\n".join(parts)
 
 
-def _step(result: Mapping[str, Any]) -> list[str]:
-    cases = result["cases"]
-    device = result["device"]
-    parts = [tables.conditions(result), "Goals:", tables.goals_table(device, cases)]
-    for case in cases:
-        parts += [f"{tables.case_title(case)}:", tables.step_table(case, device)]
-    return parts + [text for text in [tables.notes(result)] if text]
+def _steps(results: Sequence[Mapping[str, Any]], device: str) -> list[str]:
+    cases = grouped(results)
+    parts = [tables.runs(results), "Goals:", tables.goals_table(device, cases)]
+    for runs in cases:
+        parts += [f"{tables.case_title(runs[0])}:", tables.step_table(runs, device)]
+    notes = tables.notes([case for runs in cases for case in runs])
+    return [*parts, notes] if notes else parts
+
+
+def grouped(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The cases of all results, each with those of the same shape, dtype and threads."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for result in results:
+        for case in result["cases"]:
+            groups.setdefault((case["shape"], case["dtype"], case["threads"]), []).append(case)
+    return list(groups.values())
 
 
 if __name__ == "__main__":

@@ -48,9 +48,11 @@ class ResultError(Exception):
 
 
 def default_path(benchmark: str, device: str, hardware: str, date: str, scale: float) -> Path:
-    """Where a benchmark writes unless it is told: of the same machine and day, the last run's."""
+    """Where a benchmark writes unless it is told: a new file, so that no run takes the place of an earlier one."""
     toy = "" if scale == 1 else f"-scale-{scale:g}"
-    return FOLDER / f"{benchmark}-{device}-{slug(hardware)}-{date}{toy}.json"
+    name = f"{benchmark}-{device}-{slug(hardware)}-{date}{toy}"
+    names = (name, *(f"{name}-{number}" for number in range(2, 10_000)))
+    return next(path for path in (FOLDER / f"{name}.json" for name in names) if not path.exists())
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
@@ -76,17 +78,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
-    """The results of the newest day of each benchmark, device, hardware and set of optimizers, but for toy scales."""
-    newest: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.json")):
-        result = read(path) | {"file": path.name}
-        rows = frozenset(name for case in result["cases"] for name in case["rows"])
-        key = (result["benchmark"], result["device"], result["environment"]["hardware"], rows)
-        if result["scale"] != 1 or (key in newest and newest[key][0]["date"] > result["date"]):
-            continue
-        same_day = [other for other in newest.get(key, []) if other["date"] == result["date"]]
-        newest[key] = [*same_day, result]
-    return [result for results in newest.values() for result in results]
+    """Every kept result by date, but for those of toy scales. A later run of the same is one more, not instead."""
+    found = [read(path) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
+    return sorted((result for result in found if result["scale"] == 1), key=lambda result: result["date"])
 
 
 def _check(path: Path, result: Any) -> None:

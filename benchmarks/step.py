@@ -42,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment = hardware.environment(args.device)
         here = {name: _why_not(name, args.device) for name in PEERS if name in {*args.peers, BASELINE, OURS}}
     default = results.default_path("step", args.device, environment["hardware"], date, args.scale)
-    is_partial = args.shapes or args.dtypes or args.threads or args.skip_temporaries or set(args.peers) != set(PEERS)
-    out = options.target(parser, args.out, default, is_complete=not is_partial)
+    out = options.target(parser, args.out, default)
 
     result = {
         "benchmark": "step",
@@ -59,9 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for found in _measure(args, here):
         result["cases"].append(found)
         results.write(out, result)  # a run that is cut short keeps what it has
-        print(f"\n{tables.case_title(found)}\n\n{tables.step_table(found, args.device)}", flush=True)
-    print(f"\n{tables.notes(result)}\n\nGoals\n\n{tables.goals_table(args.device, result['cases'])}\n")
-    print(tables.conditions(result))
+        print(f"\n{tables.case_title(found)}\n\n{tables.step_table([found], args.device)}", flush=True)
+    goals = tables.goals_table(args.device, [[case] for case in result["cases"]])
+    print(f"\n{tables.notes(result['cases'])}\n\nGoals\n\n{goals}\n")
+    print(tables.runs([result]))
     options.say(f"numbers: {out}")
     options.say(plot.bars(result, out.with_suffix(".png")))
     return 0

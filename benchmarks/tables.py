@@ -18,36 +18,62 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def number(value: float | None, form: str = "{:.2f}") -> str:
-    """Formatted, or a dash."""
-    return DASH if value is None else form.format(value)
-
-
 def median(row: Mapping[str, Any], key: str, form: str = "{:.2f}") -> str:
     """That of the quartiles under `key`, or a dash."""
     found = row.get(key)
     return DASH if found is None else form.format(found["median"])
 
 
-def mib(value: float | None) -> str:
-    """Bytes in MiB."""
-    return DASH if value is None else f"{value / 2**20:.1f}"
+def span(values: Iterable[float | None], form: str = "{:.2f}") -> str:
+    """The range over the runs that have a value, as shown; one number if they agree, a dash if there is none."""
+    found = sorted(value for value in values if value is not None)
+    if not found:
+        return DASH
+    low, high = form.format(found[0]), form.format(found[-1])
+    return low if low == high else f"{low} to {high}"
 
 
-def conditions(result: Result) -> str:
-    """What the numbers belong to, as a sentence or two."""
-    env = result["environment"]
-    machine = f"{env['cpu']}, {env['cores']} cores"
-    if result["device"] == "cuda":
-        machine = f"{env['hardware']} ({env['gpu_memory_gib']} GiB, CUDA {env['cuda']}), {machine}"
-    versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version)
-    load = env.get("load")
+def runs(results: Sequence[Result]) -> str:
+    """The runs that numbers belong to: a table of what differs, and a sentence on the rest."""
+    head = ["date", "commit", "rounds", "load before", "OMP_WAIT_POLICY", "command"]
+    rows = []
+    for result in results:
+        env = result["environment"]
+        load = env.get("load")
+        rows.append(
+            [
+                result["date"],
+                env.get("commit") or DASH,
+                str(result["rounds"]),
+                DASH if load is None else str(load),
+                env.get("omp_wait_policy") or "not set",
+                f"`{result['command']}`",
+            ]
+        )
+    machines = listed(machine(result) for result in results)
+    pythons = listed(result["environment"]["python"] for result in results)
+    names = dict.fromkeys(name for result in results for name in result["environment"]["versions"])
+    versions = {name: listed(result["environment"]["versions"].get(name) for result in results) for name in names}
+    of = "".join(f", {name} {number}" for name, number in versions.items() if number)
+    seeds = listed(result["seed"] for result in results)
     return (
-        f"Measured on {result['date']} on {machine}; Python {env['python']}, {versions}; seed {result['seed']}, "
-        f"{result['rounds']} rounds, OMP_WAIT_POLICY {env.get('omp_wait_policy') or 'not set'}, "
-        f"load of the machine before the start {DASH if load is None else load}, commit {env.get('commit') or DASH}. "
-        f"Command: `{result['command']}`."
+        f"{markdown(head, rows)}\n\nOn {machines}; Python {pythons}{of}; seed {seeds}. A commit with + had changes "
+        "that were not committed. The load is that of the machine before the start: other work beside the run."
     )
+
+
+def listed(values: Iterable[object]) -> str:
+    """Each of the values once."""
+    return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
+
+
+def machine(result: Result) -> str:
+    """The processor, and the GPU if it ran there."""
+    env = result["environment"]
+    cpu = f"{env['cpu']}, {env['cores']} cores"
+    if result["device"] == "cuda":
+        return f"{env['hardware']} ({env['gpu_memory_gib']} GiB, CUDA {env['cuda']}), {cpu}"
+    return cpu
 
 
 def case_title(case: Case) -> str:
@@ -67,53 +93,66 @@ def threads(case: Case) -> str:
     return f"{case['threads']} thread{'s' * (case['threads'] != 1)}"
 
 
-def step_table(case: Case, device: str) -> str:
-    """The rows of one case, the floor first."""
+def step_table(cases: Sequence[Case], device: str) -> str:
+    """The rows of one case, the floor first; of several runs of it, the range over them."""
     if device == "cuda":
-        rate = case["copy_rate"]
+        rates = span((case["copy_rate"] and case["copy_rate"] / 1e9 for case in cases), "{:.0f}")
         header = (
             "optimizer|ms|x AdamW fused|x adopt_hf|% of copy rate|temporaries, MiB|launches a group|host ms|wall ms"
         )
-        floor = [f"floor: a copy, {number(rate and rate / 1e9, '{:.0f}')} GB/s", floor_ms(case), *[DASH] * 7]
+        floor = [f"floor: a copy, {rates} GB/s", span(map(floor_ms, cases)), *[DASH] * 7]
     else:
         header = (
             "optimizer|ms|x AdamW fused|x adopt_hf|x stream|CPU time, x AdamW fused|temporaries, MiB|launches|host ms"
         )
-        stream = case["stream"] or {"why": "not measured"}
-        name = "floor: stream kernel" + (f" ({stream['why']})" if stream.get("why") else "")
-        floor = [name, median(stream, "ms", "{:.1f}"), *[DASH] * 7]
-    rows = [floor, *(_step_row(name, row, device) for name, row in case["rows"].items())]
-    return markdown(header.split("|"), rows)
+        streams = [case["stream"] or {"why": "not measured"} for case in cases]
+        why = next((stream["why"] for stream in streams if stream.get("why")), "")
+        name = "floor: stream kernel" + (f" ({why})" if why and all(s.get("why") for s in streams) else "")
+        floor = [name, medians(streams, "ms", "{:.1f}"), *[DASH] * 7]
+    names = dict.fromkeys(name for case in cases for name in case["rows"])
+    rows = [_step_row(name, [case["rows"][name] for case in cases if name in case["rows"]], device) for name in names]
+    head = header.split("|")
+    if len(cases) == 1:
+        return markdown(head, [floor, *rows])
+    counts = ["", *(str(sum(not case["rows"].get(name, {"why": "no"})["why"] for case in cases)) for name in names)]
+    return markdown(
+        [head[0], "runs", *head[1:]], [[r[0], n, *r[1:]] for r, n in zip([floor, *rows], counts, strict=True)]
+    )
 
 
-def floor_ms(case: Case) -> str:
+def floor_ms(case: Case) -> float | None:
     """The time in which a copy moves the bytes of the case."""
-    return number(case["copy_rate"] and 1e3 * case["bytes"] / case["copy_rate"])
+    return case["copy_rate"] and 1e3 * case["bytes"] / case["copy_rate"]
 
 
-def _step_row(name: str, row: Mapping[str, Any], device: str) -> list[str]:
+def medians(rows: Sequence[Mapping[str, Any]], key: str, form: str = "{:.2f}") -> str:
+    """The range of the medians of the quartiles under `key`."""
+    return span((row[key]["median"] for row in rows if row.get(key) is not None), form)
+
+
+def _step_row(name: str, all_rows: Sequence[Mapping[str, Any]], device: str) -> list[str]:
     title = PEERS[name].title if name in PEERS else name
-    if row["why"]:
-        return [title, row["why"], *[DASH] * 7]
-    head = [title, median(row, "ms", "{:.2f}"), median(row, "to_adamw"), median(row, "to_ours")]
-    own = mib(row.get("temporaries_bytes"))
+    rows = [row for row in all_rows if not row["why"]]
+    if not rows:
+        return [title, all_rows[-1]["why"], *[DASH] * 7]
+    head = [title, medians(rows, "ms"), medians(rows, "to_adamw"), medians(rows, "to_ours")]
+    own = span((row["temporaries_bytes"] / 2**20 for row in rows if row.get("temporaries_bytes") is not None), "{:.1f}")
     if device == "cuda":
-        share = row.get("copy_share")
         return [
             *head,
-            number(share and 100 * share, "{:.0f}"),
+            span((100 * row["copy_share"] for row in rows if row.get("copy_share")), "{:.0f}"),
             own,
-            number(row.get("launches"), "{:g}"),
-            median(row, "host_ms"),
-            median(row, "wall_ms"),
+            span((row.get("launches") for row in rows), "{:g}"),
+            medians(rows, "host_ms"),
+            medians(rows, "wall_ms"),
         ]
-    return [*head, median(row, "to_floor"), median(row, "cpu_to_adamw"), own, DASH, median(row, "host_ms")]
+    return [*head, medians(rows, "to_floor"), medians(rows, "cpu_to_adamw"), own, DASH, medians(rows, "host_ms")]
 
 
-def notes(result: Result) -> str:
+def notes(cases: Sequence[Case]) -> str:
     """What is to be known of the rows, once each."""
     seen: dict[str, list[str]] = {}
-    for case in result["cases"]:
+    for case in cases:
         for name, row in case["rows"].items():
             title = PEERS[name].title.strip("*") if name in PEERS else name
             own = [PEERS[name].note, PEERS[name].bf16_note * (case["dtype"] == "bf16")] if name in PEERS else []
@@ -123,13 +162,13 @@ def notes(result: Result) -> str:
     return "\n".join(f"- {'; '.join(titles)}: {note}" for note, titles in seen.items())
 
 
-def goals_table(device: str, cases: Sequence[Case | str]) -> str:
-    """Every goal of every case; a case that nobody measured is its title alone."""
+def goals_table(device: str, cases: Sequence[Sequence[Case] | str]) -> str:
+    """Every goal of every case with its runs; a case that was not measured is its title."""
     goals = GOALS[device]
     rows = [
-        [case_title(case), *(goal.verdict(case) for goal in goals)]
-        if isinstance(case, Mapping)
-        else [case, *["not measured"] * len(goals)]
+        [case, *["not measured"] * len(goals)]
+        if isinstance(case, str)
+        else [case_title(case[0]), *(goal.verdict(case) for goal in goals)]
         for case in cases
     ]
     return markdown(["case", *(goal.title for goal in goals)], rows)

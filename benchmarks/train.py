@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = {name: "not installed" for name in args.peers if not installed(PEERS[name])}
     scale = elements(training.MODELS[args.model].sizes()) / elements(GPT2_124M.sizes())
     default = results.default_path("train", args.device, environment["hardware"], date, scale)
-    out = options.target(parser, args.out, default, is_complete=True)
+    out = options.target(parser, args.out, default)
 
     result = {
         "benchmark": "train",
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results.write(out, result)
     for case in result["cases"]:
         print(f"\n{tables.train_title(result, case)}\n\n{tables.train_table(case)}")
-    print(f"\n{tables.conditions(result)}")
+    print(f"\n{tables.runs([result])}")
     options.say(f"numbers: {out}")
     return 0
 

@@ -1,6 +1,7 @@
 """Whole training steps of a GPT-2 on random tokens: forward, backward, optimizer."""
 
 import gc
+import random
 from functools import partial
 from typing import Any
 
@@ -64,9 +65,10 @@ def speed(
     if threads is not None:
         torch.set_num_threads(threads)
     time_step = clock.of(device)
-    trainings = {peer: Training(peer, model, batch, length, device, seed, peers_path) for peer in peers}
+    drawn = random.Random(seed).sample(peers, len(peers))  # where a tensor comes to lie depends on those made before it
+    trainings = {peer: Training(peer, model, batch, length, device, seed, peers_path) for peer in drawn}
     steps = {peer: partial(time_step, training.step) for peer, training in trainings.items()}
-    done, errors = interleave(steps, rounds, WARMUP)
+    done, errors = interleave(steps, rounds, WARMUP, seed)
     rows: dict[str, dict[str, Any]] = {}
     for peer in peers:
         rows[peer] = {"why": errors.get(peer, "")}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pages import launches, lora, markers, measured, options
+from pages import launches, lora, markers, measured, options, speed
 from pages.conditions import ROOT
 
 COMMAND = "make docs-numbers"
@@ -13,6 +13,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     **launches.TEXTS,
     **measured.TEXTS,
     **lora.TEXTS,
+    **speed.TEXTS,
 }
 BY_OTHERS = ("results",)  # docs/evidence.md, by examples.paper.evidence, whose own tests compare it
 

@@ -237,17 +237,35 @@ def test_a_gpu_that_is_not_there_is_one_line(
 
 
 def test_numbers_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    default, other, new = tmp_path / "default.json", tmp_path / "other.json", tmp_path / "new.json"
-    default.touch()
-    other.touch()
+    there, new = tmp_path / "there.json", tmp_path / "new.json"
+    there.touch()
     parser = step._parser()
-    assert options.target(parser, None, default, is_complete=True) == default
-    assert options.target(parser, new, default, is_complete=False) == new
-    for out, complete, why in ((None, False, "only a part of the cases"), (other, True, "name another file")):
-        with pytest.raises(SystemExit) as ended:
-            options.target(parser, out, default, is_complete=complete)
-        assert ended.value.code == 2
-        assert why in capsys.readouterr().err
+    assert options.target(parser, None, new) == options.target(parser, new, there) == new
+    with pytest.raises(SystemExit) as ended:
+        options.target(parser, there, new)
+    assert ended.value.code == 2
+    assert "name another file with --out" in capsys.readouterr().err
+
+
+def test_optimizers_are_made_in_a_drawn_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the tensors of one come to lie depends on those made before it; the rows stay in their order."""
+    made: list[str] = []
+
+    def noting(name: str, make: Any) -> Any:
+        return lambda params: (made.append(name), make(params))[1]
+
+    names = ["adopt_hf", "adamw-fused", "adamw-single"]
+    for name in names:
+        monkeypatch.setitem(PEERS, name, PEERS[name]._replace(make=noting(name, PEERS[name].make)))
+    grads = [torch.ones(3)]
+    orders = set()
+    for seed in range(8):
+        made.clear()
+        _, found = case._steppers(names, grads, None, seed)
+        assert list(found) == names
+        assert sorted(made) == sorted(names)
+        orders.add(tuple(made))
+    assert len(orders) > 2
 
 
 def test_the_command_in_the_docs_names_no_folder() -> None:
@@ -301,7 +319,7 @@ def test_a_case_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["why"] == ""
     assert row["notes"] == ["launches not counted: RuntimeError: planted: no rights"]
     assert list(found["rows"]) == ["adamw-fused", "adopt_hf", "adamw-foreach", "adamw-single"]
-    assert tables.step_table(found, "cuda").count("adopt_hf") == 2
+    assert tables.step_table([found], "cuda").count("adopt_hf") == 2
 
 
 def test_kernels_of_a_trace_are_counted_and_copies_are_not() -> None:

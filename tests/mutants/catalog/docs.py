@@ -77,4 +77,37 @@ MUTANTS = (
         OF_DOCS,
         "the page would say that ADOPT wins where AdamW does",
     ),
+    Mutant(
+        "docs-steps-in-8-bits",
+        "docs/benchmarks.md",
+        "1.43 to 1.68 on GPT-2's tensors with one thread",
+        "0.43 to 0.68 on GPT-2's tensors with one thread",
+        OF_DOCS,
+        "the page would say that 8-bit steps are the faster ones",
+    ),
+    Mutant(
+        "docs-speed-in-the-readme",
+        "README.md",
+        "0.90 to 1.04",
+        "0.60 to 0.94",
+        OF_DOCS,
+        "the first page would promise a speed that no run had",
+    ),
+    Mutant(
+        "benchmarks-a-rerun-replaces",
+        "benchmarks/results.py",
+        'return sorted((result for result in found if result["scale"] == 1), key=lambda result: result["date"])',
+        'found = sorted(found, key=lambda result: result["date"])\n'
+        '    return [result for result in found if result["scale"] == 1][-1:]',
+        ("tests/benchmarks/test_report.py",),
+        "a rerun would replace the numbers that it does not like",
+    ),
+    Mutant(
+        "benchmarks-made-in-one-order",
+        "benchmarks/case.py",
+        "for name in random.Random(seed).sample(names, len(names)):",
+        "for name in names:",
+        ("tests/benchmarks/test_step.py", "-k", "drawn_order"),
+        "one optimizer would always have the better places in memory",
+    ),
 )
