@@ -16,6 +16,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
+from adopt_hf.algorithm import WARMUP_EXPONENT
 from adopt_hf.integrations.deepspeed import block_kwargs, config, forget_auto, is_adopt_block, keep_adopt
 from adopt_hf.integrations.zero import OTHER_WORLD_SIZE
 
@@ -154,7 +155,7 @@ def test_auto_is_filled_by_the_trainers_rule(process: Callable[..., HfTrainerDee
     found = params(process(AUTO, learning_rate=3e-4, weight_decay=0.1))
     assert (found["lr"], found["weight_decay"]) == (3e-4, 0.1)
     assert (found["betas"], found["eps"], found["decouple"]) == ((0.9, 0.9999), 1e-6, True)
-    assert found["beta2_warmup"] is True
+    assert found["beta2_warmup"] == WARMUP_EXPONENT
 
 
 @pytest.mark.parametrize("kind", ["ADOPT", "adoptw"])

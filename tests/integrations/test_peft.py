@@ -137,7 +137,7 @@ def trainer_of(method: Method, precision: str, folder: Path) -> Trainer:
     model, options = adapted(method.adapter(), precision), {}
     if method.loraplus == "peft":
         optimizer = create_loraplus_optimizer(
-            model, ADOPT, lr=LR, loraplus_lr_ratio=RATIO, loraplus_weight_decay=WEIGHT_DECAY, decouple=True
+            model, ADOPTW, lr=LR, loraplus_lr_ratio=RATIO, loraplus_weight_decay=WEIGHT_DECAY
         )
         options = {"optimizers": (optimizer, None)}
     optim_args = f"loraplus_lr_ratio={RATIO}" if method.loraplus == "optim_args" else None
@@ -302,12 +302,11 @@ def test_the_groups_are_those_of_pefts_function(name: str, tmp_path: Path) -> No
     ours = Trainer(model, arguments(tmp_path, optim_args=text)).create_optimizer()
     theirs = create_loraplus_optimizer(
         model,
-        ADOPT,
+        ADOPTW,
         lr=LR,
         loraplus_lr_ratio=RATIO,
         loraplus_lr_embedding=1e-3,
         loraplus_weight_decay=WEIGHT_DECAY,
-        decouple=True,
         seed=42,  # the Trainer's own
     )
 
