@@ -1,6 +1,6 @@
 """The paper, rerun: every experiment's offline default, then docs/evidence.md.
 
-python -m examples.paper.all --quick    # under half an hour on two cores
+python -m examples.paper.all --quick    # hours on two cores; docs/evidence.md says what each takes
 python -m examples.paper.all --full     # days, GPUs, and data from the Hub
 
 Finished runs are kept in the folder and not run again: an interrupted call goes on.
@@ -26,6 +26,7 @@ def main() -> None:
         wanted = command.with_settings([part for module in chosen for part in module.parts(not args.full)], args.set)
         for module in chosen:
             mine = [part for part in wanted if part.experiment == module.NAME]
+            mine = command.missing(mine, args.results) if args.missing else mine
             parts.run(mine, module.one, folder, args.workers)
         evidence.write(experiments.load(), folder, args.results, args.page)
     except InputError as error:

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from examples.paper import parts
-from examples.paper.parts import FOLDER, InputError, Part
+from examples.paper.parts import FOLDER, RESULTS, InputError, Part
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -25,7 +25,18 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     found.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the runs, e.g. steps=1000 seeds=16"
     )
+    found.add_argument(
+        "--missing", action="store_true", help="only the runs that docs/evidence.md is not yet written from"
+    )
     return found
+
+
+def missing(wanted: Iterable[Part], results: Path = RESULTS) -> list[Part]:
+    """Return the parts that are not among the kept results."""
+    wanted = list(wanted)
+    experiments = {part.experiment for part in wanted}
+    there = {name: {parts.key(row["settings"]) for row in parts.kept(name, results)} for name in experiments}
+    return [part for part in wanted if parts.key(part.settings) not in there[part.experiment]]
 
 
 def folder(args: argparse.Namespace) -> Path:
@@ -76,9 +87,13 @@ def main(experiment: ModuleType) -> None:
     args = parser(experiment.__doc__).parse_args()
     try:
         wanted = with_settings(experiment.parts(not args.full), args.set)
-        rows = parts.run(wanted, experiment.one, folder(args), args.workers)
+        todo = missing(wanted) if args.missing else wanted
+        rows = parts.run(todo, experiment.one, folder(args), args.workers)
     except InputError as error:
         fail(error)
+    if args.missing:
+        settings = {parts.key(part.settings) for part in wanted}
+        rows = [row for row in parts.kept(experiment.NAME) if parts.key(row["settings"]) in settings] + rows
     print(f"\n{experiment.table(rows)}\n")
     for claim in experiment.claims(rows):
         print(f"- {claim.claim}: {claim.ours} ({claim.conditions}): {claim.verdict}")

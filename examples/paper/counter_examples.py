@@ -56,4 +56,9 @@ def shuffled() -> Problem:
     return Problem("1.9x, -x, -x shuffled every epoch", 1.0, gradients, epoch=len(COMPONENTS))
 
 
+def minimiser(problem: str) -> float:
+    """Return the minimiser of a problem by name: those of PROBLEMS, and k=20 and the like."""
+    return -1.0 if problem.startswith("k=") else PROBLEMS[problem].minimiser
+
+
 PROBLEMS = {"k=10": rare(10), "k=50": rare(50), "drawn": drawn(), "shuffled": shuffled()}

@@ -12,10 +12,12 @@ from examples.paper.parts import InputError
 
 EXPERIMENTS = (
     "toy",
+    "long_toy",
     "ablation",
     "image_classification",
     "generative",
     "gpt2_curves",
+    "instability",
     "reinforcement",
     "sensitivity",
 )

@@ -23,7 +23,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from adopt_hf import ADOPT
 from examples.paper import command, pictures
-from examples.paper.claims import Claim, against, interval
+from examples.paper.claims import Claim, interval
+from examples.paper.paired import difference, verdict
 from examples.paper.parts import InputError, Part
 from examples.paper.vae import VAE, loss, negative_log_likelihood
 
@@ -31,24 +32,30 @@ NAME = "generative"
 TITLE = "Generative modelling: a VAE's negative log likelihood"
 NOTE = (
     "Not NVAE: one stochastic layer between two nets with one hidden layer each. Importance-weighted bound of the test "
-    "pictures, nats per picture, lower is better; each optimizer at the learning rate with the best mean on the "
-    "validation pictures. Reproduced if the 95 % interval of the difference is below 0, contradicted if above."
+    "pictures, nats per picture, lower is better; each optimizer at the learning rate with the best mean of three "
+    "seeds on the validation pictures, there with ten. Reproduced if the 95 % interval of the paired difference is "
+    "below 0, contradicted if above."
 )
 OPTIMIZERS = {"Adamax": torch.optim.Adamax, "ADOPT": ADOPT}
-COLOURS = {"Adamax": "#9aa7b5", "ADOPT": "#2c5f8a"}
+COLOURS = {"Adamax": "#000000", "ADOPT": "#2c5f8a"}
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2)  # that choose the learning rate
+MORE_SEEDS = (3, 4, 5, 6, 7, 8, 9)
+CHOSEN = {"Adamax": 3e-2, "ADOPT": 1e-2}  # by SEEDS, at the default size
 QUICK = {"dataset": pictures.DIGITS, "epochs": 150, "batch": 64, "hidden": 128, "latent": 8, "samples": 200}
 FULL = {"dataset": "ylecun/mnist", "epochs": 400, "batch": 200, "hidden": 512, "latent": 32, "samples": 1000}
 Row = Mapping[str, Any]
 
 
 def parts(quick: bool) -> list[Part]:
+    """The runs: every learning rate with SEEDS, the chosen one with more; at full size none is chosen yet."""
+    wanted = [(name, lr, seed) for name in OPTIMIZERS for lr in RATES for seed in SEEDS]
+    wanted += [
+        (name, lr, seed) for name in OPTIMIZERS for lr in ([CHOSEN[name]] if quick else RATES) for seed in MORE_SEEDS
+    ]
     return [
         Part(NAME, f"{name}-{lr:g}-{seed}", {"optimizer": name, "lr": lr, "seed": seed, **(QUICK if quick else FULL)})
-        for name in OPTIMIZERS
-        for lr in RATES
-        for seed in SEEDS
+        for name, lr, seed in wanted
     ]
 
 
@@ -93,7 +100,7 @@ def one(
 
 
 def best(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """For each optimizer its runs at the learning rate with the lowest mean on the validation pictures."""
+    """For each optimizer its runs at the learning rate with the lowest mean of SEEDS on the validation pictures."""
     by_rate: dict[str, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         by_rate[row["settings"]["optimizer"]][row["settings"]["lr"]].append(row)
@@ -101,24 +108,26 @@ def best(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def _mean(rows: Iterable[Row], what: str) -> float:
-    found = statistics.fmean(row["result"][what] for row in rows)
+    found = statistics.fmean(row["result"][what] for row in rows if row["settings"]["seed"] in SEEDS)
     return found if found == found else float("inf")  # NaN: diverged
 
 
 def claims(rows: Iterable[Row]) -> list[Claim]:
     chosen = best(rows)
-    test = {name: [row["result"]["test"] for row in runs] for name, runs in chosen.items()}
+    test = {name: {row["settings"]["seed"]: row["result"]["test"] for row in runs} for name, runs in chosen.items()}
+    less = difference(test["ADOPT"], test["Adamax"])
     settings = chosen["ADOPT"][0]["settings"]
     ours = ", ".join(
-        f"{name} {interval(test[name], '.2f')} (lr {chosen[name][0]['settings']['lr']:g})" for name in test
+        f"{name} {interval(list(test[name].values()), '.2f')} (lr {chosen[name][0]['settings']['lr']:g})"
+        for name in sorted(test)
     )
     return [
         Claim(
             "A VAE's negative log likelihood is lower with ADOPT than with Adamax",
             "table for NVAE on MNIST, no number here",
-            ours,
+            f"{ours}; ADOPT less Adamax {less.text('.2f')}",
             f"a VAE, not NVAE, on {settings['dataset']}, {settings['epochs']} epochs, {len(test['ADOPT'])} seeds",
-            against(test["ADOPT"], test["Adamax"]),
+            verdict(less),
         )
     ]
 

@@ -70,15 +70,29 @@ def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float
     return t_quantile(len(values) - 1, confidence) * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def difference(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE) -> Difference:
-    """Compare two {seed: loss} over the seeds that both have: the mean of ours less theirs, with its interval."""
+def difference(
+    ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE, resolution: float = 0.0
+) -> Difference:
+    """Compare two {seed: loss} over the seeds that both have: the mean of ours less theirs, with its interval.
+
+    Args:
+        ours: losses by seed.
+        theirs: losses by seed.
+        confidence: the share of intervals that cover the truth.
+        resolution: what the losses are multiples of, such as one image of a test set. Equal pairs are then no proof of
+            a scatter of 0: the scatter is at least that of rounding both.
+    """
     seeds = sorted(ours.keys() & theirs.keys())
     pairs = [ours[seed] - theirs[seed] for seed in seeds]
     if not pairs:
         return Difference(0.0, math.inf, 0)
     if not all(math.isfinite(loss) for seed in seeds for loss in (ours[seed], theirs[seed])):
         return Difference(math.nan, math.nan, len(pairs))
-    return Difference(statistics.fmean(pairs), half_width(pairs, confidence), len(pairs))
+    half = half_width(pairs, confidence)
+    if len(pairs) > 1:
+        rounding = resolution / math.sqrt(6)
+        half = max(half, t_quantile(len(pairs) - 1, confidence) * rounding / math.sqrt(len(pairs)))
+    return Difference(statistics.fmean(pairs), half, len(pairs))
 
 
 def verdict(found: Difference) -> Verdict:
@@ -109,6 +123,17 @@ class Pool(NamedTuple):
         if self.df < 1:
             return math.inf
         return t_quantile(self.df, confidence) * self.deviation * math.sqrt(runs)
+
+    def spread(self, runs: int, confidence: float = CONFIDENCE) -> float:
+        """Return what the highest less the lowest of `runs` single runs stays below if nothing tells them apart.
+
+        It is Tukey's studentized range, and holds for whichever two of them are picked. Infinite without degrees.
+        """
+        if self.df < 1:
+            return math.inf
+        from scipy.stats import studentized_range
+
+        return float(studentized_range.ppf(confidence, runs, self.df)) * self.deviation
 
 
 def pool(cells: Sequence[Mapping[int, float]]) -> Pool:

@@ -20,6 +20,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 FOLDER = Path("runs/paper")
+RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "numpy")
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # of a worker; read when it imports torch
 One = Callable[..., dict[str, Any]]
@@ -78,13 +79,27 @@ def read(experiment: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted((folder / experiment).glob("*.json"))]
 
 
+def kept(experiment: str, results: Path = RESULTS) -> list[dict[str, Any]]:
+    """Return the rows of an experiment that docs/evidence.md is written from; none if there are none."""
+    file = results / f"{experiment}.jsonl"
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def key(settings: Mapping[str, Any]) -> str:
+    """Return a name that two runs share if and only if their settings are the same."""
+    return json.dumps(dict(settings), sort_keys=True)
+
+
 def conditions() -> dict[str, Any]:
-    """Hardware, versions and date, and the commit."""
+    """Hardware, versions and date, the commit, and how busy the machine is: processes that run or wait to."""
     described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
     commit = subprocess.run(described, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "date": date.today().isoformat(),
         "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
         "processor": _processor(),
         "python": platform.python_version(),
         "commit": commit or "unknown",

@@ -1,11 +1,12 @@
 """The toy problem (figure 1): Adam does not converge for every beta2, ADOPT does. And where ADOPT does not either.
 
-python -m examples.paper.toy           # two to three minutes on two cores
-python -m examples.paper.toy --full    # k = 50 for two million steps: hours
+python -m examples.paper.toy           # minutes on two cores
+python -m examples.paper.toy --full    # ten times the steps, but for k = 50, which needs `long_toy`
 
 Minimise f(theta) = theta on [-1, 1] with gradients k^2 with probability 1/k and -k otherwise; and the reviewers' finite
 sum 1.9x, -x, -x, drawn independently and shuffled every epoch. The paper's figure is from before the clipping at
-t^(1/4), so ADOPT is without it here (clip_exp=None), and with it in rows of its own.
+t^(1/4), so ADOPT is without it here (clip_exp=None), and with it in rows of its own. This is not the authors' first
+version to the letter: in that one m starts at the whole first normalised gradient, here at 1 - beta1 of it.
 """
 
 import sys
@@ -13,13 +14,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch.optim import Adam
 
 from adopt_hf import ADOPT
 from examples.paper import command
 from examples.paper.claims import Claim, Verdict
-from examples.paper.counter_examples import PROBLEMS
+from examples.paper.counter_examples import PROBLEMS, minimiser
 from examples.paper.descent import Make, descend
 from examples.paper.parts import InputError, Part
 
@@ -29,15 +31,17 @@ NOTE = (
     "θ after the last step, from 0; the minimiser is -1 for k = 10 and 50 and +1 for the finite sum. Mean over the "
     "seeds and the last tenth of the steps, and 95 % of that mean. *Reached* is 0.9 of the way with that margin, "
     "*fails* an end on the wrong side of 0 with that margin. A claim of convergence is reproduced if every β2 reaches, "
-    "contradicted if one fails, else not at this scale; one of failure is reproduced if a β2 fails."
+    "contradicted if one fails, else not at this scale; one of failure is reproduced if a β2 fails. No claim is "
+    "exempt. With k = 50 the clipping goes the wrong way for its first k^4 = 6,250,000 steps, so the rule says "
+    "contradicted after 120,000; the long run below says what becomes of it, and of the others."
 )
 BETA2 = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 REACHED = 0.9
 CLIPPED = "ADOPT, clipped"
-COLOURS = {"Adam": "#9aa7b5", "AMSGrad": "#c08a2b", "ADOPT": "#2c5f8a", CLIPPED: "#c0392b"}
+COLOURS = {"Adam": "#666666", "AMSGrad": "#c08a2b", "ADOPT": "#2c5f8a", CLIPPED: "#c0392b"}
 STEPS = {  # quick, full
     "k=10": (40_000, 400_000),
-    "k=50": (120_000, 2_000_000),
+    "k=50": (120_000, 120_000),  # no step count of hours settles it at this learning rate; long_toy does
     "drawn": (30_000, 300_000),
     "shuffled": (30_000, 300_000),
 }
@@ -102,7 +106,7 @@ def of(rows: Iterable[Row], problem: str, optimizer: str) -> dict[float, Row]:
 
 def way(row: Row) -> tuple[float, float]:
     """(how far towards the minimiser, 1 being there; the half-width of its 95 % interval)."""
-    return row["result"]["final"] * PROBLEMS[row["settings"]["problem"]].minimiser, row["result"]["error"]
+    return row["result"]["final"] * minimiser(row["settings"]["problem"]), row["result"]["error"]
 
 
 def reached(row: Row) -> bool:
@@ -130,13 +134,6 @@ def slower(slow: Mapping[float, Row], fast: Mapping[float, Row]) -> Verdict:
     return "reproduced" if far - error > 0 else "not at this scale"
 
 
-def clipping(rows: Mapping[float, Row], k: int) -> Verdict:
-    """As `converges`; but before k^4 steps t^(1/4) < k cuts off the large gradients, and nothing can be told."""
-    verdict = converges(rows)
-    steps = max(row["settings"]["steps"] for row in rows.values())
-    return "not at this scale" if verdict == "contradicted" and steps < k**4 else verdict
-
-
 def claims(rows: Iterable[Row]) -> list[Claim]:
     rows = list(rows)
     found = []
@@ -155,18 +152,15 @@ def claims(rows: Iterable[Row]) -> list[Claim]:
         add(f"Adam does not for small β2, k = {k}", figure, adam, fails)
         add(f"AMSGrad does, slowly, k = {k}", figure, amsgrad, slower(amsgrad, adopt))
         code = "authors' code since November 2024, no number"
-        add(f"The clipping at t^(1/4) keeps the convergence, k = {k}", code, clipped, clipping(clipped, k))
+        add(f"The clipping at t^(1/4) keeps the convergence, k = {k}", code, clipped, converges(clipped))
     theory = "theorems, for independent gradients, no number"
     drawn, shuffled = of(rows, "drawn", "ADOPT"), of(rows, "shuffled", "ADOPT")
     add("ADOPT reaches +1 for every β2 on 1.9x, -x, -x drawn independently", theory, drawn, converges(drawn))
-    add(
-        "The same, shuffled every epoch: not what the theorems assume",
-        "reviewers, no number",
-        shuffled,
-        converges(shuffled),
-    )
+    # The reviewers' claim and not the paper's, whose theorems assume independent gradients.
+    fails = "reproduced" if any(map(failed, shuffled.values())) else "contradicted"
+    add("ADOPT fails for small β2 on the same, shuffled every epoch", "the reviewers', no number", shuffled, fails)
     adam = of(rows, "shuffled", "Adam")
-    add("Adam on the same, shuffled every epoch", "reviewers, no number", adam, converges(adam))
+    add("Adam reaches +1 there for every β2", "the reviewers', no number", adam, converges(adam))
     return found
 
 
@@ -187,25 +181,32 @@ def cell(row: Row) -> str:
     return f"{row['result']['final']:+.2f} ± {row['result']['error']:.2f}"
 
 
+def curves(ax: Axes, of_each: Mapping[str, Row | None], end: float) -> None:
+    """Draw the mean of the seeds for every optimizer, with the band of 80 % of them."""
+    for name, row in of_each.items():
+        if row:
+            curve, style = row["result"], "--" if name == CLIPPED else "-"  # which can lie on ADOPT's
+            ax.plot(curve["step"], curve["mean"], style, color=COLOURS[name], label=name, linewidth=1.4)
+            ax.fill_between(curve["step"], curve["low"], curve["high"], color=COLOURS[name], alpha=0.1, linewidth=0)
+    ax.set(xscale="log", ylim=(-1.05, 1.05))
+    ax.axhline(end, color="black", linewidth=0.6, linestyle=":")
+    ax.tick_params(labelsize=8)
+
+
 def plot(rows: Iterable[Row], path: Path) -> None:
+    """Draw a row of panels a problem, a panel a beta2."""
     rows = list(rows)
-    figure = Figure(figsize=(15, 9), layout="constrained")
+    figure = Figure(figsize=(15, 10), layout="constrained")
     axes = figure.subplots(len(PROBLEMS), len(BETA2), sharey=True, sharex="row")
     for line, (problem, details) in zip(axes, PROBLEMS.items(), strict=True):
-        for name, colour in COLOURS.items():
-            for ax, beta2 in zip(line, BETA2, strict=True):
-                row = of(rows, problem, name).get(beta2)
-                if row:
-                    curve = row["result"]
-                    ax.plot(curve["step"], curve["mean"], color=colour, label=name)
-                    ax.fill_between(curve["step"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
         for ax, beta2 in zip(line, BETA2, strict=True):
-            ax.set(xscale="log", ylim=(-1.05, 1.05), title=f"{details.title}, β2 = {beta2:g}")
-            ax.title.set_fontsize(7.5)
-            ax.axhline(details.minimiser, color="black", linewidth=0.6, linestyle=":")
-        line[0].set_ylabel("θ")
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.supxlabel("step (mean of the seeds, and 10 % to 90 % of them)", fontsize=9)
+            curves(ax, {name: of(rows, problem, name).get(beta2) for name in COLOURS}, details.minimiser)
+        line[0].set_ylabel(f"θ, {details.title}".replace(" drawn", "\ndrawn").replace(" shuffled", "\nshuffled"))
+    for ax, beta2 in zip(axes[0], BETA2, strict=True):
+        ax.set_title(f"β2 = {beta2:g}", fontsize=11)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    figure.supxlabel("step (mean of the seeds, and 10 % to 90 % of them)", fontsize=10)
     figure.savefig(path, dpi=90)
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from examples.paper import claims, command, evidence, experiments, parts
 from examples.paper.claims import Claim
@@ -47,7 +48,7 @@ def fake(**values: Any) -> SimpleNamespace:
     """An experiment of two runs."""
 
     def plot(rows: list[Any], path: Path) -> None:
-        path.write_text(str(len(rows)))
+        Image.new("L", (len(rows), 1)).save(path)
 
     def say(rows: list[Any]) -> list[Claim]:
         return [Claim("a | b", "figure 9", str(len(rows)), "none", "reproduced")]
@@ -76,7 +77,7 @@ def test_a_finished_part_is_not_run_again(tmp_path: Path) -> None:
     rows = parts.run(module.parts(True), one, tmp_path)
     assert calls == [1, 2, 2]
     assert [row["result"] for row in rows] == [{"y": 1.5}, {"y": 3.0}]
-    assert {"date", "processor", "torch", "commit", "seconds"} <= set(rows[0]["conditions"])
+    assert {"date", "processor", "load", "torch", "commit", "seconds"} <= set(rows[0]["conditions"])
     assert parts.run(module.parts(True), one, tmp_path) == rows == parts.read("fake", tmp_path)
     assert calls == [1, 2, 2]
     with pytest.raises(InputError, match=r"1\.json is of other settings: .*1\.5"):
@@ -132,12 +133,45 @@ def test_the_page_takes_over_what_is_whole(tmp_path: Path) -> None:
     assert "old" not in text
     assert "| a \\| b | figure 9 | 2 | none | **reproduced** |" in text
     assert "![A fake](page/fake.png)" in text
-    assert (tmp_path / "page" / "fake.png").read_text() == "2"
+    with Image.open(tmp_path / "page" / "fake.png") as picture:
+        assert picture.size == (2, 1)
+        assert picture.text[evidence.STAMP] == evidence.digest(module, evidence.read(module, results))
     evidence.write([module], tmp_path / "empty", results, page, said.append)
     assert page.read_text() == text
     page.write_text("no markers")
     with pytest.raises(InputError, match="has not both markers"):
         evidence.write([module], runs, results, page, said.append)
+
+
+def test_later_runs_are_added_and_kept_ones_stay(tmp_path: Path) -> None:
+    """More seeds come in one by one; a run that is there is not replaced by a luckier one."""
+    results, runs, again = tmp_path / "results", tmp_path / "runs", tmp_path / "again"
+    module = fake()
+    parts.run(module.parts(True), module.one, runs)
+    assert "2 runs taken over" in evidence.take_over(module, runs, results)
+    more = fake(
+        parts=lambda quick: [Part("fake", f"{x}", {"x": x, "size": 1.5 if quick else 9.0}) for x in (0, 1, 2, 3)]
+    )
+    parts.run(more.parts(True)[1:], lambda x, size: {"y": -1.0}, again)
+    assert "1 runs taken over" in evidence.take_over(more, again, results)
+    rows = evidence.read(more, results)
+    assert [row["result"]["y"] for row in rows] == [1.5, 3.0, -1.0]
+    assert evidence.missing(more, rows) == 1
+    assert "1 more runs are not run yet: `python -m examples.paper.fake --missing`" in evidence.text([(more, rows)], "")
+    assert "none of them new" in evidence.take_over(more, again, results)
+    parts.run(more.parts(False), more.one, tmp_path / "full")
+    assert "4 runs taken over" in evidence.take_over(more, tmp_path / "full", results)
+    assert "at the full size: fake" in evidence.size([(more, evidence.read(more, results))])
+
+
+def test_missing_are_the_parts_that_are_not_kept(tmp_path: Path) -> None:
+    module, results = fake(), tmp_path / "results"
+    wanted = module.parts(True)
+    assert command.missing(wanted, results) == wanted
+    parts.run(wanted, module.one, tmp_path / "runs")
+    evidence.take_over(module, tmp_path / "runs", results)
+    left = command.missing([*wanted, *module.parts(False)], results)
+    assert [part.settings for part in left] == [part.settings for part in module.parts(False)]
 
 
 def test_the_page_in_the_docs_is_the_results() -> None:
@@ -146,7 +180,10 @@ def test_the_page_in_the_docs_is_the_results() -> None:
     page = evidence.PAGE.read_text(encoding="utf-8")
     assert page.partition(evidence.BEGIN)[2].partition(evidence.END)[0].strip() == evidence.text(found, "evidence")
     for module, rows in found:
-        assert not rows or (evidence.PAGE.with_suffix("") / f"{module.NAME}.png").is_file()
+        if rows:
+            with Image.open(evidence.PAGE.with_suffix("") / f"{module.NAME}.png") as picture:
+                assert picture.text[evidence.STAMP] == evidence.digest(module, rows), f"{module.NAME}.png is stale"
+    assert f"{evidence.BEGIN}\n\n{evidence.RULES}\n\nRun at the default size: toy" in page
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
@@ -192,7 +229,7 @@ def test_all_goes_on_where_it_was_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--experiments", "toys"], "there is no experiment 'toys'; choose from toy, ablation"),
+        (["--experiments", "toys"], "there is no experiment 'toys'; choose from toy, long_toy, ablation"),
         (["--set", "step=3"], "--set takes NAME=VALUE with a name among"),
         (["--experiments", "toy", "--set", "steps=3"], "needs steps >= 10, seeds >= 2"),
         (["--experiments", "toy", "--workers", "0"], "workers must be at least 1, got 0"),

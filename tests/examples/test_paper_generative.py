@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.paper import generative, pictures
+from examples.paper import generative, parts, pictures
 from examples.paper.parts import InputError
 from examples.paper.vae import VAE, loss, negative_log_likelihood
 from tests.examples.test_paper import call, stamps
@@ -80,7 +80,25 @@ def test_the_learning_rate_is_chosen_on_the_validation_pictures() -> None:
         return {"settings": settings, "result": {"validation": validation, "test": -validation}}
 
     rows = [row(0.1, 0, 5.0), row(0.1, 1, 3.0), row(0.2, 0, 3.5), row(0.2, 1, 3.9), row(0.3, 0, float("nan"))]
+    rows.append(row(0.2, generative.MORE_SEEDS[0], 99.0))  # which came when the choice was made
     assert {r["settings"]["lr"] for r in generative.best(rows)["ADOPT"]} == {0.2}
+    kept = generative.best(parts.kept(generative.NAME))
+    assert {name: runs[0]["settings"]["lr"] for name, runs in kept.items()} == generative.CHOSEN
+
+
+@pytest.mark.parametrize(("less", "verdict"), [(-0.1, "reproduced"), (0.1, "contradicted"), (0.0, "not at this scale")])
+def test_the_verdict_is_of_pairs(less: float, verdict: str, tmp_path: Path) -> None:
+    rows = []
+    for part in generative.parts(True):
+        s = part.settings
+        loss = 23.0 + s["seed"] + (s["optimizer"] == "ADOPT") * (less + 0.01 * (s["seed"] % 3 - 1))
+        loss += 5 * (s["lr"] != generative.CHOSEN[s["optimizer"]])
+        result = {"train": [30.0, loss], "validation": loss, "test": loss}
+        rows.append({"settings": dict(s), "result": result})
+    (claim,) = generative.claims(rows)
+    assert claim.verdict == verdict
+    assert f"ADOPT less Adamax {less - 0.001:+.2f} ± 0.01 (10 pairs)" in claim.ours
+    generative.plot(rows, tmp_path / "plot.png")
 
 
 @pytest.mark.parametrize(

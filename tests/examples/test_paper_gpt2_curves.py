@@ -102,11 +102,15 @@ def row(optimizer: str, batch: str, seed: int, loss: float | None, losses: list[
     return {"settings": settings, "result": result}
 
 
+ADOPTW = "ADOPTW, beta2_warmup=1"
+NOISE = (0.01, 0.0, -0.01)  # of a pair; what the seed does to both is a hundred times that
+
+
 def made_up(adam: list[float], adopt: list[float], shift: float) -> list[dict[str, Any]]:
     """Rows whose small-batch curves are these; ADOPT's loss is `shift` above AdamW's."""
     return [
-        row(name, batch, seed, 3.0 + 0.01 * seed + (shift if name == "ADOPT" else 0), list(curve))
-        for name, curve in (("AdamW", adam), ("ADOPT", adopt), ("ADOPT, beta2=0.999", FALLING))
+        row(name, batch, seed, 3.0 + seed + (shift + NOISE[seed] if name == "ADOPT" else 0), list(curve))
+        for name, curve in (("AdamW", adam), ("ADOPT", adopt), ("ADOPT, beta2=0.999", FALLING), (ADOPTW, FALLING))
         for batch in gpt2_curves.BATCHES
         for seed in range(3)
     ]
@@ -115,9 +119,9 @@ def made_up(adam: list[float], adopt: list[float], shift: float) -> list[dict[st
 @pytest.mark.parametrize(
     ("adam", "adopt", "shift", "verdicts"),
     [
-        (with_bump(2.0), FALLING, -0.5, ["reproduced"] * 3),
-        (FALLING, with_bump(2.0), 0.5, ["contradicted"] * 3),
-        (FALLING, FALLING, 0.005, ["not at this scale"] * 3),
+        (with_bump(2.0), FALLING, -0.5, ["reproduced"] * 3 + ["contradicted"]),
+        (FALLING, with_bump(2.0), 0.5, ["contradicted"] * 3 + ["reproduced"]),
+        (FALLING, FALLING, 0.005, ["not at this scale"] * 4),
     ],
 )
 def test_verdicts_follow_from_the_numbers(
@@ -125,7 +129,7 @@ def test_verdicts_follow_from_the_numbers(
 ) -> None:
     rows = made_up(adam, adopt, shift)
     assert [claim.verdict for claim in gpt2_curves.claims(rows)] == verdicts
-    assert f"ADOPT {3 + 0.01 + shift:.3f} ± 0.025" in gpt2_curves.claims(rows)[1].ours
+    assert f"ADOPT {shift:+.3f} ± 0.025 (3 pairs)" in gpt2_curves.claims(rows)[1].ours
     gpt2_curves.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -133,8 +137,18 @@ def test_verdicts_follow_from_the_numbers(
 def test_a_run_that_diverged_is_said_to_have() -> None:
     rows = made_up(FALLING, FALLING, -0.5)
     rows[0]["result"]["eval_loss"] = None
-    assert "AdamW diverged" in gpt2_curves.claims(rows)[1].ours
+    assert "less AdamW: ADOPT diverged (3 pairs)" in gpt2_curves.claims(rows)[1].ours
+    assert gpt2_curves.claims(rows)[1].verdict == "not at this scale"
     assert "| large, 20 sequences | AdamW | diverged |" in gpt2_curves.table(rows)
+
+
+def test_what_has_not_been_run_has_no_verdict(tmp_path: Path) -> None:
+    rows = [row for row in made_up(FALLING, FALLING, -0.5) if row["settings"]["optimizer"] != ADOPTW]
+    *others, warm = gpt2_curves.claims(rows)
+    assert (warm.verdict, warm.ours) == ("not at this scale", "ADOPTW less ADOPT: no pairs")
+    assert all("ADOPTW" not in claim.ours for claim in others)
+    assert "ADOPTW" not in gpt2_curves.table(rows)
+    gpt2_curves.plot(rows, tmp_path / "plot.png")
 
 
 def test_full_size_is_the_papers() -> None:
@@ -142,7 +156,7 @@ def test_full_size_is_the_papers() -> None:
     for quick in (True, False):
         sizes = {name: a * b for name, (a, b) in gpt2_curves.BATCH[quick].items()}
         assert sizes["large"] == 5 * sizes["small"]
-    assert len({part.name for part in gpt2_curves.parts(quick=True)}) == 18
+    assert len({part.name for part in gpt2_curves.parts(quick=True)}) == 24
 
 
 def test_the_recipes_modules_are_not_left_behind() -> None:
@@ -167,13 +181,13 @@ def test_the_command_at_toy_size(tmp_path: Path, tmp_path_factory: pytest.TempPa
     )
     assert result.returncode == 0, result.stderr
     rows = [json.loads(file.read_text()) for file in (tmp_path / "runs" / "gpt2_curves").glob("*.json")]
-    assert len(rows) == 6
+    assert len(rows) == 8
     for found in rows:
         assert found["result"]["steps"] == list(range(1, 13))
         assert found["result"]["losses"][0] == pytest.approx(math.log(1024), rel=0.02)
         assert found["result"]["eval_steps"][:2] == [6, 12]
         assert found["result"]["sequences"] == {"large": 20, "small": 4}[found["settings"]["batch"]]
-    assert len({found["result"]["eval_loss"] for found in rows}) == 6, "six different runs"
+    assert len({found["result"]["eval_loss"] for found in rows}) == 8, "eight different runs"
     assert "| small, 4 sequences | ADOPT, beta2=0.999 |" in result.stdout
     assert (tmp_path / "runs" / "gpt2_curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -181,7 +195,10 @@ def test_the_command_at_toy_size(tmp_path: Path, tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--set", "optimizer=SGD"], "optimizer must be one of 'AdamW', 'ADOPT', 'ADOPT, beta2=0.999', got 'SGD'"),
+        (
+            ["--set", "optimizer=SGD"],
+            "optimizer must be one of 'AdamW', 'ADOPT', 'ADOPT, beta2=0.999', 'ADOPTW, beta2_warmup=1', got",
+        ),
         (["--set", "n_embd=63"], "stdlib.yaml does not take"),
         (["--set", "steps=3"], "--set takes NAME=VALUE with a name among"),
         (["--workers", "0"], "workers must be at least 1, got 0"),

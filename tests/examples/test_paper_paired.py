@@ -60,6 +60,17 @@ def test_noise_makes_a_verdict_less_likely_never_more() -> None:
     assert verdict(Difference(0.1, 0.2, 8)) == "not at this scale"
 
 
+def test_equal_pairs_of_coarse_numbers_are_no_certainty() -> None:
+    ours, theirs = {0: 1.0, 1: 1.0, 2: 2.0}, {0: 2.0, 1: 2.0, 2: 3.0}
+    assert difference(ours, theirs).half == 0
+    found = difference(ours, theirs, resolution=1.0)
+    assert found.half == pytest.approx(4.3027 / math.sqrt(6 * 3), rel=1e-3)
+    assert verdict(found) == "not at this scale"
+    wide = {0: 9.0, 1: -5.0, 2: 0.0}
+    assert difference(wide, theirs, resolution=0.1) == difference(wide, theirs)
+    assert math.isinf(difference({0: 1.0}, {0: 2.0}, resolution=1.0).half)
+
+
 def test_all_of_several() -> None:
     assert paired.all_of(["reproduced", "reproduced"]) == "reproduced"
     assert paired.all_of(["reproduced", "not at this scale"]) == "not at this scale"
@@ -95,9 +106,18 @@ def test_the_pool_is_what_scatters_and_not_what_the_settings_and_seeds_do() -> N
     assert paired.pool(exact) == (0.0, 1)
 
 
+@pytest.mark.parametrize(("runs", "df", "tabulated"), [(2, 10, 3.151), (5, 14, 4.407), (5, 4, 6.287)])
+def test_spreads_are_tukeys(runs: int, df: int, tabulated: float) -> None:
+    found = paired.Pool(0.5, df)
+    assert found.spread(runs) == pytest.approx(0.5 * tabulated, rel=1e-3)
+    if runs == 2:
+        assert found.spread(2) == pytest.approx(found.half(2), rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "cells", [[], [{0: 1.0, 1: 2.0}], [{0: 1.0}, {0: 2.0}], [{0: 1.0, 1: math.inf}, {0: 2.0, 1: 2.0}]]
 )
 def test_a_pool_without_degrees_tells_nothing(cells: list[dict[int, float]]) -> None:
     assert paired.pool(cells).df == 0
     assert math.isinf(paired.pool(cells).half())
+    assert math.isinf(paired.pool(cells).spread(5))

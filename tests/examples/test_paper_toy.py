@@ -85,3 +85,30 @@ def test_the_command(tmp_path: Path) -> None:
     assert "| k = 50 | ADOPT, clipped |" in done.stdout
     assert len(stamps(tmp_path)) == len(toy.parts(True))
     assert (tmp_path / "toy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def made_up(steps: int, **finals: float) -> list[toy.Row]:
+    """Rows of all parts whose end is 0.99 of the way, but for those of a problem and an optimizer that are named."""
+    rows = []
+    for part in toy.parts(True):
+        s = part.settings
+        far = finals.get(f"{s['problem']}_{s['optimizer']}".replace("=", "").replace(", ", "_"), 0.99)
+        final = far * PROBLEMS[s["problem"]].minimiser
+        rows.append({"settings": {**s, "steps": steps}, "result": {"final": final, "error": 0.01}})
+    return rows
+
+
+@pytest.mark.parametrize("steps", [120_000, 10_000_000])
+def test_the_clipping_has_no_exemption(steps: int) -> None:
+    """It was spared for fewer than k^4 steps, and the page did not say so: it is the default that was spared."""
+    verdicts = {claim.claim: claim.verdict for claim in toy.claims(made_up(steps, k50_ADOPT_clipped=-0.9))}
+    assert verdicts["The clipping at t^(1/4) keeps the convergence, k = 50"] == "contradicted"
+    assert verdicts["The clipping at t^(1/4) keeps the convergence, k = 10"] == "reproduced"
+
+
+@pytest.mark.parametrize(("far", "verdict"), [(-1.0, "reproduced"), (0.99, "contradicted")])
+def test_that_adopt_fails_where_the_sum_is_shuffled_is_the_reviewers_claim(far: float, verdict: str) -> None:
+    claims = {claim.claim: claim for claim in toy.claims(made_up(30_000, shuffled_ADOPT=far))}
+    found = claims["ADOPT fails for small β2 on the same, shuffled every epoch"]
+    assert found.verdict == verdict
+    assert "reviewers" in found.paper
