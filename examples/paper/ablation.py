@@ -32,7 +32,7 @@ VARIANTS = {  # decorrelate, reorder
     "no reordering": (True, False),
     "both changes": (True, True),
 }
-COLOURS = {"neither": "#9aa7b5", "no decorrelation": "#c08a2b", "no reordering": "#c0392b", "both changes": "#2c5f8a"}
+COLOURS = {"neither": "#666666", "no decorrelation": "#c08a2b", "no reordering": "#c0392b", "both changes": "#2c5f8a"}
 
 
 def parts(quick: bool) -> list[Part]:
@@ -95,19 +95,20 @@ def table(rows: Iterable[Row]) -> str:
 
 def plot(rows: Iterable[Row], path: Path) -> None:
     rows = list(rows)
-    figure = Figure(figsize=(13, 3), layout="constrained")
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
     for ax, beta2 in zip(figure.subplots(1, len(BETA2), sharey=True), BETA2, strict=True):
         for variant, colour in COLOURS.items():
             row = of(rows, variant).get(beta2)
             if row:
                 curve = row["result"]
                 ax.plot(curve["step"], curve["mean"], color=colour, label=variant)
-                ax.fill_between(curve["step"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
+                ax.fill_between(curve["step"], curve["low"], curve["high"], color=colour, alpha=0.1, linewidth=0)
         ax.set(xscale="log", xlabel="step", ylim=(-1.05, 1.05), title=f"β2 = {beta2:g}")
         ax.axhline(-1, color="black", linewidth=0.6, linestyle=":")
         if beta2 == BETA2[0]:
             ax.set_ylabel("θ")
-            ax.legend(frameon=False, fontsize=8)
+            handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=90)
 
 

@@ -228,7 +228,7 @@ def plot(rows: Iterable[Row], path: Path) -> None:
             ax.set_ylabel(f"θ, k = {max(KS)}")
             ax.text(max(KS) ** 4, 0.5, "k^4 ", ha="right", fontsize=8)
             handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.supxlabel("step", fontsize=9)
     figure.savefig(path, dpi=90)
 

@@ -256,7 +256,8 @@ def plot(rows: Rows, path: Path) -> None:
     panels[2].set_yticks([i + 0.2 for i in range(len(names))], [AXES[axis] for axis in names])
     panels[2].invert_yaxis()
     panels[2].set(title="spread around the best setting", xlabel="nats per token")
-    panels[2].legend(frameon=False)
+    handles, labels = panels[2].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower right", ncols=len(labels), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
