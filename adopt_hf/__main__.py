@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from adopt_hf.integrations import environment, memory, run
+from adopt_hf.integrations import environment, memory_command, run
 
 
 def main() -> None:
@@ -34,13 +34,13 @@ def main() -> None:
         "--time", action="store_true", help="check, and time steps on GPT-2 124M's shapes for a quarter of a minute"
     )
 
-    memory_command = commands.add_parser(
+    memory = commands.add_parser(
         "memory",
         help="how many bytes of optimizer state each process holds",
         description="The bytes of optimizer state (exp_avg, exp_avg_sq and a float32 copy of the weights, if there is "
         "one) that each process holds. Without --zero and --fsdp, as under DDP, each holds all of it.",
     )
-    memory.add_arguments(memory_command)
+    memory_command.add_arguments(memory)
 
     argv = sys.argv[1:]
     end = len(argv)
@@ -59,9 +59,9 @@ def main() -> None:
         sys.exit(0 if right else 1)
     else:
         try:
-            print(memory.report(options))
+            print(memory_command.report(options))
         except ValueError as error:
-            memory_command.error(str(error))
+            memory.error(str(error))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adopt_hf.integrations import deepspeed_adam, memory
+from adopt_hf import quantization
+from adopt_hf.integrations import deepspeed_adam, memory, memory_command, memory_models
 from pages import conditions
 from pages.conditions import RESULTS
 
@@ -98,6 +99,17 @@ def refused_settings() -> str:
     return "\n".join(["| setting | it |", "| --- | --- |", *lines])
 
 
+def in_8_bits(name: str) -> str:
+    """The bytes of 8-bit moments a parameter of a model, embeddings and small tensors among them."""
+    model = memory_models.MODELS[name]
+    return f"{memory.state_bytes(model, state_bits=8).moments / model.elements:.1f}"
+
+
+def of_a_tensor() -> str:
+    """The bytes of 8-bit moments a parameter of a tensor that is kept so."""
+    return f"{memory.MOMENTS[8] + memory.SCALES / quantization.BLOCK_SIZE:.2f}"
+
+
 TEXTS: dict[str, Callable[[], str]] = {
     "launch modes": launch_modes,
     "kills": kills,
@@ -105,5 +117,8 @@ TEXTS: dict[str, Callable[[], str]] = {
     "measured bytes": state_bytes,
     "memory model": memory_model,
     "refused settings": refused_settings,
-    "memory": memory.table,
+    "memory": memory_command.table,
+    "bytes in 8 bits": of_a_tensor,
+    "bytes in 8 bits of GPT-2": lambda: in_8_bits("gpt2"),
+    "bytes in 8 bits of Llama": lambda: in_8_bits("llama-7b"),
 }

@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from adopt_hf import ADOPT, param_groups
+from adopt_hf import ADOPT, param_groups, storage
 from adopt_hf.__main__ import main
-from adopt_hf.integrations import memory
+from adopt_hf.integrations import memory_command
 from adopt_hf.integrations.memory import MODES, PRECISIONS, Usage, state_bytes
+from adopt_hf.integrations.memory_models import MODELS, nearest
 
 GROUPS = [[(5, 3), (4,)], [(7,)]]  # 19 and 7 elements
 
@@ -75,16 +76,84 @@ def test_fewer_bits_in_one_process(bits: int) -> None:
     p.grad = torch.ones_like(p)
     optimizer.step()
     held = sum(t.untyped_storage().nbytes() for name, t in optimizer.state[p].items() if name != "step")
-    assert held == state_bytes(p.numel(), state_bits=bits).moments
-    assert held == 3 * state_bytes(p.numel(), mode="zero3", world_size=3, state_bits=bits).moments
+    assert held == state_bytes([[p.shape]], state_bits=bits, float32=[[]]).moments
+    assert held == 3 * state_bytes([[p.shape]], mode="zero3", world_size=3, state_bits=bits, float32=[[]]).moments
 
 
-def test_8_bits_of_shapes_are_an_error() -> None:
-    with pytest.raises(ValueError, match="state_bits=8 takes a number of parameters"):
+@pytest.mark.parametrize("mode", ["ddp", "zero0"])
+def test_8_bits_from_shapes_in_one_process(mode: str) -> None:
+    """Those of a real optimizer: an embedding, small tensors, rows that end with a short block, and one flat tensor."""
+    model = nn.Sequential(nn.Embedding(90, 64), nn.Linear(64, 70), nn.Linear(70, 300), nn.Conv1d(5, 41, 20))
+    optimizer = ADOPT(param_groups(model, weight_decay=0.1), state_bits=8)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    held = [t for state in optimizer.state.values() for name, t in state.items() if name != "step"]
+    shapes = [[p.shape for p in group["params"]] for group in optimizer.param_groups]
+    float32 = [group.get("float32_state", ()) for group in optimizer.param_groups]
+    assert float32 == [[0], ()]
+    assert {t.dtype for t in held} == {torch.float32, torch.uint8}
+    expected = state_bytes(shapes, mode=mode, precision="fp32", state_bits=8, float32=float32)
+    assert sum(t.untyped_storage().nbytes() for t in held) == expected.total
+
+
+def test_8_bits_sharded_by_hand() -> None:
+    groups, float32 = [[(300, 256), (90, 64), (512, 100)], [(3,)]], [[1], []]
+    flat = 300 * 256 + 512 * 100
+    fsdp = state_bytes(groups, mode="fsdp", world_size=2, state_bits=8, float32=float32)  # rows of 100 are too short
+    assert fsdp.moments == 8 * (45 * 64 + 2 + 256 * 100) + 2 * (150 * 256) + 12 * 150
+    zero = state_bytes(groups, mode="zero2", world_size=4, state_bits=8, float32=float32)
+    assert zero.moments == 8 * (90 * 64 // 4 + 2) + 2 * flat // 4 + 12 * 125  # 32,000 elements in blocks of 256
+    assert zero.master == 4 * ((flat + 90 * 64) // 4 + 2)
+
+
+def test_8_bits_of_shapes_need_the_embeddings() -> None:
+    with pytest.raises(ValueError, match="needs the positions of the embeddings, a list for each param group: write"):
         state_bytes(GROUPS, state_bits=8)
+    with pytest.raises(ValueError, match="needs the positions of the embeddings"):
+        state_bytes(GROUPS, state_bits=8, float32=[[0]])
     with pytest.raises(ValueError, match="state_bits must be one of 8, 16, 32, got 5"):
         state_bytes(100, state_bits=5)
     assert state_bytes(GROUPS, state_bits=16).moments == 4 * 26
+
+
+OF_TRANSFORMERS = {
+    "gpt2": ("GPT2LMHeadModel", {"n_layer": 12, "n_embd": 768, "n_head": 12}),
+    "gpt2-xl": ("GPT2LMHeadModel", {"n_layer": 48, "n_embd": 1600, "n_head": 25}),
+    "llama-7b": ("LlamaForCausalLM", {}),
+    "llama-3-8b": (
+        "LlamaForCausalLM",
+        {"intermediate_size": 14336, "vocab_size": 128256, "num_key_value_heads": 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_TRANSFORMERS)
+def test_known_models_are_those_of_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    title, settings = OF_TRANSFORMERS[name]
+    cls = getattr(transformers, title)
+    with torch.device("meta"):
+        model = cls(cls.config_class(**settings))
+    groups = param_groups(model, 0.1)
+    known = MODELS[name]
+    for group, shapes, positions in zip(groups, known.groups, known.embeddings, strict=True):
+        marked = [getattr(p, storage.MARK, False) for p in group["params"]]
+        found = sorted(zip(map(tuple, (p.shape for p in group["params"])), marked, strict=True))
+        assert found == sorted((shape, position in positions) for position, shape in enumerate(shapes))
+
+
+def test_bytes_of_known_models() -> None:
+    """The figures of README and docs/low_bits.md."""
+    each = {name: state_bytes(model, state_bits=8).moments / model.elements for name, model in MODELS.items()}
+    assert each["gpt2"] == pytest.approx(3.94, abs=0.01)
+    assert each["llama-7b"] == pytest.approx(2.16, abs=0.01)
+    assert all(2.04 < found < 4 for found in each.values())
+    # of a mere number, which is taken for that of the nearest model
+    assert state_bytes(124e6, state_bits=8).moments == pytest.approx(489e6, rel=0.002)
+    assert nearest(1).title == "GPT-2 124M"
+    assert nearest(8 * 10**9).title == "Llama 3 8B"
+    assert nearest(10**12).title == "Llama 2 70B"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -176,23 +245,23 @@ def test_refused(kwargs: dict[str, Any], says: str) -> None:
     ],
 )
 def test_number(text: str, value: int) -> None:
-    assert memory.parse_count("--params", text) == value
+    assert memory_command.parse_count("--params", text) == value
 
 
 @given(value=st.integers(1, 10**15), small=st.booleans())
 def test_every_spelling(value: int, small: bool) -> None:
     for text in (f"{value}", f"{value:_}", f"{value}.0", f"{value}e0", f"{value:.15e}"):
-        assert memory.parse_count("x", text) == value
-    for suffix, factor in memory.SUFFIXES.items():
+        assert memory_command.parse_count("x", text) == value
+    for suffix, factor in memory_command.SUFFIXES.items():
         whole, rest = divmod(value, factor)
         digits = f"{rest}".rjust(len(f"{factor}") - 1, "0")
-        assert memory.parse_count("x", f"{whole}.{digits}{suffix.lower() if small else suffix}") == value
+        assert memory_command.parse_count("x", f"{whole}.{digits}{suffix.lower() if small else suffix}") == value
 
 
 @given(st.text() | st.text("0123456789.eE+-_kKmMbBtT naif"))
 def test_anything_else(text: str) -> None:
     try:
-        value = memory.parse_count("--params", text)
+        value = memory_command.parse_count("--params", text)
     except ValueError as error:
         message = str(error)
     else:
@@ -209,7 +278,7 @@ NOT_ONE += ["nan", "inf", "1e999999999", "1e99999999999999999999", "0x10", "7e9\
 @pytest.mark.parametrize("text", NOT_ONE)
 def test_no_number(text: str) -> None:
     with pytest.raises(ValueError, match="--params must be a whole number"):
-        memory.parse_count("--params", text)
+        memory_command.parse_count("--params", text)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -242,6 +311,9 @@ def test_summary(printed: Any) -> None:
     ("line", "says"),
     [
         ("--params 124M", ["124,000,000 parameters, DDP, bf16.", "992,000,000", "0 (0)", "Exact"]),
+        ("--params 124M --state-bits 8", ["moments in 8 bits", "Assumed: 31.7 %", "as in GPT-2 124M, the known model"]),
+        ("--model gpt2 --state-bits 8", ["GPT-2 124M (124,439,808 parameters), DDP", "(489,", "From the shapes"]),
+        ("--model llama-7b --zero 3 --world-size 8", ["Llama 7B (6,738,415,616 parameters), ZeRO 3", "6,738,415,616)"]),
         ("--params 124M --zero 0", ["ZeRO 0, bf16.", "992,000,000", "496,000,000"]),
         ("--params 124M --zero 0 --precision fp32", ["ZeRO 0, fp32.", "992,000,000", "0 (0)"]),
         ("--params 124M --fsdp --world-size 8", ["FSDP, bf16.", " 8 ", "124,000,000", "one row of each tensor"]),
@@ -290,7 +362,8 @@ def test_table(option: str, sizes: list[int], precision: str, printed: Any) -> N
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("", "one of the arguments --params --table is required"),
+        ("", "one of the arguments --params --model --table is required"),
+        ("--model gpt5", "--model: invalid choice: 'gpt5' (choose from"),
         ("--params 0", "--params must be a whole number from 1 to 1e15, like 7e9, 7B or 124M, got '0'"),
         ("--params=-7e9", "--params must be a whole number from 1 to 1e15, like 7e9, 7B or 124M, got '-7e9'"),
         ("--params many", "--params must be a whole number from 1 to 1e15, like 7e9, 7B or 124M, got 'many'"),

@@ -110,4 +110,20 @@ MUTANTS = (
         ("tests/benchmarks/test_step.py", "-k", "drawn_order"),
         "one optimizer would always have the better places in memory",
     ),
+    Mutant(
+        "docs-bytes-of-a-model-in-8-bits",
+        "docs/low_bits.md",
+        "a GPT-2 124M takes <!--= bytes in 8 bits of GPT-2 -->3.9",
+        "a GPT-2 124M takes <!--= bytes in 8 bits of GPT-2 -->2.1",
+        OF_DOCS,
+        "the page would promise the bytes of a tensor for a whole model",
+    ),
+    Mutant(
+        "memory-embeddings-in-8-bits",
+        "adopt_hf/integrations/memory.py",
+        "(kept if position in positions or small or uncut else others)",
+        "(kept if small or uncut else others)",
+        ("tests/integrations/test_memory.py", "-k", "8_bits or known"),
+        "the command would promise half of the bytes that a GPT-2 takes",
+    ),
 )

@@ -1,0 +1,171 @@
+"""The command `python -m adopt_hf memory`: numbers as people write them, a summary, and the table of the docs."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from decimal import Decimal, DecimalException
+
+from adopt_hf import quantization
+from adopt_hf.integrations.deepspeed import OFFLOAD
+from adopt_hf.integrations.memory import LARGEST, MASTER, MODES, MOMENTS, PRECISIONS, SCALES, WHOLE, Usage, state_bytes
+from adopt_hf.integrations.memory_models import MODELS, Model, nearest
+
+SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+TABLE_PARAMS = ("124M", "1.5B", "7B", "13B", "70B")
+TABLE_WORLD_SIZES = (8, 64, 256, 1024)
+
+
+def parse_count(name: str, text: str) -> int:
+    """A whole number from 1 to 1e15: "7e9", "7B", "1.5b", "124M", "124_000_000"; K, M, B, T are powers of 1000.
+
+    Raises:
+        ValueError: `text` is something else; one line that begins with `name`.
+    """
+    stripped = text.strip()
+    factor = SUFFIXES.get(stripped[-1:].upper(), 1)
+    try:
+        number = Decimal(stripped if factor == 1 else stripped[:-1])
+        allowed = number.is_finite() and 1 <= number * factor <= LARGEST and number * factor % 1 == 0
+    except DecimalException:
+        allowed = False
+    if not allowed:
+        raise ValueError(f"{name} must be a whole number from 1 to 1e15, like 7e9, 7B or 124M, got {text!r}")
+    return int(number * factor)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `python -m adopt_hf memory` takes."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--params", metavar="N", help="parameters that are trained: 7e9, 7B, 124M")
+    what.add_argument("--model", choices=MODELS, help="a model whose shapes are known: exact, padding included")
+    what.add_argument("--table", action="store_true", help="every mode, 124M to 70B parameters, in GitHub's markdown")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--zero", type=int, choices=(0, 1, 2, 3), help="stage of DeepSpeed's ZeRO")
+    mode.add_argument("--fsdp", action="store_true", help="FSDP, fully sharded")
+    parser.add_argument("--world-size", nargs="+", metavar="N", help="processes that share the state (default: 1)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the weights (default: bf16)")
+    parser.add_argument(
+        "--state-bits", type=int, choices=sorted(MOMENTS), default=32, help="of each moment (default: 32)"
+    )
+    parser.add_argument("--offload", choices=[x for x in OFFLOAD if x], help="what ZeRO moves to the CPU")
+
+
+def report(options: argparse.Namespace) -> str:
+    """What `python -m adopt_hf memory` prints.
+
+    Raises:
+        ValueError: a value that is not allowed, or a combination that there is not; one line that says what is.
+    """
+    world_sizes = [parse_count("--world-size", text) for text in options.world_size or ()]
+    mode = "fsdp" if options.fsdp else "ddp" if options.zero is None else f"zero{options.zero}"
+    if not options.table:
+        params = MODELS[options.model] if options.model else parse_count("--params", options.params)
+        return summary(params, mode, world_sizes or [1], options.precision, options.offload, options.state_bits)
+    if mode != "ddp" or options.offload is not None:
+        raise ValueError("--table has every mode: leave out --zero, --fsdp and --offload")
+    return table(options.precision, world_sizes or TABLE_WORLD_SIZES, options.state_bits)
+
+
+def left_out(params: int, mode: str, state_bits: int = 32) -> str:
+    """What the bytes of a mere number of parameters leave out and assume, in words."""
+    element = MOMENTS[state_bits] + MASTER
+    if mode in WHOLE:
+        words = "Exact: every process keeps all of it."
+    else:
+        words = "Parameters / processes, rounded up. " + {
+            "fsdp": "FSDP2 cuts each tensor between its rows: rank 0 holds less than one row of each tensor more.",
+            "zero3": f"ZeRO pads each tensor: less than 1 element ({element} bytes) of each tensor more.",
+        }.get(mode, f"ZeRO pads each param group: less than 2 elements ({2 * element} bytes) of each group more.")
+    if state_bits == 8:
+        like = nearest(params)
+        words = words.replace("Exact: e", "E") + (
+            f"\nAssumed: {100 * like.share_of_float32:.1f} % of the elements are in embeddings or in tensors of fewer "
+            f"than {quantization.SMALLEST_TENSOR} elements, as in {like.title}, the known model of the nearest size. "
+            f"These keep {MOMENTS[32]} bytes an element; the others have {MOMENTS[8]} and {SCALES} a block of "
+            f"{quantization.BLOCK_SIZE}. `--model` counts the shapes of {', '.join(MODELS)}."
+        )
+    return words
+
+
+def summary(
+    params: int | Model,
+    mode: str,
+    world_sizes: Sequence[int],
+    precision: str,
+    offload: str | None,
+    state_bits: int = 32,
+) -> str:
+    """The optimizer state of one process in one mode, one row a world size.
+
+    Raises:
+        ValueError: as `state_bytes`.
+    """
+    where = {None: "", "optimizer": ", optimizer offloaded", "parameters": ", parameters and optimizer offloaded"}
+    rows: list[tuple[str, ...]] = [
+        ("processes", "held by", "moments: GiB (bytes)", "fp32 weights: GiB (bytes)", "total: GiB (bytes)")
+    ]
+    for world_size in world_sizes:
+        usage = state_bytes(
+            params, mode=mode, world_size=world_size, precision=precision, offload=offload, state_bits=state_bits
+        )
+        sizes = (f"{_gib(size)} ({size:,})" for size in (usage.moments, usage.master, usage.total))
+        rows.append((f"{world_size:,}", usage.held_by, *sizes))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    bits = "" if state_bits == 32 else f", moments in {state_bits} bits"
+    if isinstance(params, Model):
+        what, note = f"{params.title} ({params.elements:,} parameters)", "From the shapes, padding included."
+    else:
+        what, note = f"{params:,} parameters", left_out(params, mode, state_bits)
+    title = f"Optimizer state of one process: {what}, {MODES[mode]}, {precision}{where[offload]}{bits}."
+    return "\n".join([title, "", *lines, "", note])
+
+
+def table(precision: str = "bf16", world_sizes: Sequence[int] = TABLE_WORLD_SIZES, state_bits: int = 32) -> str:
+    """The optimizer state of one process in every mode, as a table in GitHub's markdown; equal modes share rows.
+
+    Raises:
+        ValueError: as `state_bytes`.
+    """
+    alike: dict[tuple[bool, tuple[tuple[Usage, ...], ...]], list[str]] = {}  # the numbers -> the modes
+    for offload, modes in ((None, MODES), ("optimizer", ("zero1", "zero2", "zero3"))):
+        for mode in modes:
+            numbers = tuple(
+                tuple(
+                    state_bytes(
+                        parse_count("", size),
+                        mode=mode,
+                        world_size=n,
+                        precision=precision,
+                        offload=offload,
+                        state_bits=state_bits,
+                    )
+                    for size in TABLE_PARAMS
+                )
+                for n in world_sizes
+            )
+            alike.setdefault((mode in WHOLE, numbers), []).append(MODES[mode])
+
+    head = ["mode", "processes", "held by", "moments, bytes", "fp32 weights, bytes"]
+    head += [f"{size}, GiB" for size in TABLE_PARAMS]
+    lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3)]
+    for (whole, numbers), names in alike.items():
+        for n, usages in [("any", numbers[0])] if whole else zip(world_sizes, numbers, strict=True):
+            part = "" if whole else f"/{n}"
+            sizes = [parse_count("", size) for size in TABLE_PARAMS]
+            each = sorted(
+                usage.moments * (1 if whole else int(n)) / size for size, usage in zip(sizes, usages, strict=True)
+            )
+            low, high = f"{each[0]:.3g}", f"{each[-1]:.3g}"
+            moments = low if low == high else f"({low} to {high})"
+            per_element = [f"{moments}{part}", f"{MASTER}{part}" if usages[0].master else "0"]
+            name = ", ".join(names) + (", offloaded" if usages[0].offloaded else "")
+            lines.append([name, f"{n}", usages[0].held_by, *per_element, *(_gib(usage.total) for usage in usages)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _gib(size: int) -> str:
+    """Bytes in GiB, to three digits."""
+    gib = size / 2**30
+    decimals = max(0, 2 - math.floor(math.log10(gib))) if gib else 0
+    return f"{gib:,.{decimals}f}"
