@@ -30,7 +30,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "ADOPTW, beta2_warmup=1": {"optim": "adopt", "optim_args": "beta2_warmup=1"},
 }
 COLOURS = {"AdamW": "#000000", "ADOPT": "#2c5f8a", "ADOPTW, beta2_warmup=1": "#2f8f4e"}
-SIZE = {"max_steps": 100, "n_embd": 64, "block_size": 64, "batch": 4}
+SIZE = {"max_steps": 60, "n_embd": 64, "block_size": 64, "batch": 4}
 LIMIT = 0.05
 NOTE = (
     "No warm-up and no decay of the learning rate, no clipping of the norm, a small batch. A run *diverged* if its "
@@ -49,8 +49,8 @@ def parts(quick: bool) -> list[Part]:
             f"{optimizer.lower().replace(', beta2_', '-').replace('=', '-')}-lr{lr:g}-{seed}",
             {"optimizer": optimizer, "lr": lr, "seed": seed, **SIZE},
         )
-        for lr in sorted(RATES, reverse=True)
         for seed in SEEDS
+        for lr in RATES
         for optimizer in OPTIMIZERS
     ]
 

@@ -18,16 +18,14 @@ six decades of eps, and three clip exponents.
 import math
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from examples.paper import command, gpt2
 from examples.paper.claims import Claim
 from examples.paper.paired import Difference, all_of, difference, verdict
 from examples.paper.parts import InputError, Part
 from examples.paper.sensitivity_grid import (
+    AXES,
     BASE_RATE,
     CLIPS,
     DEFAULT_BETA2,
@@ -48,12 +46,14 @@ from examples.paper.sensitivity_grid import (
     grid,
     line,
     lowest_by_beta2,
+    number,
     scatter,
     sides,
     spread,
     tuned,
     wanted,
 )
+from examples.paper.sensitivity_plot import plot as plot  # what evidence asks of an experiment
 
 NAME = "sensitivity"
 TITLE = "Sensitivity to the hyperparameters"
@@ -68,7 +68,6 @@ NOTE = (
     "optimizer apart; it cannot tell whether the second moment is worth having: the gradient's norm is at most 1, so "
     f"the root of v is about 0.0024 or less, and eps = {MOMENTUM:g} makes plain momentum of ADOPT."
 )
-AXES = {"lr": "learning rate", "beta2": "beta2", "eps": "eps", "clip_exp": "clip exponent"}
 
 
 def parts(quick: bool) -> list[Part]:
@@ -214,65 +213,10 @@ def table(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: Rows, path: Path) -> None:
-    """Draw both grids as heat maps with one scale, and the lines of eps and clip exponent."""
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
-    panels = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
-    beta2s, rates = sides(rows)
-    found = {name: grid(rows, name) for name in OPTIMIZERS}
-    finite = sorted(loss for cells in found.values() for loss in cells.values() if math.isfinite(loss))
-    # What diverged, or nearly, must not take the colours from the rest.
-    low, high = finite[0], finite[len(finite) * 3 // 4]
-    for axes_, (name, cells) in zip(panels, found.items(), strict=False):
-        picture = axes_.imshow(
-            [[cells.get((beta2, lr), math.nan) for lr in rates] for beta2 in beta2s],
-            vmin=low,
-            vmax=high,
-            cmap="viridis_r",
-            aspect="auto",
-        )
-        for y, beta2 in enumerate(beta2s):
-            for x, lr in enumerate(rates):
-                loss = cells.get((beta2, lr))
-                dark = loss is not None and loss > (low + high) / 2
-                axes_.text(x, y, number(loss), ha="center", va="center", color="white" if dark else "black")
-        axes_.set(title=f"{name}: held-out loss", xlabel="learning rate", ylabel="beta2")
-        axes_.set_xticks(range(len(rates)), [f"{lr:g}" for lr in rates])
-        axes_.set_yticks(range(len(beta2s)), [f"{beta2:g}" for beta2 in beta2s])
-    figure.colorbar(picture, ax=list(panels[:2]), extend="max")
-    spreads = {name: axes(rows, name) for name in OPTIMIZERS}
-    names = list(AXES)
-    for offset, (name, colour) in enumerate((("ADOPT", "#2c5f8a"), ("AdamW", "#c08a2b"))):
-        values = [spread(spreads[name][axis]) if axis in spreads[name] else 0.0 for axis in names]
-        places = [i + 0.4 * offset for i in range(len(names))]
-        lengths = [value if math.isfinite(value) else 0.0 for value in values]
-        panels[2].barh(places, lengths, height=0.38, color=colour, label=name)
-        for place, value in zip(places, values, strict=True):
-            if math.isinf(value):
-                panels[2].text(0, place, " diverged", va="center")
-    panels[2].axvline(
-        scatter(rows).spread(5), color="black", linewidth=1, linestyle="--", label="five runs by chance (95 %)"
-    )
-    panels[2].set_yticks([i + 0.2 for i in range(len(names))], [AXES[axis] for axis in names])
-    panels[2].invert_yaxis()
-    panels[2].set(title="spread around the best setting", xlabel="nats per token")
-    handles, labels = panels[2].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower right", ncols=len(labels), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-
-
 def _name(s: dict[str, Any]) -> str:
     words = [s["optimizer"].lower(), f"lr{s['lr']:g}", f"beta2-{s['beta2']:g}", f"eps{s['eps']:g}"]
     clip = s["clip_exp"] if s["clip_exp"] == "none" else f"{s['clip_exp']:.2f}"
     return "-".join([*words, f"clip-{clip}", f"seed{s['seed']}"])
-
-
-def number(loss: float | None) -> str:
-    """Three places; or 'diverged', and '-' for what has not been run."""
-    if loss is None:
-        return "-"
-    return f"{loss:.3f}" if math.isfinite(loss) else "diverged"
 
 
 def cell(beta2: float, lr: float) -> str:

@@ -29,6 +29,7 @@ DEFAULT_BETA2 = (0.9999, 1e-3)
 OTHER_SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
 MOMENTUM = 1e-2  # an eps above the root of v of nearly all elements
 FIRST = 100  # steps in which the clip can do what it was made for
+AXES = {"lr": "learning rate", "beta2": "beta2", "eps": "eps", "clip_exp": "clip exponent"}
 Settings = dict[str, Any]
 Rows = Sequence[dict[str, Any]]
 
@@ -56,8 +57,8 @@ def wanted() -> list[Settings]:
                 found += [at | {"clip_exp": "none", "seed": seed} for seed in SEEDS]
             found += [at | {"seed": seed} for seed in SEEDS]
     duel = [*map(tuned, OPTIMIZERS), base("ADOPT", *DEFAULT_BETA2)]
-    found += [at | {"seed": seed} for at in duel for seed in OTHER_SEEDS]
     found += [tuned("ADOPT") | {"eps": MOMENTUM, "seed": seed} for seed in SEEDS]
+    found += [at | {"seed": seed} for seed in OTHER_SEEDS for at in duel]
     return found
 
 
@@ -155,3 +156,10 @@ def axes(rows: Rows, optimizer: str) -> dict[str, dict[Any, float]]:
 def gain(found: dict[Any, float], axis: str) -> float:
     """What leaving ADOPT's default is worth along an axis. The learning rate has none: what its choice is worth."""
     return spread(found) if axis == "lr" else found.get(DEFAULTS[axis], max(found.values())) - min(found.values())
+
+
+def number(loss: float | None) -> str:
+    """Three places; or 'diverged', and '-' for what has not been run."""
+    if loss is None:
+        return "-"
+    return f"{loss:.3f}" if math.isfinite(loss) else "diverged"
