@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 BLOCK = re.compile(
-    r"^(?P<begin><!-- (?P<key>[a-z0-9 ]+): [^\n]+ -->)\n(?P<text>.*?)\n(?P<end><!-- end of (?P=key) -->)$",
+    r"^(?P<begin><!-- (?P<key>[\w '-]+): [^\n]+ -->)\n(?P<text>.*?)\n(?P<end><!-- end of (?P=key) -->)$",
     re.DOTALL | re.MULTILINE,
 )
 VALUE = re.compile(r"(?P<begin><!--= (?P<key>[^\n]+?) -->)(?P<text>[^\n]*?)(?P<end><!--/-->)")
-HALVES = (r"^<!-- [a-z0-9 ]+: [^\n]+ -->$", r"^<!-- end of [^\n]* -->$", r"<!--= ", r"<!--/-->")
+HALVES = (r"^<!-- [\w '-]+: [^\n]+ -->$", r"^<!-- end of [^\n]* -->$", r"<!--= ", r"<!--/-->")
 
 
 class Found(NamedTuple):
