@@ -1,0 +1,249 @@
+"""Which defaults ADOPT should have for people who come from AdamW: the protocol, its rule, and the command that runs it.
+
+python -m examples.paper.defaults                # what is not run yet, then docs/defaults.md
+python -m examples.paper.defaults --page_only    # the page, from the rows that are kept
+python -m examples.paper.defaults --stages pilot decide
+python -m examples.paper.defaults --left         # what is left, and how long it takes
+
+A part is one optimizer at one learning rate on one task, for some seeds at once; it is kept in runs/defaults when it is
+over, and the rows in examples/paper/results/defaults.jsonl. A call that is killed at any time goes on with the next.
+The parts come in the order of what they decide: `STAGES`.
+
+The rule was written before the runs; examples/paper/decisions.py has it in words (RULE) and in code.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.paper import command, parts
+from examples.paper.parts import InputError, Part
+from examples.paper.tasks import TASKS, Task, train
+
+NAME = "defaults"
+RESULTS = Path(__file__).parent / "results" / "defaults.jsonl"
+FOLDER = Path("runs/defaults")
+EXPONENTS = (1.0, 0.8, 0.65, 0.5)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An optimizer with its options; of AdamW only beta2 counts.
+
+    Args:
+        beta2: "task": the one of the task, 0.9999 but in the long runs; "steps": 1 - 1/steps.
+        warmup: the exponent of beta2_warmup, 0 for none.
+        clip_exp: as of `adopt_hf.ADOPT`; "atan2": examples/paper/atan2.py.
+        lr_warmup: whether the learning rate rises at the beginning, as the task has it.
+    """
+
+    optimizer: str
+    beta2: float | str = "task"
+    warmup: float = 0.0
+    clip_exp: float | str | None = 0.25
+    lr_warmup: bool = True
+
+
+ADAMWS = ("adamw-0.95", "adamw-0.999")
+
+
+def adoptw(exponent: float) -> str:
+    return f"adoptw-{exponent:g}"
+
+
+VARIANTS = {
+    "adamw-0.95": Variant("AdamW", 0.95),
+    "adamw-0.999": Variant("AdamW", 0.999),
+    "adopt": Variant("ADOPT"),
+    **{adoptw(k): Variant("ADOPT", warmup=k) for k in EXPONENTS},
+    **{f"{adoptw(k)}-beta2-{b:g}": Variant("ADOPT", b, k) for k in EXPONENTS for b in (0.95, 0.99)},
+    "adamw-0.95-cold": Variant("AdamW", 0.95, lr_warmup=False),
+    "adamw-0.999-cold": Variant("AdamW", 0.999, lr_warmup=False),
+    **{f"{adoptw(k)}-cold": Variant("ADOPT", warmup=k, lr_warmup=False) for k in (1.0, 0.8)},
+    **{f"{adoptw(1.0)}-clip-{c or 'none'}": Variant("ADOPT", warmup=1.0, clip_exp=c) for c in (None, 0.125, 0.5)},
+    **{f"{adoptw(k)}-atan2": Variant("ADOPT", warmup=k, clip_exp="atan2") for k in (1.0, 0.8)},
+    f"{adoptw(1.0)}-beta2-steps": Variant("ADOPT", "steps", 1.0),
+}
+DECIDING = ("adamw-0.95", "adamw-0.999", adoptw(1.0), adoptw(0.8), adoptw(0.65), adoptw(0.5), "adopt")
+PLAIN = tuple(f"{adoptw(1.0)}-beta2-{beta2:g}" for beta2 in (0.95, 0.99))
+OF_LARGE = ("adamw-0.95", "adamw-0.999", "adopt", adoptw(1.0), adoptw(0.8))  # at the other rates of the large tasks
+ONCE = tuple(name for name in VARIANTS if name.endswith(("-cold", "-atan2", "-steps")) or "-clip-" in name)
+ONCE_TASKS = ("gpt2_500", "gpt2_2000")
+PILOT_SEEDS = (100, 101)
+PILOT_RATES = {
+    "gpt2_500": (1e-3, 3e-3, 1e-2),
+    "lora": (3e-3, 1e-2, 3e-2),
+    "llama": (3e-4, 1e-3, 3e-3, 1e-2),
+    "loraplus": (1e-3, 3e-3, 1e-2),
+    "mlp": (1e-3, 3e-3, 1e-2, 3e-2),
+    "vit": (1e-3, 3e-3, 1e-2),
+    "vae": (1e-3, 3e-3, 1e-2, 3e-2),
+    "long_99": (3e-3, 1e-2, 3e-2),
+}
+SMALL = ("gpt2_500", "lora", "llama", "mlp", "vit", "vae")
+LONG = ("long_99", "long_999")
+
+
+def _parts_of(
+    task: Task, names: Iterable[str], rates: Iterable[float], seeds: Sequence[int] | None = None
+) -> list[Part]:
+    """Chunks of seeds come first: a few seeds of all variants are worth more than all seeds of a few."""
+    names, rates, found = list(names), list(rates), []
+    seeds = range(task.seeds) if seeds is None else seeds
+    for first in range(0, len(seeds), task.together):
+        chunk = list(seeds[first : first + task.together])
+        for lr in rates:
+            for name in names:
+                settings = {"task": task.name, "variant": name, "lr": lr, "steps": task.steps, "seeds": chunk}
+                numbers = "-".join(map(str, (chunk[0], chunk[-1]) if len(chunk) > 1 else chunk))
+                found.append(Part(NAME, f"{task.name}-{name}-lr{lr:g}-seed{numbers}", settings))
+    return found
+
+
+def stages() -> dict[str, list[Part]]:
+    """All parts, the most deciding ones first; each in the first stage that wants it."""
+    small, demo = [TASKS[name] for name in SMALL], TASKS["demo"]
+    long, large = [TASKS[name] for name in LONG], TASKS["gpt2_2000"]
+    wanted: dict[str, list[Part]] = {
+        "pilot": [
+            part for name, rates in PILOT_RATES.items() for part in _parts_of(TASKS[name], ADAMWS, rates, PILOT_SEEDS)
+        ],
+        "decide": [part for task in small for part in _parts_of(task, DECIDING, task.rates[:1])],
+        "demo": _parts_of(demo, DECIDING, demo.rates[:1]),
+        "long": [part for task in long for part in _parts_of(task, DECIDING, task.rates[:1])],
+        "more": [part for task in (TASKS["loraplus"], large) for part in _parts_of(task, DECIDING, task.rates[:1])],
+        "plain": [part for task in (*small, TASKS["loraplus"]) for part in _parts_of(task, PLAIN, task.rates[:1])],
+        "rates": [
+            part for task in (*small, TASKS["loraplus"], *long) for part in _parts_of(task, DECIDING, task.rates[1:])
+        ],
+        "once": [part for name in ONCE_TASKS for part in _parts_of(TASKS[name], ONCE, TASKS[name].rates[:1])],
+        "large": [
+            *_parts_of(large, PLAIN, large.rates[:1]),
+            *_parts_of(large, OF_LARGE, large.rates[1:]),
+            *_parts_of(demo, PLAIN, demo.rates[:1]),
+            *_parts_of(demo, OF_LARGE, demo.rates[1:]),
+        ],
+    }
+    seen: set[str] = set()
+    for stage, found in wanted.items():
+        wanted[stage] = [part for part in found if part.name not in seen]
+        seen |= {part.name for part in found}
+    return wanted
+
+
+def one(task: str, variant: str, lr: float, steps: int, seeds: list[int]) -> dict[str, Any]:
+    """Train; returns {"losses": the held-out loss of each seed, None where not finite, "weights": their number}."""
+    torch.set_num_threads(1)
+    chosen, options = TASKS[task], VARIANTS[variant]
+    losses = train(
+        chosen, seeds, lambda groups: make(options, groups, chosen.beta2, steps), lr, steps,
+        warmup=None if options.lr_warmup else 0,
+    )  # fmt: skip
+    return {"losses": [None if loss == float("inf") else round(loss, 5) for loss in losses]}
+
+
+def make(variant: Variant, groups: list[dict[str, Any]], beta2: float, steps: int) -> torch.optim.Optimizer:
+    """The optimizer of a variant, with decoupled weight decay.
+
+    Args:
+        beta2: of the task, for variants without one of their own.
+    """
+    if isinstance(variant.beta2, float):
+        beta2 = variant.beta2
+    elif variant.beta2 == "steps":
+        beta2 = 1 - 1 / steps
+    if variant.optimizer == "AdamW":
+        return torch.optim.AdamW(groups, betas=(0.9, beta2), eps=1e-8, fused=True)
+    if variant.clip_exp == "atan2":
+        from examples.paper.atan2 import Atan2ADOPT
+
+        return Atan2ADOPT(groups, betas=(0.9, beta2), beta2_warmup=variant.warmup)
+    from adopt_hf import ADOPT
+
+    return ADOPT(
+        groups,
+        betas=(0.9, beta2),
+        decouple=True,
+        clip_exp=variant.clip_exp,
+        beta2_warmup=variant.warmup or False,
+    )
+
+
+def keep(rows: Iterable[dict[str, Any]], results: Path = RESULTS) -> list[dict[str, Any]]:
+    """Add rows to those that are kept, by name; returns all, by name."""
+    kept = {row["name"]: row for row in read(results)} | {row["name"]: row for row in rows}
+    found = [kept[name] for name in sorted(kept)]
+    lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in found)
+    results.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = results.with_name(f"{results.name}.{os.getpid()}.unfinished")
+    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    os.replace(unfinished, results)
+    return found
+
+
+def read(results: Path = RESULTS) -> list[dict[str, Any]]:
+    """The rows that are kept."""
+    if not results.is_file():
+        return []
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+
+
+def todo(chosen: Iterable[str], rows: Iterable[dict[str, Any]], only: Sequence[str] | None = None) -> list[Part]:
+    """The parts of these stages, and of these tasks, that no row is of.
+
+    Raises:
+        InputError: There is no such stage or task, or a row has the name of a part and other settings.
+    """
+    found, there = stages(), {row["name"]: row for row in rows}
+    chosen = list(chosen)
+    for given, known, what in ((chosen, found, "stage"), (only or [], TASKS, "task")):
+        if unknown := [name for name in given if name not in known]:
+            raise InputError(f"there is no {what} {', '.join(unknown)}; there are {', '.join(known)}")
+    left = []
+    for stage in chosen:
+        for part in found[stage]:
+            row = there.get(part.name)
+            if row is not None and row["settings"] != dict(part.settings):
+                raise InputError(f"the row {part.name} in the results is of other settings; remove it")
+            if row is None and (only is None or part.settings["task"] in only):
+                left.append(part)
+    return left
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", default=list(stages()), help=", ".join(stages()))
+    parser.add_argument("--tasks", nargs="+", help="only these; " + ", ".join(TASKS))
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where finished parts are, until they are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where they are kept")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="parts at once, one thread each")
+    parser.add_argument("--keep_only", action="store_true", help="keep the finished parts and run nothing")
+    args = parser.parse_args()
+    try:
+        rows = keep(parts.read(NAME, args.folder), args.results)
+        left = todo(args.stages, rows, args.tasks)
+        if args.keep_only:
+            print(f"{len(rows)} rows are kept, {len(left)} parts are left")
+            return
+        prepare({part.settings["task"] for part in left})
+        parts.run(left, one, args.folder, args.workers)
+        keep(parts.read(NAME, args.folder), args.results)
+    except InputError as error:
+        command.fail(error)
+
+
+def prepare(names: Iterable[str]) -> None:
+    """Make what is made once, before there are several processes: tokens, and the pretrained model."""
+    for name in names:
+        next(TASKS[name].batches(0))
+
+
+if __name__ == "__main__":
+    main()
