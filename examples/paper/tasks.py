@@ -12,7 +12,7 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,7 +219,8 @@ def _gpt2(name: str, title: str, about: str, width: int, tokens: int, **settings
 # A LLaMA, pretrained once with AdamW, that learns what the functions of the library do.
 
 RANK, SCALE = 4, 2.0  # of LoRA; alpha is 8
-RECORD = 96  # tokens; a record of more is left out
+RECORD = 80  # tokens; a record of more is left out
+HELD_OUT_RECORDS = 256
 BASE_STEPS = 1500
 
 
@@ -246,7 +247,8 @@ def instructed() -> tuple[Named, dict[str, Tensor]]:
 def _texts() -> tuple[Tensor, dict[str, Tensor]]:
     """Tokens to pretrain on, and the records; no file of the library is in both, but for the functions to learn."""
     spec = importlib.util.spec_from_file_location("_library_functions", INSTRUCT / "functions.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     functions = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = functions  # dataclasses look there
     spec.loader.exec_module(functions)
@@ -269,6 +271,9 @@ def _texts() -> tuple[Tensor, dict[str, Tensor]]:
                 rest = RECORD - len(asked) - len(answer)
                 rows.append(asked + answer + [0] * rest)
                 labels.append([-100] * len(asked) + answer + [-100] * rest)
+        if held_out:
+            kept = [len(rows) * i // HELD_OUT_RECORDS for i in range(HELD_OUT_RECORDS)]
+            rows, labels = [rows[i] for i in kept], [labels[i] for i in kept]
         records |= {split: torch.tensor(rows), f"{split}_labels": torch.tensor(labels)}
     return torch.tensor(text[:needed]).view(BASE_STEPS, 1, 8, 128), records
 
@@ -389,7 +394,7 @@ def _shifted_batches(seed: int) -> Batches:
     """Pictures, each batch moved by up to one pixel in both directions: few pictures would be learnt by heart."""
     digits, generator = _digits(), _generator(1000 + seed)
     padded = F.pad(digits["x"].view(-1, 1, 8, 8), (1, 1, 1, 1))
-    for chosen in _shuffled(len(padded), 64, seed):
+    for chosen in _shuffled(len(padded), 32, seed):
         top, left = torch.randint(3, (2,), generator=generator).tolist()
         yield padded[chosen, :, top : top + 8, left : left + 8], digits["y"][chosen]
 
@@ -506,8 +511,8 @@ TASKS = {
         ),
         Task(
             name="vit", title="Vision transformer",
-            about="a ViT of 27,000 weights on the digits, moved by a pixel, 1,000 steps of 64",
-            seeds=8, steps=1000, rates=(3e-3, 1e-3, 1e-2), warmup=50, decay=0.1, clip=1.0, weights=_vit_weights,
+            about="a ViT of 27,000 weights on the digits, moved by a pixel, 600 steps of 32",
+            seeds=8, steps=600, rates=(3e-3, 1e-3, 1e-2), warmup=30, decay=0.1, clip=1.0, weights=_vit_weights,
             batches=_shifted_batches, loss=_vit_loss, evaluate=_vit_evaluate,
         ),
         Task(
