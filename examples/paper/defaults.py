@@ -1,9 +1,9 @@
-"""Which defaults ADOPT should have for people who come from AdamW: the protocol, its rule, and the command that runs it.
+"""Which defaults ADOPT should have for people who come from AdamW: the protocol, and the command that runs it.
 
 python -m examples.paper.defaults                # what is not run yet, then docs/defaults.md
 python -m examples.paper.defaults --page_only    # the page, from the rows that are kept
 python -m examples.paper.defaults --stages pilot decide
-python -m examples.paper.defaults --left         # what is left, and how long it takes
+python -m examples.paper.defaults --left         # how much is left
 
 A part is one optimizer at one learning rate on one task, for some seeds at once; it is kept in runs/defaults when it is
 over, and the rows in examples/paper/results/defaults.jsonl. A call that is killed at any time goes on with the next.
@@ -14,7 +14,9 @@ The rule was written before the runs; examples/paper/decisions.py has it in word
 
 import argparse
 import json
+import math
 import os
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from typing import Any
 
 import torch
 
-from examples.paper import command, parts
+from examples.paper import command, defaults_page, parts
 from examples.paper.parts import InputError, Part
 from examples.paper.tasks import TASKS, Task, train
 
@@ -81,8 +83,8 @@ PILOT_RATES = {
     "lora": (3e-3, 1e-2, 3e-2),
     "llama": (3e-4, 1e-3, 3e-3, 1e-2),
     "loraplus": (1e-3, 3e-3, 1e-2),
-    "mlp": (1e-3, 3e-3, 1e-2, 3e-2),
-    "vit": (1e-3, 3e-3, 1e-2),
+    "mlp": (3e-3, 1e-2, 3e-2, 1e-1),
+    "vit": (3e-4, 1e-3, 3e-3, 1e-2),
     "vae": (1e-3, 3e-3, 1e-2, 3e-2),
     "long_99": (3e-3, 1e-2, 3e-2),
 }
@@ -216,24 +218,39 @@ def todo(chosen: Iterable[str], rows: Iterable[dict[str, Any]], only: Sequence[s
     return left
 
 
+def minutes(left: Iterable[Part], rows: Iterable[dict[str, Any]]) -> float:
+    """The minutes of one thread that these parts take, as other runs of their tasks took; NaN if a task has none."""
+    taken: dict[str, list[float]] = {}
+    for row in rows:
+        s = row["settings"]
+        taken.setdefault(s["task"], []).append(row["conditions"]["seconds"] / len(s["seeds"]))
+    needed = ((part.settings["task"], len(part.settings["seeds"])) for part in left)
+    return sum(statistics.median(taken.get(task, [math.nan])) * seeds for task, seeds in needed) / 60
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", default=list(stages()), help=", ".join(stages()))
     parser.add_argument("--tasks", nargs="+", help="only these; " + ", ".join(TASKS))
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where finished parts are, until they are kept")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where they are kept")
+    parser.add_argument("--page", type=Path, default=defaults_page.PAGE, help="the page with the markers")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="parts at once, one thread each")
-    parser.add_argument("--keep_only", action="store_true", help="keep the finished parts and run nothing")
+    parser.add_argument("--page_only", action="store_true", help="keep the finished parts, write the page, run nothing")
+    parser.add_argument("--left", action="store_true", help="say what is left and run nothing")
     args = parser.parse_args()
     try:
         rows = keep(parts.read(NAME, args.folder), args.results)
         left = todo(args.stages, rows, args.tasks)
-        if args.keep_only:
-            print(f"{len(rows)} rows are kept, {len(left)} parts are left")
+        if args.left:
+            print(f"{len(rows)} rows are kept, {len(left)} parts are left: {minutes(left, rows):.0f} minutes of a core")
             return
-        prepare({part.settings["task"] for part in left})
-        parts.run(left, one, args.folder, args.workers)
-        keep(parts.read(NAME, args.folder), args.results)
+        if not args.page_only:
+            prepare({part.settings["task"] for part in left})
+            parts.run(left, one, args.folder, args.workers)
+            rows = keep(parts.read(NAME, args.folder), args.results)
+        defaults_page.write(sys.modules[__name__], rows, args.page)
+        print(args.page)
     except InputError as error:
         command.fail(error)
 

@@ -1,4 +1,4 @@
-"""Small models of several seeds at once: every weight has the seeds as its first dimension, a matrix product is a batch.
+"""Small models of several seeds at once: the seeds are the first dimension of every weight, and the batch of a product.
 
 A model is a function of a dictionary of weights, which have the names that transformers (or `torch.nn`) gives them, and
 of the inputs; the seeds do not meet. A step of eight small models costs little more than one of one model, since it is

@@ -496,7 +496,7 @@ TASKS = {
             "llama",
             "LLaMA, all weights",
             "the same LLaMA, all of its weights tuned on what the library's functions do, 300 steps of 8 records",
-            rates=(1e-3, 3e-4, 3e-3), weights=lambda seed: dict(instructed()[0]),
+            rates=(3e-3, 1e-3, 1e-2), weights=lambda seed: dict(instructed()[0]),
         ),
         _instruct(
             "loraplus",
@@ -506,7 +506,7 @@ TASKS = {
         ),
         Task(
             name="mlp", title="Perceptron", about="a perceptron with 256 hidden units on the digits, 500 steps of 64",
-            seeds=8, steps=500, rates=(1e-2, 3e-3, 3e-2), floor=None, weights=_perceptron_weights,
+            seeds=8, steps=500, rates=(3e-2, 1e-2, 1e-1), floor=None, weights=_perceptron_weights,
             batches=_digit_batches, loss=_perceptron_loss, evaluate=_perceptron_evaluate,
         ),
         Task(
