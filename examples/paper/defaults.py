@@ -88,7 +88,8 @@ PILOT_RATES = {
     "vae": (1e-3, 3e-3, 1e-2, 3e-2),
     "long_99": (3e-3, 1e-2, 3e-2),
 }
-SMALL = ("gpt2_500", "lora", "llama", "mlp", "vit", "vae")
+SMALL = ("mlp", "vae", "gpt2_500", "lora", "llama", "vit")
+QUICK = ("mlp", "vae")  # minutes at all rates
 LONG = ("long_99", "long_999")
 
 
@@ -117,6 +118,8 @@ def stages() -> dict[str, list[Part]]:
             part for name, rates in PILOT_RATES.items() for part in _parts_of(TASKS[name], ADAMWS, rates, PILOT_SEEDS)
         ],
         "decide": [part for task in small for part in _parts_of(task, DECIDING, task.rates[:1])],
+        "quick": [part for name in QUICK for part in _parts_of(TASKS[name], DECIDING, TASKS[name].rates[1:])]
+        + _parts_of(TASKS["long_99"], DECIDING, TASKS["long_99"].rates[:1]),
         "demo": _parts_of(demo, DECIDING, demo.rates[:1]),
         "long": [part for task in long for part in _parts_of(task, DECIDING, task.rates[:1])],
         "more": [part for task in (TASKS["loraplus"], large) for part in _parts_of(task, DECIDING, task.rates[:1])],
