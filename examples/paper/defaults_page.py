@@ -105,7 +105,8 @@ def verdicts(protocol: ModuleType, found: Found) -> list[str]:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for one in scored:
-        cells = [_titles(protocol, names) for names in (one.wins, one.level, one.losses, one.missing)]
+        cells = [_titles(protocol, names) for names in (one.wins, one.level, one.losses)]
+        cells.append(f"{len(one.missing)} of {len(protocol.TASKS)}")
         total = f"{one.sum:+.2f}" if len(one.missing) < len(protocol.TASKS) else "-"
         lines.append(f"| k = {one.exponent:g} | " + " | ".join(cells) + f" | {total} |")
     return lines
@@ -141,6 +142,8 @@ def task_table(protocol: ModuleType, found: Found, name: str) -> list[str]:
     if pilot := found.pilot(name):
         about += f" The pilot: {', '.join(f'{loss:.3f} at {lr:g}' for lr, loss in pilot.items())}."
     lines = [f"### {task.title}", "", about, ""]
+    if not any(loss for variant in protocol.VARIANTS for loss in found.grid(name, variant).values()):
+        return [*lines, f"{NOT_RUN.capitalize()}."]
     lines += [
         "| held-out loss | at AdamW's rate | less the better AdamW's | own best rate | there | less AdamW's own best |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -208,8 +211,8 @@ def plot(protocol: ModuleType, rows: Iterable[Mapping[str, Any]], path: Path) ->
 
 
 def _titles(protocol: ModuleType, names: Sequence[str]) -> str:
-    listed = ", ".join(protocol.TASKS[name].title.replace(", ", " of ", 1) for name in names)
-    return f"{len(names)}: {listed}" if names else "0"
+    """How many tasks, and which."""
+    return f"{len(names)}: {'; '.join(protocol.TASKS[name].title for name in names)}" if names else "0"
 
 
 def _mean(losses: Losses) -> str:
