@@ -13,21 +13,29 @@ from examples.paper import decisions, evidence
 from examples.paper.decisions import Found, Losses, Score
 from examples.paper.paired import Difference, difference, half_width
 from examples.paper.parts import InputError
+from pages import markers
 
 PAGE = Path(__file__).parents[2] / "docs" / "defaults.md"
-BLOCKS = {
-    "rule": ("<!-- rule -->", "<!-- end of rule -->"),
-    "results": ("<!-- results: python -m examples.paper.defaults --page_only -->", "<!-- end of results -->"),
-}
 FIRST_SCREEN = ("demo", "gpt2_500", "lora", "vae")  # the tasks of the short table
 NOT_RUN = "not run yet"
 
 
-def write(protocol: ModuleType, rows: Sequence[Mapping[str, Any]], page: Path = PAGE) -> None:
-    """Write the passages of `page` between the markers, and its plot.
+def texts(protocol: ModuleType, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The produced passages by their keys (pages/markers.py).
 
     Args:
         protocol: examples.paper.defaults, or a module with its tables.
+    """
+    found = gather(protocol, rows)
+    return {
+        "defaults rule": decisions.RULE,
+        "defaults results": text(protocol, rows),
+        "defaults short": "\n".join(short(protocol, found)),
+    }
+
+
+def write(protocol: ModuleType, rows: Sequence[Mapping[str, Any]], page: Path = PAGE) -> None:
+    """Write the produced passages of `page`, and its plot.
 
     Raises:
         InputError: There is no page, or it lacks a marker.
@@ -36,12 +44,11 @@ def write(protocol: ModuleType, rows: Sequence[Mapping[str, Any]], page: Path = 
         whole = page.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{page}: {error.strerror}") from None
-    for name, body in {"rule": decisions.RULE, "results": text(protocol, rows, page.stem)}.items():
-        begin, end = BLOCKS[name]
-        before, found, rest = whole.partition(begin)
-        if not found or end not in rest:
-            raise InputError(f"{page} has not both markers, {begin} and {end}")
-        whole = f"{before}{begin}\n\n{body}\n\n{end}{rest.partition(end)[2]}"
+    for key, body in texts(protocol, rows).items():
+        try:
+            whole = markers.inserted(whole, key, body)
+        except ValueError as error:
+            raise InputError(f"{page}: {error}") from None
     page.write_text(whole, encoding="utf-8")
     plot(protocol, rows, page.with_suffix("") / "differences.png")
 
@@ -52,15 +59,10 @@ def gather(protocol: ModuleType, rows: Iterable[Mapping[str, Any]]) -> Found:
     return Found(rows, {task.name: task.seeds for task in tasks}, {task.name: task.rates for task in tasks})
 
 
-def text(protocol: ModuleType, rows: Sequence[Mapping[str, Any]], plots: str) -> str:
-    """What stands between the markers of the results."""
+def text(protocol: ModuleType, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the rule decides, and a table for each task."""
     found = gather(protocol, rows)
-    lines = [*verdicts(protocol, found), "", *short(protocol, found), ""]
-    lines += [
-        f"![Differences to AdamW]({plots}/differences.png)",
-        "",
-        "Mean paired difference to the better AdamW, both at AdamW's rate, with its interval; left of 0 is better.",
-    ]
+    lines = verdicts(protocol, found)
     for name in protocol.TASKS:
         lines += ["", *task_table(protocol, found, name)]
     if rows:
@@ -78,7 +80,7 @@ def verdicts(protocol: ModuleType, found: Found) -> list[str]:
     scored = scores(protocol, found)
     open_tasks = {task for one in scored for task in one.missing}
     chosen = decisions.choose(scored)
-    lines = ["### What the rule decides", ""]
+    lines = []
     for k in dict.fromkeys((1.0, chosen)):
         comparisons = decisions.warmup(found, protocol.TASKS, protocol.adoptw(k), "adopt")
         run = [one for one in comparisons if one.outcome != NOT_RUN]
@@ -116,8 +118,6 @@ def short(protocol: ModuleType, found: Found) -> list[str]:
     """The table of the first screen: AdamW, ADOPT and ADOPTW on four tasks."""
     names = {"ADOPT": "adopt", **{f"ADOPTW, k = {k:g}": protocol.adoptw(k) for k in protocol.EXPONENTS}}
     lines = [
-        "### In short",
-        "",
         "| held-out loss at AdamW's rate | the better AdamW | "
         + " | ".join(f"{name}, less AdamW's" for name in names)
         + " |",

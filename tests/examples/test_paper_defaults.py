@@ -133,7 +133,7 @@ def test_the_minutes_left_are_those_that_other_runs_of_the_task_took():
 
 
 def test_a_page_without_rows_claims_nothing():
-    page = defaults_page.text(defaults, [], "defaults")
+    page = defaults_page.text(defaults, [])
     assert "not decided yet" in page
     assert "it stays the default" not in page
     assert "k = 0.8:" not in page
@@ -168,13 +168,13 @@ def test_a_page_with_all_rows_says_what_the_rule_decides():
         for variant in defaults.DECIDING
         for lr in t.rates
     ]
-    page = defaults_page.text(defaults, rows, "defaults")
+    page = defaults_page.text(defaults, rows)
     assert "**The exponent: k = 0.8.**" in page
     assert "**The warm-up with k = 1 against the paper's rule: it stays the default.** Of 22 comparisons 22" in page
     assert "**The warm-up with k = 0.8 against the paper's rule: it stays the default.**" in page
     lost = [r for r in rows if (r["settings"]["task"], r["settings"]["variant"]) != ("vae", "adoptw-0.8")]
     lost += [made_up("vae", "adoptw-0.8", 9.0, lr) for lr in defaults.TASKS["vae"].rates]
-    assert "**The exponent: k = 0.65.**" in defaults_page.text(defaults, lost, "defaults")
+    assert "**The exponent: k = 0.65.**" in defaults_page.text(defaults, lost)
 
 
 def test_the_page_is_the_results(tmp_path):
@@ -191,6 +191,6 @@ def test_a_page_without_markers_is_refused(tmp_path):
     page = tmp_path / "page.md"
     with pytest.raises(InputError, match="page"):
         defaults_page.write(defaults, [], page)
-    page.write_text("<!-- rule -->")
+    page.write_text("<!-- defaults rule: make docs-numbers -->")
     with pytest.raises(InputError, match="markers"):
         defaults_page.write(defaults, [], page)

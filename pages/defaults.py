@@ -1,0 +1,16 @@
+"""Which defaults ADOPTW should have: what examples/paper/defaults.py has measured, and what its rule decides."""
+
+from collections.abc import Callable
+
+from examples.paper import defaults, defaults_page
+
+
+def _text(key: str) -> str:
+    return defaults_page.texts(defaults, defaults.read())[key]
+
+
+TEXTS: dict[str, Callable[[], str]] = {
+    "defaults rule": lambda: _text("defaults rule"),
+    "defaults results": lambda: _text("defaults results"),
+    "defaults short": lambda: _text("defaults short"),
+}
