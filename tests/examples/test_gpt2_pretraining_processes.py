@@ -263,7 +263,7 @@ def test_sharded_is_unsharded(
     for rank in range(2):
         seen = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert (seen["world_size"], seen["distributed_type"]) == (2, SHARDED[mode])
-        assert seen["optimizer"] == "adopt_hf.optimizer.ADOPT"
+        assert seen["optimizer"] == "adopt_hf.optimizer.ADOPTW"
     assert "64 sequences a step in 2 process(es)" in result.stderr
     assert history(output)[-1]["epoch"] > 1
     assert min(losses(whole, "grad_norm")) > 0.3

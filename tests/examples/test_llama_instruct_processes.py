@@ -168,7 +168,7 @@ def test_two_processes_are_one_run(
     for rank in range(2):
         seen = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert (seen["world_size"], seen["distributed_type"]) == (2, MODES[mode])
-        assert seen["optimizer"] == "adopt_hf.optimizer.ADOPT"
+        assert seen["optimizer"] == "adopt_hf.optimizer.ADOPTW"
     assert "16 sequences a step in 2 process(es)" in result.stderr
     for key in ("loss", "eval_loss", "learning_rate"):
         assert losses(output, key) == pytest.approx(losses(whole, key), rel=1e-4), key

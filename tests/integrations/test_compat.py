@@ -54,7 +54,7 @@ except ValueError as error:
 line = ["--output_dir", "x", "--use_cpu", "--optim"]
 assert HfArgumentParser(TrainingArguments).parse_args_into_dataclasses([*line, "sgd"])[0].optim == "sgd"
 args = TrainingArguments("x", use_cpu=True)
-assert adopt_hf.trainer_kwargs(args)[0] is adopt_hf.ADOPT           # the route that needs no name
+assert adopt_hf.trainer_kwargs(args)[0] is adopt_hf.ADOPTW          # the route that needs no name
 print("all but the parser")
 refused(lambda: HfArgumentParser(TrainingArguments).parse_args_into_dataclasses([*line, "adopt"]), words)
 print("the parser")
@@ -261,7 +261,7 @@ for copy in (first, second, third):
 assert kept(third, torch.optim.AdamW) == (None, False, False)
 
 args = TrainingArguments("x", optim="adopt", use_cpu=True)
-assert Trainer.get_optimizer_cls_and_kwargs(args)[0] is third.ADOPT     # the newest copy is in use
+assert Trainer.get_optimizer_cls_and_kwargs(args)[0] is third.ADOPTW    # the newest copy is in use
 assert pickle.loads(pickle.dumps(args)).optim == "adopt"
 third.unregister()                              # and takes back what the others have done
 assert not hasattr(accelerate.Accelerator.prepare, "_adopt_hf_wraps")

@@ -251,7 +251,7 @@ def test_worker_processes_know_the_name(start: Starter, tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [
         str(["adopt"] * 4),
         "0",
-        "was handed ADOPT",
+        "was handed ADOPTW",
     ], done.stderr
 
 
@@ -355,7 +355,7 @@ def test_behind_a_launcher(name: str, start: Starter, scripts: Path, tmp_path: P
         assert rank["distributed_type"] == ("MULTI_CPU" if world_size == 2 else "NO")
         assert rank["backend"] == ("gloo" if world_size == 2 else None)
         assert rank["optim"] == "adopt"
-        assert rank["optimizer"] == "adopt_hf.optimizer.ADOPT"
+        assert rank["optimizer"] == "adopt_hf.optimizer.ADOPTW"
         assert rank["steps"] == [3.0]
         assert [group["weight_decay"] for group in rank["groups"]] == [0.1, 0.0]
         assert [group["clip_exp"] for group in rank["groups"]] == [0.3, 0.3]
