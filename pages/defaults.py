@@ -1,4 +1,4 @@
-"""Which defaults ADOPTW should have: what examples/paper/defaults.py has measured, and what its rule decides."""
+"""The passages on ADOPTW's defaults: the rule, the tables and the decisions of examples/paper/defaults.py."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What the rows of examples/paper/defaults.py decide, by a rule that was written before they were measured: RULE.
+"""The decision on the defaults, from the rows of examples/paper/defaults.py, by a rule that is older than they: RULE.
 
 Losses of one seed are paired: it gives the initial weights and the order of the data. A difference counts if its 95 %
 interval (examples/paper/paired.py) is on one side of 0.

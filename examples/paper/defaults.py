@@ -1,15 +1,15 @@
-"""Which defaults ADOPT should have for people who come from AdamW: the protocol, and the command that runs it.
+"""The protocol that decides on ADOPT's defaults for people who come from AdamW, and the command that runs it.
 
 python -m examples.paper.defaults                # what is not run yet, then docs/defaults.md
 python -m examples.paper.defaults --page_only    # the page, from the rows that are kept
 python -m examples.paper.defaults --stages pilot decide
 python -m examples.paper.defaults --left         # how much is left
 
-A part is one optimizer at one learning rate on one task, for some seeds at once; it is kept in runs/defaults when it is
-over, and the rows in examples/paper/results/defaults.jsonl. A call that is killed at any time goes on with the next.
-The parts come in the order of what they decide: `STAGES`.
+A part is one optimizer at one learning rate on one task, for some seeds at once. Each part is kept in runs/defaults
+when it is over, and all of them in examples/paper/results/defaults.jsonl. A call may be killed at any time; the next
+call does the parts that are missing. The most deciding parts come first: `stages`.
 
-The rule was written before the runs; examples/paper/decisions.py has it in words (RULE) and in code.
+The rule was written before the runs. examples/paper/decisions.py has it in words (RULE) and in code.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import math
 import os
 import statistics
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,10 @@ EXPONENTS = (1.0, 0.8, 0.65, 0.5)
 
 @dataclass(frozen=True)
 class Variant:
-    """An optimizer with its options; of AdamW only beta2 counts.
+    """An optimizer with its options. AdamW takes only beta2 and lr_warmup.
 
     Args:
-        beta2: "task": the one of the task, 0.9999 but in the long runs; "steps": 1 - 1/steps.
+        beta2: A number; "task": the beta2 of the task, 0.9999 except in the long runs; "steps": 1 - 1/steps.
         warmup: the exponent of beta2_warmup, 0 for none.
         clip_exp: as of `adopt_hf.ADOPT`; "atan2": examples/paper/atan2.py.
         lr_warmup: whether the learning rate rises at the beginning, as the task has it.
@@ -143,14 +144,22 @@ def stages() -> dict[str, list[Part]]:
 
 
 def one(task: str, variant: str, lr: float, steps: int, seeds: list[int]) -> dict[str, Any]:
-    """Train; returns {"losses": the held-out loss of each seed, None where not finite, "weights": their number}."""
+    """Train these seeds of a task.
+
+    Returns:
+        {"losses": the held-out loss of each seed, None where it is not finite, "cpu_seconds"}.
+    """
     torch.set_num_threads(1)
+    began = time.process_time()
     chosen, options = TASKS[task], VARIANTS[variant]
     losses = train(
         chosen, seeds, lambda groups: make(options, groups, chosen.beta2, steps), lr, steps,
         warmup=None if options.lr_warmup else 0,
     )  # fmt: skip
-    return {"losses": [None if loss == float("inf") else round(loss, 5) for loss in losses]}
+    return {
+        "losses": [round(loss, 5) if math.isfinite(loss) else None for loss in losses],
+        "cpu_seconds": round(time.process_time() - began, 1),
+    }
 
 
 def make(variant: Variant, groups: list[dict[str, Any]], beta2: float, steps: int) -> torch.optim.Optimizer:
@@ -222,11 +231,12 @@ def todo(chosen: Iterable[str], rows: Iterable[dict[str, Any]], only: Sequence[s
 
 
 def minutes(left: Iterable[Part], rows: Iterable[dict[str, Any]]) -> float:
-    """The minutes of one thread that these parts take, as other runs of their tasks took; NaN if a task has none."""
+    """Return the minutes of a core that these parts take, as other runs of their tasks took; NaN if a task has none."""
     taken: dict[str, list[float]] = {}
     for row in rows:
         s = row["settings"]
-        taken.setdefault(s["task"], []).append(row["conditions"]["seconds"] / len(s["seeds"]))
+        if "cpu_seconds" in row["result"]:  # the first rows lack it
+            taken.setdefault(s["task"], []).append(row["result"]["cpu_seconds"] / len(s["seeds"]))
     needed = ((part.settings["task"], len(part.settings["seeds"])) for part in left)
     return sum(statistics.median(taken.get(task, [math.nan])) * seeds for task, seeds in needed) / 60
 

@@ -1,4 +1,4 @@
-"""Write docs/defaults.md and its plot from the rows of examples/paper/defaults.py, and nothing else."""
+"""Write docs/defaults.md and its plot, from the rows of examples/paper/defaults.py only."""
 
 import math
 import statistics
@@ -76,7 +76,7 @@ def scores(protocol: ModuleType, found: Found) -> list[Score]:
 
 
 def verdicts(protocol: ModuleType, found: Found) -> list[str]:
-    """What the rule decides, and what it cannot yet."""
+    """Return the decisions of the rule, and the decisions that are open."""
     scored = scores(protocol, found)
     open_tasks = {task for one in scored for task in one.missing}
     chosen = decisions.choose(scored)
@@ -194,6 +194,7 @@ def plot(protocol: ModuleType, rows: Iterable[Mapping[str, Any]], path: Path) ->
         axes.set_title(protocol.TASKS[task].title, fontsize=10)
         axes.set_yticks(range(len(names)), labels)
         axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=4)
         drawn = False
         for place, name in enumerate(names):
             one = difference(found.at(task, name), found.at(task, better)) if better else Difference(0, math.inf, 0)

@@ -1,9 +1,9 @@
 """The tasks of the protocol in examples/paper/defaults.py: models, data, schedules and losses, all small and offline.
 
-A task trains several seeds at once (examples/paper/stacked.py) in a plain loop: no Trainer, but what a Trainer with the
-task's settings does, which are the data in an order of the seed's own, the schedule of the learning rate, the clipping
-of the gradient's norm for each seed, and weight decay on matrices only. What all seeds are judged by is fixed: the same
-held-out data, once, after the last step.
+A task trains several seeds at once (examples/paper/stacked.py) in a plain loop. The loop does what a Trainer with these
+settings does: every seed has an order of the data of its own, the learning rate follows a schedule, the norm of each
+seed's gradient is clipped, and only matrices decay. All seeds are evaluated on the same held-out data, once, after the
+last step.
 """
 
 import functools
@@ -32,7 +32,7 @@ INSTRUCT = Path(__file__).parents[1] / "llama_instruct"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task. A function of it takes weights of which the first dimension is the seeds.
+    """One task. Its functions take weights whose first dimension is the seeds.
 
     Args:
         name: short, as part of file names.
@@ -489,7 +489,8 @@ TASKS = {
         _instruct(
             "lora",
             "LoRA",
-            "a pretrained LLaMA of 240,000 weights with LoRA of rank 4 on all linear layers, 300 steps of 8 records",
+            "a pretrained LLaMA of 232,000 weights with LoRA of rank 4 on all linear layers and no dropout, 300 steps of "
+            "8 records of up to 80 tokens",
             rates=(1e-2, 3e-3, 3e-2),
         ),
         _instruct(

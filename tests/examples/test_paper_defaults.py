@@ -90,6 +90,7 @@ def test_a_part_runs_and_what_is_finished_is_not_run_again(tmp_path):
     rows = parts.run([part], defaults.one, tmp_path)
     assert len(rows[0]["result"]["losses"]) == 2
     assert all(map(math.isfinite, rows[0]["result"]["losses"]))
+    assert rows[0]["result"]["cpu_seconds"] > 0
     kept = defaults.keep(parts.read(defaults.NAME, tmp_path), tmp_path / "rows.jsonl")
     assert defaults.keep([], tmp_path / "rows.jsonl") == kept == json.loads(json.dumps(rows))
 
@@ -120,7 +121,7 @@ def made_up(task, variant, mean, lr=None, seeds=None, seconds=6.0):
     return {
         "name": f"{task.name}-{variant}-{lr}",
         "settings": settings,
-        "result": {"losses": losses},
+        "result": {"losses": losses, "cpu_seconds": seconds},
         "conditions": {"seconds": seconds, "date": "2026-01-01", "processor": "cpu", "cpus": 2, "commit": "abc"},
     }
 
