@@ -489,8 +489,8 @@ TASKS = {
         _instruct(
             "lora",
             "LoRA",
-            "a pretrained LLaMA of 232,000 weights with LoRA of rank 4 on all linear layers and no dropout, 300 steps of "
-            "8 records of up to 80 tokens",
+            "a pretrained LLaMA of 232,000 weights with LoRA of rank 4 on all linear layers and no dropout, 300 "
+            "steps of 8 records of up to 80 tokens",
             rates=(1e-2, 3e-3, 3e-2),
         ),
         _instruct(
