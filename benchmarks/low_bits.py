@@ -54,7 +54,10 @@ RECIPES = {  # title, script, and options that make a run one of about a minute 
     "gpt2": (
         "GPT-2 from scratch",
         "gpt2_pretraining/train.py",
-        ("--config", "configs/stdlib.yaml", "--max_steps", "400", "--sample_tokens", "0", "--warmup_steps", "50"),
+        (
+            *("--config", "configs/stdlib.yaml", "--max_steps", "400", "--sample_tokens", "0", "--warmup_steps", "50"),
+            *("--optim_args", "beta2_warmup=false"),
+        ),
     ),
     "llama": (
         "LLaMA on instructions",
@@ -62,7 +65,7 @@ RECIPES = {  # title, script, and options that make a run one of about a minute 
         (
             *("--config", "configs/stdlib.yaml", "--max_steps", "200", "--per_device_train_batch_size", "8"),
             *("--max_eval_records", "400", "--evaluate", "false", "--eval_on_start", "false", "--chat_prompt", ""),
-            *("--use_cpu", "true", "--optim_args", "beta2_warmup=true"),
+            *("--use_cpu", "true", "--optim_args", "beta2_warmup=1.0"),
         ),
     ),
 }

@@ -19,8 +19,7 @@ def words(rows: Rows) -> str:
     losses = {name: {row["seed"]: row["eval_loss"] for row in of(rows, name, lr)} for name, lr in best.items()}
     ends = ", ".join(f"{NAMES[name]} {statistics.fmean(losses[name].values()):.3f}" for name in OPTIMIZERS)
     compared = [compare(NAMES[name], losses[name], losses["AdamW"]) for name in OPTIMIZERS if name != "AdamW"]
-    there = statistics.fmean(row["eval_loss"] for row in of(rows, "ADOPT", best["AdamW"]))
-    cost = there - statistics.fmean(losses["ADOPT"].values())
+    cost = cost_of_adamws_rate(rows)
     shares = {
         (name, key): percent(row[key] for lr in rates(rows) if lr <= LARGEST_RATE for row in of(rows, name, lr))
         for name in ("ADOPT", "ADOPT, beta2_warmup")
@@ -40,6 +39,15 @@ def words(rows: Rows) -> str:
             f"{shares['ADOPT, beta2_warmup', 'clipped']}.",
         )
     )
+
+
+def cost_of_adamws_rate(rows: Rows) -> float:
+    """What AdamW's best learning rate costs ADOPT without the warm-up, from its own best."""
+    own, theirs = (
+        statistics.fmean(row["eval_loss"] for row in of(rows, "ADOPT", best_rate(rows, name)))
+        for name in ("ADOPT", "AdamW")
+    )
+    return theirs - own
 
 
 def compare(name: str, mine: dict[int, float], theirs: dict[int, float]) -> str:
@@ -70,4 +78,5 @@ TEXTS: dict[str, Callable[[], str]] = {
     "sweep": lambda: lora_report.text(read(RESULTS)),
     "sweep in words": lambda: words(read(RESULTS)),
     "sweep minutes": minutes,
+    "what AdamW's rate costs LoRA": lambda: f"{cost_of_adamws_rate(read(RESULTS)):.2f}",
 }

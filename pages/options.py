@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import adopt_hf
+from adopt_hf.algorithm import WARMUP_EXPONENT
 from adopt_hf.integrations import deepspeed, fields, optim_args
 
 CLASSES = ("ADOPT", "ADOPTW")
@@ -20,10 +21,10 @@ WORDS = {  # options that stand in one row, and what they are
     ("weight_decay",): "",
     ("decouple",): "weight decay as in AdamW; else L2",
     ("clip_exp",): "the normalised gradient is clipped to t^clip_exp; `None`: not at all",
-    ("beta2_warmup",): "min(beta2, 1 - (t+1)^-k): a memory that grows; k in (0, 1], or True for the best known",
+    ("beta2_warmup",): f"min(beta2, 1 - (t+1)^-k): a memory that grows; k in (0, 1], or True: {WARMUP_EXPONENT:g}",
     ("maximize",): "ascend",
     ("backend",): '"fused", "foreach", "reference" ([backends](docs/backends.md))',
-    ("capturable",): "the step's numbers on the device, for CUDA graphs",
+    ("capturable",): "the step's numbers on the device, for CUDA graphs (not run on a GPU by us)",
     ("state_bits", "block_size"): "bits of a moment: 32, 16 or 8, and elements of a block of 8-bit ones",
     ("bf16_stochastic_round", "seed"): "round bfloat16 parameters so that small updates are not lost",
 }

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pages import defaults, launches, lora, markers, measured, options, recipes, speed
+from pages import bits, defaults, launches, lora, markers, measured, options, recipes, speed
 from pages.conditions import ROOT
 
 COMMAND = "make docs-numbers"
@@ -15,6 +15,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     **lora.TEXTS,
     **speed.TEXTS,
     **recipes.TEXTS,
+    **bits.TEXTS,
     **defaults.TEXTS,
 }
 BY_OTHERS = ("results",)  # docs/evidence.md, by examples.paper.evidence, whose own tests compare it

@@ -228,11 +228,19 @@ def test_the_library_is_kept_by_compiler_and_options_and_links_nothing_of_python
         ("torch.float32", "state_bits=16"),
         ("torch.bfloat16", "state_bits=16, bf16_stochastic_round=True"),
         ("torch.bfloat16", "bf16_stochastic_round=True"),
+        ("torch.float32", "state_bits=32"),
+        ("torch.bfloat16", "state_bits=32, decouple=True"),
     ],
 )
-def test_what_is_rounded_is_the_same_without_wide_vectors(dtype: str, storage: str, tmp_path: Path) -> None:
+def test_a_step_is_the_same_without_wide_vectors(dtype: str, storage: str, caches: Path) -> None:
     code = ROUNDED.format(dtype=dtype, storage=storage)
-    assert run(code, tmp_path / "narrow", CC="cc -mno-avx2") == run(code, tmp_path / "native")
+    assert run(code, caches / "narrow", CC="cc -mno-avx2") == run(code, caches / "native")
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the kernel is compiled once for all cases."""
+    return tmp_path_factory.mktemp("caches")
 
 
 # -- of a source that takes no time ------------------------------------------------------------------------------------

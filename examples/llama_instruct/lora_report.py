@@ -14,7 +14,7 @@ RESULTS = HERE / "results" / "lora_sweep.jsonl"
 OPTIMIZERS = {
     "AdamW": ("--optim", "adamw_torch"),
     "ADOPT": ("--optim", "adopt", "--optim_args", "beta2_warmup=false"),
-    "ADOPT, beta2_warmup": ("--optim", "adopt", "--optim_args", "beta2_warmup=true"),
+    "ADOPT, beta2_warmup": ("--optim", "adopt", "--optim_args", "beta2_warmup=1.0"),
 }
 COLOURS = {"AdamW": "#9aa7b5", "ADOPT": "#2c5f8a", "ADOPT, beta2_warmup": "#c0392b"}
 

@@ -155,4 +155,12 @@ MUTANTS = (
         CAPTURABLE,
         "the step that only initialises v would shrink the weights",
     ),
+    Mutant(
+        "fallback-unsaid",
+        "adopt_hf/backends/__init__.py",
+        '    logger.warning(\n        \'backend="auto" updates',
+        '    logger.debug(\n        \'backend="auto" updates',
+        ("tests/test_native.py", "-k", "without_a_compiler"),
+        "steps would take several times as long, and nothing would say so",
+    ),
 )
