@@ -1,9 +1,10 @@
 """Every produced passage by its key, and the pages that they stand in."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
-from pages import bits, defaults, launches, lora, markers, measured, options, recipes, speed
+from pages import bits, defaults, evidence, launches, lora, markers, measured, options, recipes, speed
 from pages.conditions import ROOT
 
 COMMAND = "make docs-numbers"
@@ -17,8 +18,8 @@ TEXTS: dict[str, Callable[[], str]] = {
     **recipes.TEXTS,
     **bits.TEXTS,
     **defaults.TEXTS,
+    **evidence.TEXTS,
 }
-BY_OTHERS = ("results",)  # docs/evidence.md, by examples.paper.evidence, whose own tests compare it
 
 
 def pages(root: Path) -> list[Path]:
@@ -26,8 +27,9 @@ def pages(root: Path) -> list[Path]:
     return sorted([*root.glob("*.md"), *(root / "docs").glob("*.md"), *(root / "examples").glob("*/README.md")])
 
 
+@cache
 def text_of(key: str) -> str:
-    """Return the text of a passage.
+    """Return the text of a passage, made once a process.
 
     Raises:
         KeyError: If nothing makes a passage of this name.
@@ -53,7 +55,7 @@ def everything(root: Path = ROOT) -> Iterator[tuple[Path, markers.Found]]:
             found = markers.passages(page.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{page.relative_to(root)}: {error}") from error
-        yield from ((page, one) for one in found if one.key not in BY_OTHERS)
+        yield from ((page, one) for one in found)
 
 
 def rebuild(root: Path = ROOT) -> None:

@@ -1,5 +1,6 @@
 """What the docs show is what the code and the kept results say: nothing is forgotten when the code moves on."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from adopt_hf.integrations.memory import state_bytes
 from adopt_hf.integrations.zero import OTHER_WORLD_SIZE
 from pages import launches, markers, options, registry
 from tests.distributed.matrix import COLUMNS, LOOPS, MODES, NOT_HERE, Matrix, is_within_bounds, seen_as
+from tests.mutants.catalog.docs import MUTANTS
+from tests.mutants.mutant import Mutant, apply
 
 ROOT = Path(__file__).parents[1]
 INTEGRATIONS = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
@@ -64,6 +67,21 @@ def test_a_marker_that_means_nothing_is_an_error(page: Path, old: str, new: str,
     page.write_text(page.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     with pytest.raises((ValueError, KeyError), match=message):
         registry.stale(page.parent)
+
+
+@pytest.mark.parametrize(
+    "mutant", [m for m in MUTANTS if m.file.endswith(".md") and "end of" not in m.old], ids=lambda m: m.name
+)
+def test_planted_faults_of_the_pages_are_noticed(mutant: Mutant, tmp_path: Path) -> None:
+    """Those of `make mutants`, each in a copy of its page: the page and the command are named."""
+    path = tmp_path / mutant.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / mutant.file, path)
+    assert registry.stale(tmp_path) == []
+    apply(mutant, tmp_path)
+    (line,) = registry.stale(tmp_path)
+    assert line.startswith(f"{mutant.file}: <!--")
+    assert line.endswith(" is stale: run `make docs-numbers`")
 
 
 def test_a_text_goes_into_its_own_block(page: Path) -> None:
