@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+import sys
 
 import pytest
 import torch
@@ -131,6 +132,33 @@ def test_the_minutes_left_are_those_that_other_runs_of_the_task_took():
     left = [part for part in defaults.stages()["decide"] if part.settings["task"] == "mlp"]
     assert defaults.minutes(left, rows) == pytest.approx(7 * 8 * 2.0 / 60)
     assert math.isnan(defaults.minutes(defaults.stages()["demo"], rows))
+
+
+def test_the_command_does_what_is_left_keeps_it_and_writes_the_page(tmp_path, monkeypatch, capsys):
+    settings = {"task": "mlp", "lr": defaults.TASKS["mlp"].rates[0], "steps": 2, "seeds": [0]}
+    wanted = [parts.Part(defaults.NAME, f"mlp-{name}", {**settings, "variant": name}) for name in ("adopt", "adoptw-1")]
+    monkeypatch.setattr(defaults, "stages", lambda: {"tiny": wanted})
+    page, results = tmp_path / "defaults.md", tmp_path / "rows.jsonl"
+    page.write_text(defaults_page.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+
+    def call(*words):
+        places = ["--folder", tmp_path / "runs", "--results", results, "--page", page, "--workers", 1]
+        monkeypatch.setattr(sys, "argv", ["defaults", *map(str, places), *words])
+        defaults.main()
+        return capsys.readouterr().out
+
+    parts.run(wanted[:1], defaults.one, tmp_path / "runs")  # a call that was killed after its first part
+    assert "1 rows are kept, 1 parts are left" in call("--left")
+    done = []
+    monkeypatch.setattr(defaults, "one", lambda **settings: done.append(settings["variant"]) or {"losses": [1.0]})
+    call()
+    assert done == ["adoptw-1"]
+    assert [row["name"] for row in defaults.read(results)] == ["mlp-adopt", "mlp-adoptw-1"]
+    assert "not run yet (1 of 8 seeds)" in page.read_text(encoding="utf-8")
+    call("--page_only")
+    assert done == ["adoptw-1"]
+    with pytest.raises(SystemExit):
+        call("--stages", "nonsense")
 
 
 def test_a_page_without_rows_claims_nothing():
