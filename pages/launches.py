@@ -105,6 +105,18 @@ def in_8_bits(name: str) -> str:
     return f"{memory.state_bytes(model, state_bits=8).moments / model.elements:.1f}"
 
 
+def fsdp_excess(name: str, *processes: int) -> str:
+    """By how many per cent rank 0 of FSDP2 holds more than parameters / processes, at most."""
+    model = memory_models.MODELS[name]
+    excess = [
+        memory.state_bytes(model, mode="fsdp", world_size=n).moments
+        / memory.state_bytes(model.elements, mode="fsdp", world_size=n).moments
+        - 1
+        for n in processes
+    ]
+    return f"{100 * max(excess):.2g}"
+
+
 def of_a_tensor() -> str:
     """The bytes of 8-bit moments a parameter of a tensor that is kept so."""
     return f"{memory.MOMENTS[8] + memory.SCALES / quantization.BLOCK_SIZE:.2f}"
@@ -118,6 +130,10 @@ TEXTS: dict[str, Callable[[], str]] = {
     "memory model": memory_model,
     "refused settings": refused_settings,
     "memory": memory_command.table,
+    "FSDP's excess to 256 of GPT-2": lambda: fsdp_excess("gpt2", 8, 64, 256),
+    "FSDP's excess to 256 of Llama": lambda: fsdp_excess("llama-7b", 8, 64, 256),
+    "FSDP's excess at 1024 of GPT-2": lambda: fsdp_excess("gpt2", 1024),
+    "FSDP's excess at 1024 of Llama": lambda: fsdp_excess("llama-7b", 1024),
     "bytes in 8 bits": of_a_tensor,
     "bytes in 8 bits of GPT-2": lambda: in_8_bits("gpt2"),
     "bytes in 8 bits of Llama": lambda: in_8_bits("llama-7b"),

@@ -103,11 +103,18 @@ def training() -> str:
     return tables.medians([rows[OURS] for rows in trained if BASELINE in rows], "to_adamw")
 
 
+def goals(device: str) -> str:
+    """What a step is held to."""
+    return "; ".join(goal.title for goal in GOALS[device])
+
+
 TEXTS: dict[str, Callable[[], str]] = {
     "speed in words": words,
     "fewer bits in words": fewer_bits,
     "unobserved in words": unobserved,
     "speed of training": training,
+    "goals on a CPU": lambda: goals("cpu"),
+    "goals on a GPU": lambda: goals("cuda"),
     "speed with one thread": lambda: ratio(OURS, "to_adamw", 1),
     "speed with two threads": lambda: ratio(OURS, "to_adamw", 2),
 }
