@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from adopt_hf import algorithm, backends, differences, moments, rounding, states, storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.backends import capture
-from adopt_hf.kept_plan import Plan
+from adopt_hf.entries import Plan
 from adopt_hf.partition import Partition
 from adopt_hf.plan import Kept
 from adopt_hf.sharding import shard_of

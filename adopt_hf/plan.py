@@ -14,20 +14,9 @@ from torch.nn import Parameter
 
 from adopt_hf import algorithm, backends, moments, rounding
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBucket, check_shapes
-from adopt_hf.backends.dense import is_plain
-from adopt_hf.kept_plan import (
-    UNKNOWN,
-    Columns,
-    Entry,
-    FlatEntry,
-    KeptPlan,
-    Known,
-    Plan,
-    Waiting,
-    agreement,
-    is_coupled,
-    observed,
-)
+from adopt_hf.backends.dense import Columns, is_plain
+from adopt_hf.entries import UNKNOWN, Entry, FlatEntry, Plan, Waiting, agreement, observed
+from adopt_hf.kept_plan import KeptPlan, WithGradient, is_coupled
 from adopt_hf.partition import Partition
 from adopt_hf.sharding import local_real, locally, shard, shard_of, sharding_of
 from adopt_hf.storage import Storage, storage_of
@@ -126,7 +115,7 @@ def _new_plan(
     entries: list[Entry] = []
     flats: list[FlatEntry] = []
     waiting: list[Waiting] = []
-    kinds, known, columns = _by_kind(groups, states, partitions, first)
+    kinds, having, columns = _by_kind(groups, states, partitions, first)
     check_shapes(*columns)
     for kind, members in kinds.items():
         group, rounded, capturable = groups[kind.group], not kind.storage.is_plain, groups[kind.group]["capturable"]
@@ -151,11 +140,11 @@ def _new_plan(
     plan = KeptPlan(entries, flats, waiting)
     if (
         keep
-        and known.params
+        and having.params
         and all(kind.plain for kind in kinds)  # a tensor that handles its operations shows no address to compare
         and all(w.sharding is None for w in waiting)  # whether they are observed is agreed on where a plan is made
     ):
-        plan.remember(groups, states, known, columns)
+        plan.remember(groups, states, having)
     return plan, columns[1]
 
 
@@ -180,10 +169,10 @@ def _by_kind(
     states: MutableMapping[Tensor, dict[str, Any]],
     partitions: Mapping[Tensor, Partition],
     first: int,
-) -> tuple[dict[Kind, Members], Known, Columns]:
+) -> tuple[dict[Kind, Members], WithGradient, Columns]:
     dtypes = _StateDtypes()
     by_key: dict[tuple[Any, ...], Members] = defaultdict(lambda: Members([], [], ([], [], [], []), [], [], []))
-    known = Known([], [], [])
+    having = WithGradient([], [], [])
     everywhere: Columns = ([], [], [], [])
     before = first  # parameters that lie behind
     for index, group in enumerate(groups):
@@ -216,10 +205,10 @@ def _by_kind(
             params.append(p)
             of_params.append(state)
             numbers.append(number)
-            positions.append(len(known.params))
-            known.params.append(p)
-            known.states.append(state)
-            known.eight_bits.append(bits == 8)
+            positions.append(len(having.params))
+            having.params.append(p)
+            having.states.append(state)
+            having.eight_bits.append(bits == 8)
             for column, of_all, t in zip(columns, everywhere, (theta, g, m, v), strict=True):
                 column.append(t)
                 of_all.append(t)
@@ -227,7 +216,7 @@ def _by_kind(
                 moments.check_scales(p, state, partition, group["block_size"])
                 scales.append(local_real(state["scales"]))
         before += len(group["params"])
-    return {Kind(*key): members for key, members in by_key.items()}, known, everywhere
+    return {Kind(*key): members for key, members in by_key.items()}, having, everywhere
 
 
 class _StateDtypes(dict[torch.dtype, torch.dtype]):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adopt_hf import backends, first_steps, kept_plan, plan, single
+from adopt_hf import backends, entries, first_steps, plan, single
 from adopt_hf.backends import capture
 from adopt_hf.backends.bucket import RoundedBucket
 from adopt_hf.optimizer import ADOPT
@@ -22,7 +22,7 @@ def plan_of(
     groups: Sequence[dict[str, Any]] | None = None,
     first: int = 0,
     key: Hashable = None,
-) -> kept_plan.Plan:
+) -> entries.Plan:
     """Return the plan of the optimizer's next step, or of `groups` only, whose parameters count from `first` on."""
     if groups is None:
         first_steps.note(optimizer)
@@ -34,7 +34,7 @@ def plan_of(
     return plan.next_plan(groups, states, partitions, *scaled, compiling, first, optimizer.kept_plans, key)
 
 
-count_steps = torch.compiler.disable(kept_plan.count_steps)
+count_steps = torch.compiler.disable(entries.count_steps)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -26,6 +26,8 @@ BESIDE = {
     "states": 1,
     "single": 1,
     "plan": 1,
+    "entries": 1,
+    "known": 1,
     "kept_plan": 1,
     "param_groups": 1,
     "untraced": 2,

@@ -56,6 +56,10 @@ class Run:
                 p.grad.copy_(g)
             else:
                 p.grad = g
+                if how == "some of another dtype" and i % 2:
+                    p.grad.data = g.to(torch.bfloat16 if g.dtype == torch.float32 else torch.float32)
+                elif how == "one cut short" and i == 4:
+                    p.grad.data = g.flatten()[:2]
 
     def step(self) -> str | None:
         if self.forgets:
@@ -163,6 +167,18 @@ def share_step(run: Run) -> None:
             state["step"] = shared
 
 
+def share_counts(run: Run) -> None:
+    """The memory of all counts of a bucket moves, since they lie in one vector."""
+    state = run.optimizer.state.get(run.params[2])
+    if state:
+        state["step"].share_memory_()
+
+
+def edit_a_shared_count(run: Run) -> None:
+    share_counts(run)
+    edit_step(run)
+
+
 def schedule(run: Run) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] *= 0.5
@@ -190,19 +206,30 @@ EVENTS: dict[str, Callable[[Run], None]] = {
     f.__name__: f
     for f in (
         *(cast, move, transpose, transpose_and_copy, replace, exchange, add_group, reload, deepcopy, unpickle),
-        *(forget_state, replace_moment, move_moment, edit_step, share_step),
+        *(forget_state, replace_moment, move_moment, edit_step, share_step, share_counts, edit_a_shared_count),
         *(schedule, bad_number, other_backend, other_bits),
     )
 }
-GRADIENTS = ("ordinary", "some missing", "some zero", "other layout", "in place")
+GRADIENTS = (
+    *("ordinary", "some missing", "some zero", "other layout", "in place"),
+    *("some of another dtype", "one cut short"),
+)
+
+
+def happens(event: str, run: Run) -> type[Exception] | None:
+    """Let something happen; return the error of what cannot be after other events (a reload of another shape)."""
+    try:
+        EVENTS.get(event, lambda run: None)(run)
+    except (KeyError, RuntimeError, ValueError) as error:
+        return type(error)
+    return None
 
 
 def both(events: list[tuple[str, str]], **options: Any) -> None:
     kept, forgetful = Run(forgets=False, **options), Run(forgets=True, **options)
     for event, how in events:
+        assert happens(event, kept) == happens(event, forgetful)
         for run in (kept, forgetful):
-            if event in EVENTS:
-                EVENTS[event](run)
             run.gradients(how)
         assert kept.step() == forgetful.step()
         for a, b in zip(kept.everything(), forgetful.everything(), strict=True):
@@ -225,6 +252,12 @@ def test_a_kept_plan_is_one_made_anew(events: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize("event", EVENTS)
 def test_each_event_alone(event: str, options: dict[str, Any]) -> None:
     both([("nothing", "ordinary"), ("nothing", "in place"), (event, "ordinary"), ("nothing", "ordinary")], **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"backend": "foreach"}, {"capturable": True}, {"state_bits": 8}], ids=str)
+@pytest.mark.parametrize("how", GRADIENTS)
+def test_each_kind_of_gradients_after_ordinary_ones(how: str, options: dict[str, Any]) -> None:
+    both([("nothing", "ordinary"), ("nothing", "ordinary"), ("nothing", how), ("nothing", "ordinary")], **options)
 
 
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:

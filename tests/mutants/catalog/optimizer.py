@@ -2,8 +2,9 @@
 
 from tests.mutants.mutant import Mutant
 
-OPTIMIZER, PLAN, KEPT_PLAN, PARTITION, STATES, LAYERWISE = (
-    f"adopt_hf/{name}.py" for name in ("optimizer", "plan", "kept_plan", "partition", "states", "layerwise")
+OPTIMIZER, PLAN, KEPT_PLAN, KNOWN, ENTRIES, PARTITION, STATES, LAYERWISE = (
+    f"adopt_hf/{name}.py"
+    for name in ("optimizer", "plan", "kept_plan", "known", "entries", "partition", "states", "layerwise")
 )
 OF_OPTIMIZER = ("tests/test_optimizer.py",)
 OF_TORCH = ("tests/test_torch_properties.py", "-k", "closure or errors or load")
@@ -65,33 +66,32 @@ MUTANTS = (
     Mutant(
         "kept-plan-options-not-compared",
         KEPT_PLAN,
-        "        if list(map(_options, groups)) != self.options:\n            return None\n",
+        "        if list(map(_options, groups)) != self.options:  # which have the lengths\n            return None\n",
         "",
         OF_KEPT_PLAN,
         "an option that was changed in a group would have no effect",
     ),
     Mutant(
         "kept-plan-addresses-not-compared",
-        KEPT_PLAN,
-        "        if not all(all(map(eq, now, then)) for now, then in layouts):\n            return None\n",
-        "        list(map(list, (now for now, _ in layouts)))\n",
+        KNOWN,
+        "list(map(Tensor.data_ptr, chain(thetas, others))) != self.addresses or ",
+        "",
         OF_KEPT_PLAN,
         "a kernel would write into memory that a parameter no longer has",
     ),
     Mutant(
         "kept-plan-strides-not-compared",
-        KEPT_PLAN,
-        "        yield map(Tensor.stride, thetas)\n",
-        "",
+        KNOWN,
+        "all(map(Tensor.is_contiguous, thetas) if self.thetas_are_contiguous else _same(thetas, self.strides))",
+        "True",
         OF_KEPT_PLAN,
         "a parameter that is transposed in its place would be paired with the wrong gradients",
     ),
     Mutant(
         "kept-plan-partitions-not-compared",
         KEPT_PLAN,
-        "        if any(partitions.get(flat.param) is not flat.partition for flat in self.flats):\n"
-        "            return None\n",
-        "",
+        "partitions.get(flat.param) is not flat.partition",
+        "False",
         OF_KEPT_PLAN,
         "under ZeRO another cut of a flat parameter would have no effect",
     ),
@@ -113,9 +113,49 @@ MUTANTS = (
         "a tensor whose first gradient was zero would never begin",
     ),
     Mutant(
+        "kept-plan-moments-not-compared",
+        KNOWN,
+        "            if not all(map(is_, map(itemgetter(name), states), tensors)):\n                return None\n",
+        "",
+        OF_KEPT_PLAN,
+        "a moment that was replaced would not be the one that is updated",
+    ),
+    Mutant(
+        "kept-plan-shapes-not-compared",
+        KNOWN,
+        "            and all(map(eq, map(Tensor.size, thetas), self.sizes))\n",
+        "",
+        OF_KEPT_PLAN,
+        "a parameter of another shape would be paired with moments of the old one",
+    ),
+    Mutant(
+        "kept-plan-gradients-dtypes-not-compared",
+        KNOWN,
+        "            list(map(dtype_of, grads)) == self.dtypes\n",
+        "            True\n",
+        OF_KEPT_PLAN,
+        "a gradient of bfloat16 would be read as float32",
+    ),
+    Mutant(
+        "kept-plan-gradients-lengths-not-compared",
+        KNOWN,
+        "            and list(map(Tensor.numel, grads)) == self.numels\n",
+        "",
+        OF_KEPT_PLAN,
+        "a gradient that was shortened in its place would be read beyond its end",
+    ),
+    Mutant(
+        "counts-in-moved-memory",
+        ENTRIES,
+        "self.storage.data_ptr() == self.address and ",
+        "",
+        OF_KEPT_PLAN,
+        "step counts that were moved to shared memory would be counted where they were",
+    ),
+    Mutant(
         "kept-plan-shared-count-replaced",
-        KEPT_PLAN,
-        '            if not any(step.device.type == "cpu" and step.is_shared() for step in steps):',
+        ENTRIES,
+        '            if not any(isinstance(step, Tensor) and step.device.type == "cpu" and step.is_shared() for step in steps):',
         "            if True:",
         OF_KEPT_PLAN,
         "a step count in shared memory would stay 0 for the other processes",
