@@ -108,7 +108,6 @@ class Counts:
         """Set all of them to `t`, and return what it is in float32."""
         self.memory[:] = array("f", [t]) * len(self.memory)
         self.written = self.memory.tobytes()
-        torch.autograd.graph.increment_version([self.vector])  # autograd does not see it otherwise
         return self.memory[0]
 
 

@@ -29,14 +29,15 @@ _short_lives: dict[Hashable, int] = {}  # in a row, by kind
 _warned: set[str] = set()
 
 
-def note(optimizer: Optimizer) -> None:
-    """Note a step that is about to be made. Cheap from the third step on."""
+def note(optimizer: Optimizer) -> bool:
+    """Note a step that is about to be made. Return whether the next ones need not be noted."""
     life = _lives.get(optimizer)
     if life is None:
         life = _begin(optimizer)
     if life.steps < 2:
         _check_gradients(optimizer)
         life.steps += 1
+    return life.steps >= 2
 
 
 def _begin(optimizer: Optimizer) -> _Life:

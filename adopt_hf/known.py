@@ -4,7 +4,6 @@ The comparison runs in every step over every parameter. So it is made of C loops
 take a fraction of the time of Python's, and of as few calls a tensor as can be.
 """
 
-from collections.abc import Iterable
 from itertools import chain, compress
 from operator import attrgetter, eq, is_, itemgetter
 from typing import Any, NamedTuple
@@ -21,11 +20,12 @@ step_of = itemgetter("step")
 
 
 class Column(NamedTuple):
-    """The entries of one name in the states that have it."""
+    """The entries of one name in the states that have it, and the addresses of their local tensors."""
 
     name: str
     states: list[dict[str, Any]]
     tensors: list[Tensor]
+    addresses: list[int]
 
 
 class Known:
@@ -43,96 +43,104 @@ class Known:
     """
 
     def __init__(self, params: list[Tensor], states: list[dict[str, Any]], eight_bits: list[bool]) -> None:
-        grads = list(map(gradient_of, params))
+        of_all = list(map(gradient_of, params))
         self.params = params
-        self.types = list(map(type, grads))
-        self.has_grad = [grad is not None for grad in grads]
+        self.types = list(map(type, of_all))
+        self.has_grad = [grad is not None for grad in of_all]
+        self.all_have_grad = all(self.has_grad)
         self.states = states
         self.with_grad = list(compress(params, self.has_grad))
-        self.moments = _columns(states, eight_bits)
-        grads = list(compress(grads, self.has_grad))
+        grads = list(compress(of_all, self.has_grad))
+        columns = _moments(states, eight_bits)
         self.is_plain = all(type(p) in (Parameter, Tensor) and not p.is_complex() for p in self.with_grad) and all(
-            type(t) is Tensor for t in chain(grads, *(column.tensors for column in self.moments))
+            type(t) is Tensor for t in chain(grads, *(tensors for _, _, tensors in columns))
         )
         self.shardings = [] if self.is_plain else list(map(sharding_of, self.with_grad))
-        self.all_have_grad = len(grads) == len(params)
-        thetas, grads, others = self._local(grads)
-        self.thetas_are_contiguous = all(map(Tensor.is_contiguous, thetas))
-        self.grads_are_contiguous = all(map(Tensor.is_contiguous, grads))
-        self.addresses = list(map(Tensor.data_ptr, chain(thetas, others)))
+        thetas, grads = self._local(self.with_grad), self._local_gradients(grads)
+        self.addresses = list(map(Tensor.data_ptr, thetas))
         self.sizes = list(map(Tensor.size, thetas))
-        self.strides = [] if self.thetas_are_contiguous else list(map(Tensor.stride, thetas))
+        self.strides = None if all(map(Tensor.is_contiguous, thetas)) else list(map(Tensor.stride, thetas))
+        self.without_memory = list(map(Tensor.data_ptr, grads)).count(0)  # empty, or torch's tensors of zeros
         self.dtypes = list(map(dtype_of, grads))
         self.numels = list(map(Tensor.numel, grads))
-        self.grad_strides = [] if self.grads_are_contiguous else list(map(Tensor.stride, grads))
-        self.grad_is_neg = [] if self.grads_are_contiguous else list(map(Tensor.is_neg, grads))
-        self.without_memory = list(map(Tensor.data_ptr, grads)).count(0)  # empty, or torch's tensors of zeros
+        self.grad_strides = None if all(map(Tensor.is_contiguous, grads)) else list(map(Tensor.stride, grads))
+        self.grad_is_neg = list(map(Tensor.is_neg, grads))
+        self.moments = [Column(*of, list(map(Tensor.data_ptr, self._local(of[2])))) for of in columns]
 
     def gradients(self) -> tuple[list[Tensor], list[int], list[Tensor]] | None:
         """Return the local gradients, their addresses and the step counts, or None if anything else has changed.
 
+        The first look at an object waits for memory. So addresses come first, since what they are read from is fetched
+        at once, with most of what else is compared.
+
         Raises:
             KeyError: If an entry of a state is gone.
-            RuntimeError: If a gradient is sparse, and has no strides.
+            RuntimeError: If a gradient is sparse, and has no address.
         """
+        thetas = self._local(self.with_grad)
+        if list(map(Tensor.data_ptr, thetas)) != self.addresses or not self._have_shapes(thetas):
+            return None
         grads = list(map(gradient_of, self.params))
         if list(map(type, grads)) != self.types:
             return None
         grads = grads if self.all_have_grad else list(compress(grads, self.has_grad))
-        steps = list(map(step_of, self.states))
-        for name, states, tensors in self.moments:
-            if not all(map(is_, map(itemgetter(name), states), tensors)):
-                return None
         if not self.is_plain and (
             any(map(needs_redistribution, self.with_grad, grads))
             or list(map(sharding_of, self.with_grad)) != self.shardings
         ):
             return None
-        thetas, grads, others = self._local(grads)
-        if list(map(Tensor.data_ptr, chain(thetas, others))) != self.addresses or not self._have_layout(thetas, grads):
-            return None
+        grads = self._local_gradients(grads)
         addresses = list(map(Tensor.data_ptr, grads))
-        return (grads, addresses, steps) if addresses.count(0) == self.without_memory else None
+        if addresses.count(0) != self.without_memory or not self._have_layout(grads):
+            return None
+        for name, states, tensors, known in self.moments:
+            if list(map(Tensor.data_ptr, self._local(tensors))) != known:
+                return None
+            if not all(map(is_, map(itemgetter(name), states), tensors)):
+                return None
+        return grads, addresses, list(map(step_of, self.states))
 
-    def _have_layout(self, thetas: list[Tensor], grads: list[Tensor]) -> bool:
-        """Return whether parameters and gradients have the layout that they had; those of moments are known.
+    def _have_shapes(self, thetas: list[Tensor]) -> bool:
+        """Return whether parameters have the shapes and strides that they had. Those of moments are not looked at.
+
+        One after the other: hundreds of tuples at a time would set off Python's garbage collector.
+        """
+        return all(map(eq, map(Tensor.size, thetas), self.sizes)) and _have_strides(thetas, self.strides)
+
+    def _have_layout(self, grads: list[Tensor]) -> bool:
+        """Return whether gradients are of the dtypes and have the layout that they had.
 
         torch sees to it that a gradient has the shape, the dtype (unless told otherwise) and the device of its
-        parameter. Sizes and strides are compared one after the other: hundreds of tuples at a time would set off
-        Python's garbage collector.
+        parameter.
         """
         return (
             list(map(dtype_of, grads)) == self.dtypes
             and list(map(Tensor.numel, grads)) == self.numels
-            and all(map(eq, map(Tensor.size, thetas), self.sizes))
-            and all(map(Tensor.is_contiguous, thetas) if self.thetas_are_contiguous else _same(thetas, self.strides))
-            and (
-                all(map(Tensor.is_contiguous, grads))
-                if self.grads_are_contiguous
-                # The imaginary part of a conjugate, which has gaps, stands for its negative.
-                else all(_same(grads, self.grad_strides)) and list(map(Tensor.is_neg, grads)) == self.grad_is_neg
-            )
+            and _have_strides(grads, self.grad_strides)
+            # The imaginary part of a conjugate stands for its negative, and has gaps.
+            and (self.grad_strides is None or list(map(Tensor.is_neg, grads)) == self.grad_is_neg)
         )
 
-    def _local(self, grads: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Iterable[Tensor]]:
-        """Return parameters, gradients and all tensors of the moments as a kernel sees them."""
-        others = chain.from_iterable(column.tensors for column in self.moments)
-        if self.is_plain:
-            return self.with_grad, grads, others
-        return (
-            list(map(local_real, self.with_grad)),
-            list(map(local_real, map(Tensor.resolve_conj, grads))),
-            map(local_real, others),
-        )
+    def _local(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return the tensors as a kernel sees them."""
+        return tensors if self.is_plain else list(map(local_real, tensors))
+
+    def _local_gradients(self, grads: list[Tensor]) -> list[Tensor]:
+        return grads if self.is_plain else [local_real(grad.resolve_conj()) for grad in grads]
 
 
-def _same(tensors: list[Tensor], strides: list[tuple[int, ...]]) -> Iterable[bool]:
-    return map(eq, map(Tensor.stride, tensors), strides)
+def _have_strides(tensors: list[Tensor], strides: list[tuple[int, ...]] | None) -> bool:
+    """Return whether `tensors` have these strides; None: those of contiguous ones."""
+    if strides is None:
+        return all(map(Tensor.is_contiguous, tensors))
+    return all(map(eq, map(Tensor.stride, tensors), strides))
 
 
-def _columns(states: list[dict[str, Any]], eight_bits: list[bool]) -> list[Column]:
-    """Return the moments, and where they are in 8 bits their scales."""
+def _moments(
+    states: list[dict[str, Any]], eight_bits: list[bool]
+) -> list[tuple[str, list[dict[str, Any]], list[Tensor]]]:
+    """Return the first three of each column: of the moments, and where they are in 8 bits of their scales."""
     floats = [state for state, eight in zip(states, eight_bits, strict=True) if not eight]
     codes = list(compress(states, eight_bits))
     named = [(name, floats) for name in moments.FLOATS if floats] + [(name, codes) for name in moments.CODES if codes]
-    return [Column(name, those, [state[name] for state in those]) for name, those in named]
+    return [(name, those, [state[name] for state in those]) for name, those in named]

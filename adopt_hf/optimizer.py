@@ -1,6 +1,8 @@
 """The optimizer: torch's interface, its hyperparameters, the dispatch of a step to backends, and loading."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
+from types import ModuleType
 from typing import Any, overload
 
 import torch
@@ -87,6 +89,7 @@ class ADOPT(Optimizer):
     """
 
     _is_adopt = True  # for `is_adopt_optimizer`
+    has_noted_first_steps = False  # whether `adopt_hf.first_steps` has seen all that it looks at; not in a pickle
 
     def __init__(
         self,
@@ -206,9 +209,12 @@ class ADOPT(Optimizer):
         Args:
             key: Under which the plan of `groups` is kept for the next call.
         """
+        if not torch.compiler.is_compiling():
+            _untraced().update(self, groups, first, key)
+            return
         from adopt_hf.untraced import count_steps, plan_of, step_rounded
 
-        plan: Plan = plan_of(self, torch.compiler.is_compiling(), groups, first, key)
+        plan: Plan = plan_of(self, groups, first, key)
         for backend, buckets in plan.buckets.items():
             backend.step(buckets)
         if plan.rounded:
@@ -351,6 +357,14 @@ class ADOPTW(ADOPT):
 
 
 OF_ADOPTW: dict[str, Any] = {"decouple": True, "beta2_warmup": True}  # where its defaults are not ADOPT's
+
+
+@cache
+def _untraced() -> ModuleType:
+    """Return `adopt_hf.untraced`, which the first step imports. An import statement takes time in every step."""
+    from adopt_hf import untraced
+
+    return untraced
 
 
 def is_adopt_optimizer(thing: object) -> bool:

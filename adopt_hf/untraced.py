@@ -12,25 +12,42 @@ import torch
 from adopt_hf import backends, entries, first_steps, plan, single
 from adopt_hf.backends import capture
 from adopt_hf.backends.bucket import RoundedBucket
+from adopt_hf.entries import Plan
 from adopt_hf.optimizer import ADOPT
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def plan_of(
-    optimizer: ADOPT,
-    compiling: bool,
-    groups: Sequence[dict[str, Any]] | None = None,
-    first: int = 0,
-    key: Hashable = None,
-) -> entries.Plan:
-    """Return the plan of the optimizer's next step, or of `groups` only, whose parameters count from `first` on."""
-    if groups is None:
-        first_steps.note(optimizer)
+def update(optimizer: ADOPT, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable) -> None:
+    """Do the whole update where nothing is compiled, see `ADOPT._update`."""
+    plan = _plan_of(optimizer, False, groups, first, key)
+    for backend, buckets in plan.buckets.items():
+        backend.step(buckets)
+    for backend, rounded in plan.rounded.items():
+        assert backend.step_rounded is not None  # it would not have been chosen
+        backend.step_rounded(rounded)
+    for backend, capturable in plan.capturable.items():
+        assert backend.step_capturable is not None  # it would not have been chosen
+        backend.step_capturable(capturable)
+    entries.count_steps(plan)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def plan_of(optimizer: ADOPT, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable) -> Plan:
+    """Return the plan of the update, which is compiled."""
+    return _plan_of(optimizer, True, groups, first, key)
+
+
+def _plan_of(
+    optimizer: ADOPT, compiling: bool, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable
+) -> Plan:
+    if groups is None and not optimizer.has_noted_first_steps:
+        optimizer.has_noted_first_steps = first_steps.note(optimizer)
     # A GradScaler puts the last two there.
     scaled = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     groups, states, partitions = groups or optimizer.param_groups, optimizer.state, optimizer.partitions
     capture.check(groups, states)
-    single.give_key(optimizer.param_groups, groups, states, partitions)
+    if len(optimizer.param_groups) == 1 and len(optimizer.param_groups[0]["params"]) == 1:
+        single.give_key(optimizer.param_groups, groups, states, partitions)
     return plan.next_plan(groups, states, partitions, *scaled, compiling, first, optimizer.kept_plans, key)
 
 

@@ -24,7 +24,7 @@ from benchmarks.stream import Stream
 Row = dict[str, Any]
 
 PLACEMENT = 3  # rounds
-HOST_ROUNDS = 10  # for each round of a case: they are short
+HOST_ROUNDS = 10  # for each round of a case: they are short, and as many to a part in which tensors lie where they do
 
 
 def head(device: str, shape: str, dtype: str, scale: float, threads: int) -> dict[str, Any]:
@@ -177,16 +177,27 @@ def _count_on_cuda(row: Row, stepper: Stepper) -> None:
 def _host_times(
     rows: dict[str, Row], sizes: list[tuple[int, ...]], dtype: str, rounds: int, seed: int, peers_path: str | None
 ) -> None:
-    """What the host does for that many tensors: a step over as many of one element each."""
+    """What the host does for that many tensors: a step over as many of one element each.
+
+    It waits for memory more than it computes, so where tensors come to lie counts: in each part of the rounds
+    everybody's are made anew, in an order that is drawn.
+    """
     names = [name for name, row in rows.items() if not row["why"] and not PEERS[name].compiles]
-    steppers, _ = _steppers(names, gradients([(1,)] * len(sizes), dtype, "cpu", seed), peers_path, seed)
-    steps = {name: partial(_timed, stepper, clock.on_cpu) for name, stepper in steppers.items()}
-    done, errors = interleave(steps, HOST_ROUNDS * rounds, WARMUP, seed)
+    done: list[Round] = []
+    for number in range(rounds):
+        grads = gradients([(1,)] * len(sizes), dtype, "cpu", seed)
+        steppers, _ = _steppers(names, grads, peers_path, seed + number)
+        steps = {name: partial(_timed, stepper, clock.on_cpu) for name, stepper in steppers.items()}
+        part, errors = interleave(steps, HOST_ROUNDS, WARMUP, seed + number)
+        done += part
+        for name, error in errors.items():
+            rows[name]["notes"].append(f"host time not measured: {error}")
+            names.remove(name)
+        del steppers, steps
+        _release("cpu")
     for name in names:
         rows[name]["host_ms"] = quartiles([r[name].wall_ms for r in done if name in r])
         rows[name]["host_to_adamw"] = ratio(done, name, BASELINE, "cpu_ms")
-        if name in errors:
-            rows[name]["notes"].append(f"host time not measured: {errors[name]}")
 
 
 def _available(device: str) -> int:

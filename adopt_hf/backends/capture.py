@@ -1,6 +1,7 @@
 """Refuse a step that a CUDA graph would capture and then replay with frozen numbers or with fresh moments."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,18 +12,23 @@ _raises: set[str] = set()  # what cannot be asked in this process, since there i
 
 def is_capturing() -> bool:
     """Return whether a graph is being captured on the current stream. Neither waits for CUDA nor initialises it."""
-    accelerator = _answer("accelerator", torch.accelerator.current_accelerator)
-    for module in (torch.cuda, torch.xpu):
-        kind = module.__name__.rpartition(".")[2]
+    for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu)):
         captures = getattr(module, "is_current_stream_capturing", None)  # torch.xpu has it in later releases
         if captures is None:
             continue
         if module.is_initialized():
             if captures():
                 return True
-        elif accelerator is not None and accelerator.type == kind and _answer(kind, captures):
+        elif _accelerator() == kind and _answer(kind, captures):
             return True
     return False
+
+
+@cache
+def _accelerator() -> str | None:
+    """Return the kind of accelerator that torch was built for, None if it was for none, or if there is no driver."""
+    accelerator = _answer("accelerator", torch.accelerator.current_accelerator)
+    return None if accelerator is None else accelerator.type
 
 
 def _answer(name: str, question: Callable[[], Any]) -> Any:

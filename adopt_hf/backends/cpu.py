@@ -63,7 +63,7 @@ def step(buckets: Sequence[Bucket]) -> None:
     One parallel region for all buckets, of `torch.get_num_threads()` threads.
     """
     with ExitStack() as until_then:
-        rows, kept = [], []
+        kept = []  # so that what the rows point to lives until then
         for bucket in buckets:
             prepared = _prepared(bucket)
             if prepared is None:
@@ -73,16 +73,15 @@ def step(buckets: Sequence[Bucket]) -> None:
                 prepared = _Prepared(row, table, grads)
                 _remember(bucket, columns, prepared)
             kept.append(prepared)
-            rows.append(prepared.row)
-        _run(rows)
+        _run([prepared.row for prepared in kept])
     for bucket in buckets:
-        _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs)
+        _written(bucket.params)
 
 
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
     """The same with results that are rounded as the bucket's storage says."""
     with ExitStack() as until_then:
-        rows, kept = [], []
+        kept = []
         for bucket in buckets:
             prepared = _prepared(bucket)
             if prepared is None:
@@ -97,10 +96,9 @@ def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
                 _remember(bucket, columns, prepared)
             prepared.table[7::8] = array("q", bucket.keys)
             kept.append(prepared)
-            rows.append(prepared.row)
-        _run(rows)
+        _run([prepared.row for prepared in kept])
     for bucket in buckets:
-        _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs, bucket.scales)
+        _written(bucket.params)
 
 
 class _Prepared(NamedTuple):
@@ -161,7 +159,9 @@ def _run(rows: list[_Bucket]) -> None:
     library.adopt_step((_Bucket * len(rows))(*rows), len(rows), torch.get_num_threads())
 
 
-def _written(*columns: list[Tensor]) -> None:
-    """Tell autograd, which has not seen the kernel write."""
-    for tensors in columns:
-        torch.autograd.graph.increment_version(tensors)
+def _written(params: list[Tensor]) -> None:
+    """Tell autograd, which has not seen the kernel write: a graph that still needs the old values raises an error.
+
+    Moments and step counts are in no graph. torch's own fused optimizers tell autograd of nothing.
+    """
+    torch.autograd.graph.increment_version(params)

@@ -56,7 +56,7 @@ def step(buckets: Sequence[Bucket]) -> None:
                 kernels.update[(table.programs,)](
                     table.rows, table.chunks, table.tensors, *_numbers(s), *types, s.l2 != 0, **kernels.OPTIONS
                 )
-        _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs)
+        _written(bucket.params)
 
 
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
@@ -76,7 +76,7 @@ def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
                     *(s.l2 != 0, bits, block_size, round_param),
                     **kernels.options(block_size),
                 )
-        _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs, bucket.scales)
+        _written(bucket.params)
 
 
 def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
@@ -109,7 +109,7 @@ def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
                 )
             blocks = -(-table.tensors // kernels.BLOCK.value)
             kernels.count[(blocks,)](table.rows, table.tensors, table.observed, found_inf, **kernels.OPTIONS)
-        _written(bucket.params, bucket.exp_avgs, bucket.exp_avg_sqs, steps)
+        _written(bucket.params)
 
 
 @cache
@@ -163,10 +163,12 @@ def _on_device_of(bucket: Bucket | CapturableBucket | RoundedBucket) -> Abstract
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _written(*columns: list[Tensor]) -> None:
-    """Tell autograd, which has not seen the kernel write."""
-    for tensors in columns:
-        torch.autograd.graph.increment_version(tensors)
+def _written(params: list[Tensor]) -> None:
+    """Tell autograd, which has not seen the kernel write: a graph that still needs the old values raises an error.
+
+    Moments and step counts are in no graph. torch's own fused optimizers tell autograd of nothing.
+    """
+    torch.autograd.graph.increment_version(params)
 
 
 # -- the tables -------------------------------------------------------------------------------------------------------
