@@ -67,9 +67,15 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, with "+" if it has changes."""
-    described = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(described, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    """The commit of the checkout, with "+" if something else than pages and results has changed since."""
+    name = _git("describe", "--always", "--exclude=*")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!*.md", ":!*/results/*")
+    return f"{name}{'+' if changed else ''}" if name else "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def _version(name: str) -> str | None:
