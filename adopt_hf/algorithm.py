@@ -10,19 +10,23 @@ v second moment (`exp_avg_sq`), t steps completed so far (`step`).
     (3) theta <- theta*(1 - lr*weight_decay)                    if decouple and t > 0
     (4) u <- clamp(g / max(sqrt(v), eps), -c_t, c_t), 0 where new, NaN where v is not finite
                                                                  c_t = t**clip_exp, inf if clip_exp is None
+                                                                 sqrt(v) counts as 0 where v = least and eps > 0
     (5) m <- m + (1 - beta1)*(u - m)
     (6) theta <- theta - lr*m
     (7) v <- g*g where new, else beta2_t*v + (1 - beta2_t)*g*g   beta2_t = beta2, or min(beta2, 1 - (t+1)**-k)
                                                                  with beta2_warmup = k
+        v <- least where v is now 0, unless new and g = 0        least: the smallest positive number of v's dtype
     (8) t <- t + 1                  unless t == 0 and the gradient is all zero: then nothing was observed, and
                                     nothing changes at all
 
-Where every first gradient is non-zero and v stays above zero this is the paper's Algorithm 2. An element whose gradient
-has been exactly zero so far starts at its first non-zero gradient. v returns to zero where beta2 = 0 meets a zero
-gradient, or where v or g*g underflows (0.1**45 in float32; |g| below 3e-23). Then the element starts again: u is 0
-once, v is g*g, and m goes on. No mark tells the two apart, because checkpoints of other frameworks keep no third
-moment. "The gradient" of (8) is the one that came in, before (1): a framework that calls `step()` on zero gradients to
-allocate state leaves no trace under coupled weight decay either.
+Where every first gradient is non-zero this is the paper's Algorithm 2. An element whose gradient has been exactly zero
+so far starts at its first non-zero gradient. An observed v can become 0: where beta2 = 0 meets a zero gradient, or
+where v or g*g underflows (0.1**45 in float32; |g| below 3e-23). It is stored as `least`, which is 0 to (4), so that the
+element does not start again. Checkpoints of other frameworks keep no third moment that could tell the two zeros apart.
+With eps = 0 the root of `least` is used, since 0/0 would be NaN. In 16 and 8 bits an observed v does not become 0
+either: it is stored as the smallest number that the format has there, whose root is used.
+"The gradient" of (8) is the one that came in, before (1): a framework that calls `step()` on zero gradients to allocate
+state leaves no trace under coupled weight decay either.
 NaN and inf propagate to theta. A gradient that is inf, or so large that its square is (in float32 from 1.9e19 on),
 makes v inf, and the element is NaN after the next step. With u = 0 it would stay where it is for ever, and nothing
 would show.
@@ -295,6 +299,11 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     }.get(dtype, dtype)
 
 
+def least_of(dtype: torch.dtype) -> float:
+    """Return the smallest positive number of a dtype, as which (7) stores an observed v of 0."""
+    return torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+
+
 def update(
     param: Tensor,  # theta, any real shape and dtype
     grad: Tensor,  # g, of the same shape
@@ -308,12 +317,14 @@ def update(
         g = g * s.scale
     if isinstance(s.l2, Tensor) or s.l2 != 0:
         g = g + s.l2 * theta
-    new = v == 0  # (2)
+    new, least = v == 0, least_of(v.dtype)  # (2)
     theta = theta * s.decay  # (3)
-    u = torch.clamp(g / torch.clamp(v.sqrt(), min=s.eps), -s.clip, s.clip)  # (4)
+    root = torch.where(v == least, 0.0, v.sqrt()) if s.eps >= least else v.sqrt()  # (4)
+    u = torch.clamp(g / torch.clamp(root, min=s.eps), -s.clip, s.clip)
     u = torch.where(new, 0.0, u)
     u = torch.where(v.isfinite(), u, math.nan)
     m = m + (1 - s.beta1) * (u - m)  # (5)
     theta = theta - s.lr * m  # (6)
     v = torch.where(new, g * g, s.beta2 * v + (1 - s.beta2) * g * g)  # (7)
+    v = torch.where((v == 0) & ~(new & (g == 0)), least, v)
     return theta, m, v

@@ -24,12 +24,14 @@ class Oracle:
     theta: list[float]
     settings: Settings
     m: list[float] = field(init=False)
+    seen: list[bool] = field(init=False)  # which ADOPT has to tell by v
     v: list[float] = field(init=False)
     t: int = 0
 
     def __post_init__(self) -> None:
         self.m = [0.0] * len(self.theta)
         self.v = [0.0] * len(self.theta)
+        self.seen = [False] * len(self.theta)
 
     def step(self, gradient: Sequence[float], lr: float | None = None) -> None:
         s = self.settings
@@ -44,11 +46,12 @@ class Oracle:
             g = -raw if s.maximize else raw
             if not s.decouple:
                 g += s.weight_decay * self.theta[i]
-            first = self.v[i] == 0
+            first = not self.seen[i]
             if s.decouple and self.t > 0:
                 self.theta[i] -= lr * s.weight_decay * self.theta[i]
             u = 0.0 if first else max(-bound, min(bound, g / max(math.sqrt(self.v[i]), s.eps)))
             self.m[i] = beta1 * self.m[i] + (1 - beta1) * u
             self.theta[i] -= lr * self.m[i]
             self.v[i] = g**2 if first else beta2 * self.v[i] + (1 - beta2) * g**2
+            self.seen[i] = self.seen[i] or g != 0
         self.t += 1

@@ -3,6 +3,7 @@
 - one step from any state equals the definition in float64, to a bound derived from the rounding of the equations;
 - the bound rejects deliberately wrong updates;
 - NaN and inf come out where they come out of the definition;
+- a v that is, or becomes, 0 is told from one that was never observed;
 - memory layout, piece boundaries and the company of other tensors change nothing;
 - on the CPU foreach needs less than 2 MiB of temporaries at any size, and the fused kernel none;
 - `choose` refuses what cannot run, and says why.
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from adopt_hf import ADOPT, backends
-from adopt_hf.algorithm import StepScalars, state_dtype, step_scalars, update
+from adopt_hf.algorithm import StepScalars, least_of, state_dtype, step_scalars, update
 from adopt_hf.backends import Backend, foreach, reference
 from adopt_hf.backends.bucket import Bucket
 from tests import triton_interpreter  # noqa: F401
@@ -251,6 +252,30 @@ def test_nan_and_inf_come_out_as_from_the_definition(backend: str, settings: Set
     runs_on(backend, device).step([Bucket([p], [g], [m], [v], s)])
     for got, wanted in zip((p, m, v), expected, strict=True):
         torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("unseen", [False, True], ids=["all observed", "some never observed"])
+@pytest.mark.parametrize("beta2", [0.0, 0.3, 0.9999])
+@pytest.mark.parametrize("eps", [0.0, 1e-200, 1e-30, 1e-6])
+def test_a_v_of_zero_is_told_from_one_never_observed(
+    backend: str, dtype: torch.dtype, unseen: bool, beta2: float, eps: float, device: str
+) -> None:
+    """Smallest numbers of v, g and eps in every combination, to the bit where the definition has a zero or `least`."""
+    least = least_of(dtype)
+    vs = [least, 2 * least, 3 * least, torch.finfo(dtype).tiny, 1.0, *([0.0] if unseen else [])]
+    gs = [0.0, least, -least, least**0.5, -4 * least**0.5, 1.0]
+    rows = [(1.0, g, 0.5, v) for g in gs for v in vs for _ in range(3)]
+    p, g, m, v = torch.tensor(rows, device=device, dtype=dtype).T.contiguous()
+    s = step_scalars(vars(Settings(betas=(0.9, beta2), eps=eps)), 16)
+    was, expected = v.clone(), update(p, g, m, v, s)
+    runs_on(backend, device, dtype).step([Bucket([p], [g], [m], [v], s)])
+    for got, wanted in zip((p, m, v), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-6 if dtype == torch.float32 else 1e-13, atol=2 * least)
+    assert torch.equal(v == 0, (was == 0) & (g == 0))
+    assert torch.equal(v == least, expected[2] == least)
 
 
 def strided(t: Tensor) -> Tensor:

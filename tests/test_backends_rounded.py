@@ -111,3 +111,19 @@ def test_no_hyperparameter_is_ignored(name: str, form: str, backend: str) -> Non
         assert fits(storage, got, wanted(storage, kind, scalars_of(OTHERS[name]))), kind
         assert not fits(storage, got, wanted(storage, kind, scalars_of({}))), f"{kind}: the test could not tell"
         assert got[0].isfinite().all() == (kind != "some not finite")
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_observed_v_of_zero_is_told_from_one_never_observed(form: str, backend: str) -> None:
+    """At beta2 = 0 after a zero gradient, and after a first gradient whose square underflows."""
+    step, storage = runs_on(backend, "cpu").step_rounded, FORMS[form]
+    assert step is not None
+    for kind in ("observed", "some not observed"):
+        bucket = bucket_of(storage, kind, scalars_of({"betas": (0.9, 0.0)}))
+        never = decoded(bucket)[2] == 0
+        grad = bucket.grads[0]
+        grad[:, ::2] = 0
+        grad[:, 1::4] = 1e-25
+        step([bucket])
+        assert torch.equal(decoded(bucket)[2] == 0, never & (grad == 0))

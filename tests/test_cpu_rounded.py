@@ -39,6 +39,9 @@ def gradients(t: int, kind: str, dtype: torch.dtype) -> list[Tensor]:
             g[unseen > (t + 1) / 10] = 0
         elif kind == "zero again":
             g[torch.rand(shape, generator=generator) < 0.3] = 0
+        elif kind == "underflow":
+            g[unseen < 0.3] *= 1e-30
+            g[unseen < 0.2] = 0
         elif kind == "not finite" and t > 2:
             g[unseen < 0.3] = 0
             g.view(-1)[3], g.view(-1)[700] = torch.nan, torch.inf
@@ -59,6 +62,8 @@ def gradients(t: int, kind: str, dtype: torch.dtype) -> list[Tensor]:
         ("half", {"maximize": True}),
         ("observed one after the other", {"weight_decay": 0.1, "decouple": True, "beta2_warmup": True}),
         ("zero again", {"betas": (0.9, 0.0)}),
+        ("underflow", {}),
+        ("underflow", {"eps": 1e-40}),
         ("not finite", {}),
     ],
 )

@@ -139,6 +139,9 @@ CASES = {
     "16 bits, several chunks": Case(Storage(16, 256, True), shapes=((9, 1001), (7,))),
     "8 bits, odd numbers": Case(Storage(8, 64, True), odd=(math.inf, math.nan, -math.inf, 3e38, 1e-30), steps=3),
     "16 bits, v just above zero": Case(Storage(16, 64, True), odd=(1e-21,) * 40),
+    "8 bits, v becomes 0": Case(Storage(8, 64, True), settings=Settings(betas=(0.9, 0.0)), odd=(1e-30,) * 40),
+    "16 bits, v becomes 0": Case(Storage(16, 64, True), settings=Settings(betas=(0.9, 0.0)), odd=(1e-30,) * 40),
+    "32 bits, v becomes 0": Case(Storage(32, 64, True), settings=Settings(betas=(0.9, 0.0), eps=1e-40)),
     "16 bits, odd numbers": Case(Storage(16, 64, True), odd=(math.inf, math.nan, -math.inf, 3e38, 1e-30), steps=3),
 }
 

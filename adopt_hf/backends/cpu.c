@@ -35,6 +35,10 @@ static int64_t chunks_of(int64_t elements, int64_t chunk) { return (elements + c
 static inline float all_float(float x) { return x; }
 static inline double all_double(double x) { return x; }
 
+// The smallest positive number, as which an observed v of 0 is stored, and its root, which counts as 0.
+static const float LEAST_float = 0x1p-149f, ROOT_float = 0x1.6a09e6p-75f;
+static const double LEAST_double = 0x1p-1074, ROOT_double = 0x1p-537;
+
 #define LARGER_float(a, b) ((a) > (b) ? (a) : (b))
 #define SMALLER_float(a, b) ((a) < (b) ? (a) : (b))
 #define SELECT_float(which, a, b) ((which) ? (a) : (b))
@@ -63,19 +67,20 @@ static inline double keep_double(int keep, double x) {
 
 // The update u and the new v from theta, g and v. Comparisons instead of fmin and fmax, which would lose NaN. Whether
 // there is an l2 is asked, since 0*inf is NaN, but outside the loop. A root is 0 where v is, and asking it instead
-// saves reading v again; it is inf or NaN where v is. SEEN and FINITE are that, or true where it is known of all of v.
-#define U_AND_V(REAL, SQRT, SEEN, FINITE)                                                                     \
+// saves reading v again; it is inf or NaN where v is. SEEN is that v is not 0, or true where it is known of all of v.
+// DIVISOR is max(root, eps). IS_ODD: v may be inf or NaN. IS_UNSEEN: an observed v that becomes 0 is to be `least`.
+#define U_AND_V(REAL, ELEMENT, SQRT, SEEN, DIVISOR, IS_ODD, IS_UNSEEN)                                        \
     g = g * scale;                                                               /* (1) */                    \
     if (coupled) g = g + l2 * theta;                                                                          \
     REAL root = SQRT(v);                                                                                      \
     const __typeof__(root != 0) seen = SEEN;                                     /* (2) */                    \
-    REAL u = g / LARGER_##REAL(eps, root);                                       /* (4) */                    \
+    REAL u = g / DIVISOR;                                                        /* (4) */                    \
     u = LARGER_##REAL(-clip, u);                                                                              \
     u = SMALLER_##REAL(clip, u);                                                                              \
     u = keep_##REAL(seen, u);                                                                                 \
-    u = SELECT_##REAL(FINITE, u, all_##REAL(NAN));                                                            \
-    REAL next = beta2 * v + rest2 * g * g, first = g * g;                        /* (7) */                    \
-    v = SELECT_##REAL(seen, next, first);
+    if (IS_ODD) u = u + (root - root);                                                                        \
+    v = beta2 * v + SELECT_##REAL(seen, rest2, all_##REAL(1)) * g * g;           /* (7): beta2*v is 0 if it is new */\
+    if (IS_UNSEEN) v = LARGER_##REAL(keep_##REAL(seen | (g != 0), all_##REAL(LEAST_##ELEMENT)), v);
 
 // The new theta and m from theta, u and m.
 #define THETA_AND_M                                                                                            \
@@ -84,24 +89,33 @@ static inline double keep_double(int keep, double x) {
     theta = theta - lr * m;                                                      /* (6) */
 
 #define UPDATE(NAME, P, G, REAL, SQRT)                                                                        \
-    static void NAME##_stretch(P *restrict p, const G *restrict gs, REAL *restrict ms, REAL *restrict vs,     \
-                               int64_t n, const Scalars *s) {                                                 \
+    INLINE void NAME##_if(P *restrict p, const G *restrict gs, REAL *restrict ms, REAL *restrict vs,          \
+                          int64_t n, const Scalars *s, int coupled, int small_eps) {                          \
         NUMBERS_OF_U_AND_V(REAL, REAL)                                                                        \
         NUMBERS_OF_THETA_AND_M(REAL, REAL)                                                                    \
-        const int coupled = l2 != 0;                                                                          \
         _Pragma("GCC unroll 4") for (int64_t i = 0; i < n; i++) {                                             \
             REAL theta = load_##P(p[i]), g = load_##G(gs[i]), m = ms[i], v = vs[i];                           \
-            U_AND_V(REAL, SQRT, root != 0, root < (REAL)INFINITY)                                          \
+            U_AND_V(REAL, REAL, SQRT, root != 0,                                                              \
+                    (small_eps && root <= ROOT_##REAL ? eps : LARGER_##REAL(eps, root)), 1, 1)                \
             THETA_AND_M                                                                                       \
             p[i] = store_##P(theta);                                                                          \
             ms[i] = m;                                                                                        \
             vs[i] = v;                                                                                        \
         }                                                                                                     \
     }                                                                                                         \
+    static __attribute__((cold, noinline)) void NAME##_small_eps(P *p, const G *g, REAL *m, REAL *v, int64_t n,\
+                                                                const Scalars *s) {                           \
+        NAME##_if(p, g, m, v, n, s, (REAL)s->l2 != 0, 1);                                                     \
+    }                                                                                                         \
     static void NAME(char *param, const char *grad, char *exp_avg, char *exp_avg_sq, int64_t start,           \
                      int64_t n, const Scalars *s) {                                                           \
-        NAME##_stretch((P *)param + start, (const G *)grad + start, (REAL *)exp_avg + start,                  \
-                       (REAL *)exp_avg_sq + start, n, s);                                                     \
+        P *p = (P *)param + start;                                                                            \
+        const G *g = (const G *)grad + start;                                                                 \
+        REAL *m = (REAL *)exp_avg + start, *v = (REAL *)exp_avg_sq + start;                                   \
+        const REAL eps = (REAL)s->eps;                                                                        \
+        if (eps >= LEAST_##REAL && eps < ROOT_##REAL) NAME##_small_eps(p, g, m, v, n, s);                     \
+        else if ((REAL)s->l2 != 0) NAME##_if(p, g, m, v, n, s, 1, 0);                                         \
+        else NAME##_if(p, g, m, v, n, s, 0, 0);                                                               \
     }
 
 UPDATE(update_float_float, float, float, float, sqrtf)
@@ -219,7 +233,8 @@ INLINE void find_u_and_v(const Work *w, int64_t start, const Scalars *s, Extreme
         floats theta = load_floats(w->theta + i), g = load_floats(w->g + i),
                v = decode_exp_avg_sq(w->v_codes + i, v_scale, w->v_shift, kind);
         const whole all = ~(whole){0};
-        U_AND_V(floats, roots, kind == ABOVE_ZERO ? all : root != 0, kind == ANYTHING ? root < all_floats(INFINITY) : all)
+        U_AND_V(floats, float, roots, kind == ABOVE_ZERO ? all : root != 0, larger_floats(eps, root), kind == ANYTHING,
+                kind != ABOVE_ZERO)
         store_floats(w->m + i, u);
         store_floats(w->v + i, v);
         extremes->most_v = larger_words(extremes->most_v, (words)v);
@@ -283,6 +298,7 @@ static void update_coded_blocks(const Bucket *bucket, const Block *blocks, int c
             ranges.most_m[b - 1] = largest(before.extremes.most_m);
             ranges.most_v[b - 1] = largest(before.extremes.most_v);
             ranges.least_v[b - 1] = smallest(before.extremes.least_v);
+            if (before.kind == ABOVE_ZERO && ranges.least_v[b - 1] == 0) ranges.least_v[b - 1] = 1;  // observed: `least`
             ranges.below_v[b - 1] =
                 before.kind == ABOVE_ZERO ? ranges.least_v[b - 1] - 1 : smallest(before.extremes.below_v);
         }

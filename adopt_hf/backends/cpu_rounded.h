@@ -178,7 +178,8 @@ static Grids moved_grids(const Block *blocks, int count, const float *m, const f
         if (ranges->most_m[b] >= NOT_FINITE || ranges->most_v[b] >= NOT_FINITE) grids.kind[b] = ANYTHING;
     }
     for (int b = 0; b < count; b++)
-        if (grids.kind[b] == ANYTHING || (ranges->below_v[b] == UINT32_MAX && ranges->most_v[b] > 0)) find_finite_range(m + stride * b, v + stride * b, whole_groups(blocks[b].n), ranges, b);
+        if (grids.kind[b] == ANYTHING)
+            find_finite_range(m + stride * b, v + stride * b, whole_groups(blocks[b].n), ranges, b);
     for (int b = 0; b < TOGETHER; b++) {
         const int some = ranges->most_m[b] >= TINY;
         const float most = as_float(ranges->most_m[b]);

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf.algorithm import StepScalars
+from adopt_hf.algorithm import StepScalars, least_of
 from adopt_hf.backends.bucket import Bucket, check_shapes
 from adopt_hf.backends.dense import is_gapless
 
@@ -112,14 +112,16 @@ def _step_piece(
     if s.l2 != 0:
         torch._foreach_add_(g, theta, alpha=s.l2)
 
-    least, most = torch.aminmax(all_u) if looks and all_u.numel() > 0 else (0.0, math.inf)
-    new = None if least > 0 else all_u == 0  # (2); None: all False
+    smallest, largest = (float(x) for x in torch.aminmax(all_u)) if looks and all_u.numel() > 0 else (0.0, math.inf)
+    new, least = None if smallest > 0 else all_u == 0, least_of(dtype)  # (2); None: all False
 
     if s.decay != 1:  # (3)
         torch._foreach_mul_(theta, s.decay)
 
-    torch._foreach_sqrt_(u)  # (4)
-    if not most < math.inf:
+    if least <= s.eps < math.sqrt(least):  # (4)
+        torch.threshold_(all_u, least, 0)
+    torch._foreach_sqrt_(u)
+    if not largest < math.inf:
         torch._foreach_addcmul_(u, u, u, 0)  # NaN where it is inf, and nothing else
     torch._foreach_clamp_min_(u, s.eps)
     if as_given:
@@ -127,8 +129,7 @@ def _step_piece(
             torch.div(g_i, u_i, out=u_i)
     else:
         torch.div(all_g, all_u, out=all_u)
-    torch._foreach_clamp_min_(u, -s.clip)
-    torch._foreach_clamp_max_(u, s.clip)
+    all_u.clamp_(-s.clip, s.clip)
     if new is not None:
         all_u.masked_fill_(new, 0)
 
@@ -145,7 +146,13 @@ def _step_piece(
     torch._foreach_mul_(v, s.beta2)  # (7)
     if new is None:
         torch._foreach_addcmul_(v, g, g, 1 - s.beta2)
+        if not smallest * s.beta2 >= torch.finfo(dtype).tiny:
+            torch._foreach_clamp_min_(v, least)
     else:  # where it is new beta2*v is 0, and the weight of g*g is 1
-        all_u.fill_(1 - s.beta2).masked_fill_(new, 1)
-        torch._foreach_mul_(u, g)
+        if as_given:
+            _copied(grads, all_g, sizes)
+        torch.mul(all_g, 1 - s.beta2, out=all_u)
+        torch.where(new, all_g, all_u, out=all_u)
         torch._foreach_addcmul_(v, u, g)
+        all_u.logical_or_(new.logical_not_()).clamp_max_(least)  # 0 where it stays new
+        torch._foreach_maximum_(v, u)

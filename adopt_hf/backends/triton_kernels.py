@@ -16,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
+from adopt_hf.algorithm import least_of
+
 CHUNK = tl.constexpr(
     16384
 )  # small ones fill the device more evenly at the end, large ones have fewer addresses to load
@@ -24,6 +26,10 @@ WARPS = 4  # two 16-byte loads of each float32 tensor a thread
 
 # Results are rounded operation by operation, as the definition's are: no contraction to fused multiply-adds.
 OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
+
+# The smallest positive number, and its root.
+LEAST_FLOAT, LEAST_DOUBLE = tl.constexpr(least_of(torch.float32)), tl.constexpr(least_of(torch.float64))
+ROOT_FLOAT, ROOT_DOUBLE = tl.constexpr(LEAST_FLOAT.value**0.5), tl.constexpr(LEAST_DOUBLE.value**0.5)
 
 TYPES = {
     torch.float32: tl.float32,
@@ -47,12 +53,15 @@ def equations(
         grad = grad + l2 * theta
     new = exp_avg_sq == 0  # (2)
     theta = theta * decay  # (3)
-    if m_type == tl.float64:  # (4)
+    least: tl.constexpr = LEAST_DOUBLE if m_type == tl.float64 else LEAST_FLOAT  # (4)
+    of_least: tl.constexpr = ROOT_DOUBLE if m_type == tl.float64 else ROOT_FLOAT
+    low = tl.where((eps > 0) & (eps < of_least), of_least, eps)
+    if m_type == tl.float64:
         root = tl.sqrt(exp_avg_sq)
-        u = grad / tl.where(root < eps, eps, root)
+        u = grad / tl.where(root > low, root, eps)
     else:
         root = tl.sqrt_rn(exp_avg_sq)
-        u = tl.div_rn(grad, tl.where(root < eps, eps, root))
+        u = tl.div_rn(grad, tl.where(root > low, root, eps))
     u = tl.where(u < -clip, -clip, u)
     u = tl.where(u > clip, clip, u)
     u = tl.where(new, 0.0, u)
@@ -60,6 +69,8 @@ def equations(
     exp_avg = exp_avg + rest1 * (u - exp_avg)  # (5)
     theta = theta - lr * exp_avg  # (6)
     exp_avg_sq = tl.where(new, grad * grad, beta2 * exp_avg_sq + rest2 * grad * grad)  # (7)
+    stays = new & (grad == 0)
+    exp_avg_sq = tl.where((exp_avg_sq == 0) & (stays == 0), least, exp_avg_sq)
     return theta, exp_avg, exp_avg_sq
 
 

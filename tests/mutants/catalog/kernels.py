@@ -1,11 +1,12 @@
-"""Faults of the backends: the compiled CPU kernel, the Triton kernels, and how C is compiled."""
+"""Faults of the backends: the compiled CPU kernel, foreach, the Triton kernels, and how C is compiled."""
 
 from tests.mutants.mutant import Mutant
 
 CPU_C, ROUNDED_H, NUMBERS_H = (f"adopt_hf/backends/{name}" for name in ("cpu.c", "cpu_rounded.h", "cpu_numbers.h"))
-TRITON = "adopt_hf/backends/triton_kernels.py"
+TRITON, FOREACH = "adopt_hf/backends/triton_kernels.py", "adopt_hf/backends/foreach.py"
 TO_THE_BIT = ("tests/test_cpu.py", "-k", "references_to_the_bit")
 EIGHT_BITS = ("tests/test_cpu_rounded.py",)
+ZERO = ("tests/test_backends.py", "-k", "told_from")
 INTERPRETED = ("tests/test_backends.py", "-k", "triton or nan")
 CAPTURABLE = ("tests/test_triton.py", "-k", "capturable or counts or sizes")
 
@@ -46,10 +47,82 @@ MUTANTS = (
     Mutant(
         "cpu-first-observation-averaged",
         CPU_C,
-        "    v = SELECT_##REAL(seen, next, first);",
-        "    v = next; (void)first;               ",
+        "SELECT_##REAL(seen, rest2, all_##REAL(1)) * g * g;",
+        "rest2 * g * g;                                    ",
         TO_THE_BIT,
         "v would start at (1 - beta2) of the first square",
+    ),
+    Mutant(
+        "cpu-observed-v-becomes-zero",
+        CPU_C,
+        "    if (IS_UNSEEN) v = LARGER_##REAL(keep_##REAL(seen | (g != 0), all_##REAL(LEAST_##ELEMENT)), v);",
+        "    (void)LEAST_##ELEMENT;",
+        ZERO,
+        "an element would start again after a zero gradient at beta2 = 0",
+    ),
+    Mutant(
+        "cpu-tiny-first-gradient-forgotten",
+        CPU_C,
+        "keep_##REAL(seen | (g != 0), all",
+        "keep_##REAL(seen, all",
+        ZERO,
+        "an element whose first g*g underflows would start later than in the authors' code",
+    ),
+    Mutant(
+        "cpu-unobserved-counts-as-observed",
+        CPU_C,
+        "keep_##REAL(seen | (g != 0), all",
+        "keep_##REAL(seen | (g == g), all",
+        ZERO,
+        "the first gradient of a row that was not seen so far would be a step at the clip",
+    ),
+    Mutant(
+        "cpu-root-of-least",
+        CPU_C,
+        "small_eps && root <= ROOT_##REAL ? eps",
+        "small_eps && root < ROOT_##REAL ? eps",
+        ZERO,
+        "with a tiny eps a v of 0 would be divided by 4e-23",
+    ),
+    Mutant(
+        "cpu-8-bit-observed-v-becomes-zero",
+        CPU_C,
+        "if (before.kind == ABOVE_ZERO && ranges.least_v[b - 1] == 0) ranges.least_v[b - 1] = 1;",
+        ";",
+        EIGHT_BITS,
+        "an element would start again after a zero gradient at beta2 = 0",
+    ),
+    Mutant(
+        "foreach-observed-v-becomes-zero",
+        FOREACH,
+        "            torch._foreach_clamp_min_(v, least)\n",
+        "            pass\n",
+        ZERO,
+        "an element would start again after a zero gradient at beta2 = 0",
+    ),
+    Mutant(
+        "foreach-unobserved-counts-as-observed",
+        FOREACH,
+        "        all_u.logical_or_(new.logical_not_()).clamp_max_(least)",
+        "        all_u.fill_(least)",
+        ZERO,
+        "the first gradient of a row that was not seen so far would be a step at the clip",
+    ),
+    Mutant(
+        "foreach-underflow-not-expected",
+        FOREACH,
+        "if not smallest * s.beta2 >= torch.finfo(dtype).tiny:",
+        "if not smallest > 0:",
+        ZERO,
+        "a v that underflows would start its element again",
+    ),
+    Mutant(
+        "triton-observed-v-becomes-zero",
+        TRITON,
+        "    exp_avg_sq = tl.where((exp_avg_sq == 0) & (stays == 0), least, exp_avg_sq)\n",
+        "",
+        ZERO,
+        "an element would start again after a zero gradient at beta2 = 0",
     ),
     Mutant(
         "cpu-8-bit-unobserved-encoded-as-small",
@@ -66,14 +139,6 @@ MUTANTS = (
         "extremes->below_v = smaller_words(extremes->below_v, (words)v);",
         EIGHT_BITS,
         "a block with unobserved elements would have the coarsest grid",
-    ),
-    Mutant(
-        "cpu-8-bit-zero-again",
-        ROUNDED_H,
-        "if (grids.kind[b] == ANYTHING || (ranges->below_v[b] == UINT32_MAX && ranges->most_v[b] > 0)) find",
-        "if (grids.kind[b] == ANYTHING) find",
-        EIGHT_BITS,
-        "a v that returned to 0 would spoil the grid of its block",
     ),
     Mutant(
         "cpu-8-bit-zeros-not-noticed",

@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 ALGORITHM, ROUNDING, QUANTIZATION = (f"adopt_hf/{name}.py" for name in ("algorithm", "rounding", "quantization"))
 SCALARS = ("tests/test_algorithm.py",)
+GOES_ON = ("tests/test_against_torch_adopt.py", "-k", "goes_on")
 KEPT = ("tests/test_kept_plan.py",)
 
 MUTANTS = (
@@ -134,5 +135,21 @@ MUTANTS = (
         "SMALLEST_TENSOR = 4097",
         ("tests/test_storage.py", "-k", "smallest"),
         "a tensor of 4096 elements would keep 8 bytes an element, against the docs",
+    ),
+    Mutant(
+        "update-observed-v-becomes-zero",
+        ALGORITHM,
+        "    v = torch.where((v == 0) & ~(new & (g == 0)), least, v)\n",
+        "",
+        GOES_ON,
+        "an element would start again after a zero gradient at beta2 = 0",
+    ),
+    Mutant(
+        "update-observed-by-m-too",
+        ALGORITHM,
+        "    new, least = v == 0, least_of(v.dtype)  # (2)",
+        "    new, least = (v == 0) & (m == 0), least_of(v.dtype)  # (2)",
+        ("tests/test_algorithm.py",),
+        "another update, where a state was loaded whose m is not 0",
     ),
 )
