@@ -162,7 +162,7 @@ def to_resume(output_dir: Path, asked: str | None, traces: Collection[str] = ("c
                 "--output_dir or after removing this one"
             )
         for incomplete, reason in skipped:
-            logger.info("skipping %s, which is incomplete: %s", incomplete, reason)
+            logger.warning("skipping %s, which is incomplete: %s", incomplete, reason)
         return checkpoint
     checkpoint = Path(asked)
     if not checkpoint.is_dir():

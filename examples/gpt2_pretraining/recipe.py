@@ -33,20 +33,21 @@ class Recipe:
         return self.settings.training
 
 
-def show_logs() -> None:
-    """Send the INFO lines of this example and of adopt_hf to stderr, on the main process only."""
+def show_logs(args: TrainingArguments) -> None:
+    """Send the warnings of this example and of adopt_hf to stderr; with `--log_level info` the main process's INFO too."""
+    shown = logging.INFO if args.log_level in ("info", "detail", "debug") else logging.WARNING
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("gpt2_pretraining", "adopt_hf"):
         logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
+        logger.setLevel(shown if PartialState().is_main_process else logging.WARNING)
         logger.handlers, logger.propagate = [handler], False
 
 
 def prepare(settings: Settings, script: str) -> Recipe:
     """Check the output folder, load the data, build the model from its seed. Raises InputError."""
-    show_logs()
     args = settings.training
+    show_logs(args)
     output_dir = Path(args.output_dir)
     checkpoint = checkpoints.choose(args, script)
     corpus = data.load(settings.data, batch_size=args.train_batch_size * args.world_size)

@@ -61,6 +61,7 @@ def write_toy(tmp_path: Path) -> Path:
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
         "learning_rate": 1e-2,
+        "log_level": "info",  # what was reused, and where it goes on
         "logging_steps": 1,
         "eval_steps": 10,
         "save_steps": 20,
