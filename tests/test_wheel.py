@@ -1,7 +1,6 @@
-"""The wheel, installed into an empty environment in which there is torch, with what torch itself needs, and no more."""
+"""The wheel, built without a download, and installed into an empty environment with torch and what torch itself needs."""
 
 import importlib.metadata
-import importlib.util
 import re
 import subprocess
 import sys
@@ -68,8 +67,10 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The python of a new environment with torch and the wheel. torch is linked to, since it is large."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    isolated = [] if importlib.util.find_spec("hatchling") is None else ["--no-build-isolation"]
-    subprocess.run([*pip, "wheel", "--no-deps", *isolated, "--wheel-dir", folder, REPOSITORY], check=True)
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder, REPOSITORY],
+        check=True,
+    )
     (wheel,) = folder.glob("adopt_hf-*.whl")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
