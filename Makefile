@@ -9,7 +9,8 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 # Two workers, a file of tests each: most of a test's time is one process's. In the files' order, since by itself xdist
 # ends with those of few and long tests, one worker alone.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest $(IN_TWO)
 # Bytecode is made of what is imported, not of all that is installed: half of the time.
 PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
@@ -46,12 +47,13 @@ docs-numbers: $(STAMP)
 	$(RUN) -m pages
 
 # The core and the integrations on the oldest versions that pyproject.toml allows, and on the newest that are known.
+# Each: a minute of installing (5 GB with the CUDA libraries that torch's wheel asks for), three of one core for tests.
 OTHERS := $(addprefix tests/test_, $(addsuffix .py, optimizer states kept_plan capture layerwise param_groups \
 	partition)) $(addprefix tests/integrations/test_, $(addsuffix .py, deepspeed_config guard optim_args trainer))
-WITH := peft trl requests deepspeed torch-adopt optuna pytest pytest-timeout hypothesis expecttest psutil
+WITH := peft trl requests deepspeed torch-adopt optuna pytest pytest-timeout pytest-xdist hypothesis expecttest psutil
 
 test-oldest test-newest: test-%: .venv-%/.installed
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest $(OTHERS)
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest $(IN_TWO) $(OTHERS)
 
 .venv-%/.installed: pyproject.toml constraints-%.txt
 	$(PYTHON) -m venv .venv-$*
