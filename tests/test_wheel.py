@@ -1,4 +1,4 @@
-"""The wheel, built without a download, and installed into an empty environment with torch and what torch itself needs."""
+"""The wheel, built without a download, and installed into an environment with torch and what torch itself needs."""
 
 import importlib.metadata
 import re

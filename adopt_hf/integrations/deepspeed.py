@@ -10,6 +10,7 @@ import base64
 import copy
 import functools
 import inspect
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -22,6 +23,8 @@ from adopt_hf.integrations import compat, zero
 from adopt_hf.integrations.deepspeed_adam import offload_states, offloads, one_cycle, replacements
 from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
+
+logger = logging.getLogger("adopt_hf")
 
 KEYS = (
     *("lr", "betas"),
@@ -217,13 +220,14 @@ def _initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
     elif (
         callable(optimizer)
         and not isinstance(optimizer, torch.optim.Optimizer)
-        and (offloads(adopted) or replacements(adopted))
+        and (offloads(adopted) or replacements(adopted) or isinstance(adopted.get("optimizer"), Mapping))
     ):
-        # Whether to keep it, or to refuse it, depends on what it makes.
+        # Whether to keep it, to refuse it, or to speak of it depends on what it makes.
         parameters = call.arguments.get("model_parameters")
         parameters = list(call.arguments["model"].parameters() if parameters is None else parameters)
         call.arguments |= {"model_parameters": parameters, "optimizer": optimizer(parameters)}
         optimizer = call.arguments["optimizer"]
+    _check_block(adopted, optimizer)
     if _makes_adopt(optimizer):
         keep_adopt(adopted)
         compat.support_in_zero(_class_of(optimizer))
@@ -235,6 +239,34 @@ def _initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
         else:
             call.arguments[where] = adopted
     return original(*call.args, **call.kwargs)
+
+
+def _check_block(config: Mapping[str, Any], optimizer: Any) -> None:
+    """Say so if DeepSpeed passes over the "optimizer" block of `config`, since it was given `optimizer`.
+
+    Raises:
+        ValueError: If the block asks for ADOPT, and `optimizer` is another one.
+    """
+    block = config.get("optimizer")
+    if optimizer is None or not isinstance(block, Mapping):
+        return
+    if _makes_adopt(optimizer):
+        _warn_of_block(str(block.get("type")))
+    elif is_adopt_block(config):
+        raise ValueError(
+            f'the "optimizer" block of the DeepSpeed config asks for {block["type"]}, and deepspeed.initialize was '
+            f"given {type(optimizer).__name__}, which DeepSpeed would train with: leave out the optimizer argument to "
+            'train with ADOPT, or remove the "optimizer" block'
+        )
+
+
+@functools.cache  # once a process
+def _warn_of_block(name: str) -> None:
+    logger.warning(
+        'deepspeed.initialize was given ADOPT, and a config with an "optimizer" block of type %s: DeepSpeed trains '
+        "with the ADOPT that it was given, and the block has no effect. Remove the block",
+        name,
+    )
 
 
 def _engine(original: Any, engine: Any, *args: Any, **kwargs: Any) -> None:

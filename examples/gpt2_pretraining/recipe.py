@@ -34,7 +34,7 @@ class Recipe:
 
 
 def show_logs(args: TrainingArguments) -> None:
-    """Send the warnings of this example and of adopt_hf to stderr; with `--log_level info` the main process's INFO too."""
+    """Send the warnings of this example and of adopt_hf to stderr; with `--log_level info` also the INFO lines."""
     shown = logging.INFO if args.log_level in ("info", "detail", "debug") else logging.WARNING
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))

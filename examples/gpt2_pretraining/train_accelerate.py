@@ -31,8 +31,9 @@ HONOURED = frozenset(
     output_dir resume_from_checkpoint per_device_train_batch_size per_device_eval_batch_size
     gradient_accumulation_steps num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs
     warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 tf32
-    log_level logging_strategy logging_steps eval_strategy eval_steps save_strategy save_steps save_total_limit report_to
-    run_name disable_tqdm seed data_seed use_cpu ddp_backend ddp_timeout dataloader_num_workers dataloader_pin_memory
+    log_level logging_strategy logging_steps eval_strategy eval_steps save_strategy save_steps save_total_limit
+    report_to run_name disable_tqdm seed data_seed use_cpu ddp_backend ddp_timeout dataloader_num_workers
+    dataloader_pin_memory
     """.split()  # noqa: SIM905  as a list it is forty lines
 )
 

@@ -392,7 +392,8 @@ def test_tokenised_once(finished: tuple[str, Path, Result], toy: Path) -> None:
     files = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.suffix != ".lock"}
     assert sum(p.suffix == ".uint16" for p in files) == 2
     output = toy.parent / f"reuse-{script}"
-    result = call(script, toy, "--output_dir", output, "--max_steps", 1, "--block_size", 8, "--sample_tokens", 0, "--log_level", "info")
+    short = ("--max_steps", 1, "--block_size", 8, "--sample_tokens", 0)
+    result = call(script, toy, "--output_dir", output, *short, "--log_level", "info")
     assert result.code == 0
     assert files == {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.suffix != ".lock"}
     assert result.err.count("reused") == 3
