@@ -88,13 +88,10 @@ def check(group: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a parameter that cannot be kept as is asked for, or options that exclude each other.
     """
-    bits, rounds = group["state_bits"], group["bf16_stochastic_round"]
-    if group["capturable"] and (bits < 32 or rounds):
-        what = "bf16_stochastic_round=True" if bits == 32 else f"state_bits={bits}"
-        raise ValueError(f"{what} cannot be combined with capturable=True: its random bits are made on the host")
+    _check_capturable(group)
     for p in group["params"]:
         if p.requires_grad:  # else it has no state, unless it is unfrozen, and is looked at then
-            _check_dtype(p, bits)
+            _check_dtype(p, group["state_bits"])
 
 
 def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool) -> Storage:
@@ -104,10 +101,11 @@ def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool
         is_flat: it holds the tensors of the group, and no position means anything.
 
     Raises:
-        ValueError: somebody has changed an option of the group, or cast the parameter, to what cannot be.
+        ValueError: If an option of the group, or the dtype of the parameter, was changed to what cannot be.
     """
     for name in ("state_bits", "block_size"):
         OPTIONS[name].check(name, group[name])
+    _check_capturable(group)
     _check_dtype(p, group["state_bits"])
     round_param = group["bf16_stochastic_round"] and p.dtype == torch.bfloat16
     bits = group["state_bits"]
@@ -118,6 +116,13 @@ def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool
     ):
         bits = 32
     return Storage(bits, group["block_size"], round_param)
+
+
+def _check_capturable(group: Mapping[str, Any]) -> None:
+    bits, rounds = group["state_bits"], group["bf16_stochastic_round"]
+    if group["capturable"] and (bits < 32 or rounds):
+        what = "bf16_stochastic_round=True" if bits == 32 else f"state_bits={bits}"
+        raise ValueError(f"{what} cannot be combined with capturable=True: its random bits are made on the host")
 
 
 def _check_dtype(p: Tensor, bits: int) -> None:

@@ -249,6 +249,36 @@ def test_flat_parameters_of_zero_are_refused() -> None:
     assert not optimizer.state
 
 
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"state_bits": 8}, "state_bits=8 cannot be combined with capturable=True"),
+        ({"state_bits": 16}, "state_bits=16 cannot be combined with capturable=True"),
+        ({"bf16_stochastic_round": True}, "bf16_stochastic_round=True cannot be combined with capturable=True"),
+        ({"backend": "foreach"}, "backend='foreach' cannot run"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("begun", [False, True], ids=["before the first step", "after three steps"])
+def test_options_that_a_group_is_given_later_are_refused(written: dict[str, Any], message: str, begun: bool) -> None:
+    """The second group's, before the first one is updated."""
+    params = [torch.nn.Parameter(torch.ones(64, 128)) for _ in range(2)]
+    optimizer = ADOPT([{"params": params[:1]}, {"params": params[1:]}], capturable=True)
+    for _ in range(3 if begun else 0):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    before = copy.deepcopy([*params, optimizer.state_dict()["state"]])
+    optimizer.param_groups[1].update(written)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(params, before[:2], strict=True))
+    if begun:
+        torch.testing.assert_close(optimizer.state_dict()["state"], before[2], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["lr float", "lr tensor"])
 def test_compiled(tensor_lr: bool) -> None:
     """Of one device and without a late gradient it is compiled once."""
