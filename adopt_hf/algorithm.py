@@ -177,10 +177,19 @@ def check_numbers(group: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If a number is outside its range; the message names it and the range.
     """
+    try:
+        are_within = _are_within(group)
+    except TypeError:  # they are no numbers
+        are_within = False
+    if not are_within:
+        check_group(group)
+
+
+def _are_within(group: Mapping[str, Any]) -> bool:
     lr, (beta1, beta2), clip_exp = group["lr"], group["betas"], group["clip_exp"]
     if isinstance(lr, Tensor):
         lr = 0.0 if group.get("capturable") else lr.item()
-    if not (
+    return bool(
         0 <= lr < LARGEST
         and 0 <= beta1 < 1
         and 0 <= beta2 < 1
@@ -188,8 +197,7 @@ def check_numbers(group: Mapping[str, Any]) -> None:
         and 0 <= group["weight_decay"] < LARGEST
         and (clip_exp is None or 0 <= clip_exp < 5)
         and 0 <= group["beta2_warmup"] <= 1  # False is 0, and check_group refuses 0 itself
-    ):
-        check_group(group)
+    )
 
 
 class StepScalars(NamedTuple):
@@ -246,6 +254,23 @@ def step_scalars(group: Mapping[str, Any], t: float, grad_scale: float = 1.0) ->
         beta2=min(beta2, 1.0 - 1.0 / (t + 1.0) ** warmup) if warmup else beta2,
         lr=lr,
     )
+
+
+def capturable_group_for_compiler(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a param group for `capturable_scalars`, for the reason of `StepScalars.for_compiler`.
+
+    The lr, the betas and the weight decay, unless that is 0, are tensors.
+    """
+
+    def changing(number: Any) -> Tensor:
+        is_tensor = isinstance(number, Tensor)
+        return number if is_tensor else torch.tensor(number, dtype=torch.float64, device="cpu")
+
+    numbers = {name: value for name, value in group.items() if name in HYPERPARAMETERS}
+    numbers |= {"lr": changing(group["lr"]), "betas": tuple(map(changing, group["betas"]))}
+    if group["weight_decay"] != 0:
+        numbers["weight_decay"] = changing(group["weight_decay"])
+    return numbers
 
 
 def capturable_scalars(group: Mapping[str, Any], t: Tensor, grad_scale: Tensor | None) -> StepScalars:

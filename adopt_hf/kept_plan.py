@@ -130,6 +130,8 @@ class KeptPlan:
             if isinstance(bucket, CapturableBucket):
                 algorithm.check_numbers(group)
                 changing = _on_device(bucket.params[0].device, group, grad_scale, found_inf)
+                if compiling:
+                    changing["group"] = algorithm.capturable_group_for_compiler(changing["group"])
                 plan.capturable[entry.backend].append(bucket._replace(grads=mine, **changing))
                 continue
             if overflow:

@@ -175,14 +175,15 @@ def test_torchs_schedulers_do_not_recompile(compiler: str) -> None:
         assert_close(*trained)
 
 
+@pytest.mark.parametrize("capturable", [False, True], ids=["", "capturable"])
 @pytest.mark.parametrize("decouple", [False, True], ids=["coupled", "decoupled"])
 @pytest.mark.parametrize("compiler", COMPILERS)
-def test_schedules_of_other_numbers_do_not_recompile(compiler: str, decouple: bool) -> None:
+def test_schedules_of_other_numbers_do_not_recompile(compiler: str, decouple: bool, capturable: bool) -> None:
     """OneCycleLR changes beta1 with lr, others weight decay; a GradScaler's scale grows."""
     trained = []
     for compiled in (True, False):
         params = leaves()
-        optimizer = make(params, lr=0.02, weight_decay=0.1, decouple=decouple)
+        optimizer = make(params, lr=0.02, weight_decay=0.1, decouple=decouple, capturable=capturable)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=STEPS + 1)
         step = torch.compile(optimizer.step, backend=compiler) if compiled else optimizer.step
         beta1s = set()

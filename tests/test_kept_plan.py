@@ -421,6 +421,11 @@ def test_a_step_count_in_shared_memory_is_counted_there() -> None:
         {"weight_decay": float("inf")},
         {"eps": -1.0},
         {"clip_exp": -0.25},
+        {"clip_exp": "0.25"},
+        {"betas": None},
+        {"weight_decay": None},
+        {"state_bits": 7},
+        {"backend": "triton"},
     ],
     ids=str,
 )
