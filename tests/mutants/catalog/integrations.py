@@ -30,9 +30,9 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-coupled-decay",
-        f"{INTEGRATIONS}trainer.py",
-        '        "decouple": True,\n',
-        '        "decouple": False,\n',
+        "adopt_hf/optimizer.py",
+        "        decouple: bool = True,\n",
+        "        decouple: bool = False,\n",
         OF_TRAINER,
         "weight_decay would be L2 under the Trainer",
     ),
