@@ -118,7 +118,8 @@ class KeptPlan:
             ValueError: If a number in a group is outside its range; nothing has been changed.
         """
         factor, overflow = 1.0, False
-        if not all(group["capturable"] for group in groups):  # the host needs them
+        is_scaled = grad_scale is not None or found_inf is not None
+        if is_scaled and not all(group["capturable"] for group in groups):  # the host needs them
             factor = 1.0 if grad_scale is None else grad_scale.item()
             overflow = found_inf is not None and found_inf.item() != 0
         plan = Plan(defaultdict(list), defaultdict(list), defaultdict(list), [], [])

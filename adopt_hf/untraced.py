@@ -22,9 +22,7 @@ def update(optimizer: ADOPT, groups: Sequence[dict[str, Any]] | None, first: int
     plan = _plan_of(optimizer, False, groups, first, key)
     for backend, buckets in plan.buckets.items():
         backend.step(buckets)
-    for backend, rounded in plan.rounded.items():
-        assert backend.step_rounded is not None  # it would not have been chosen
-        backend.step_rounded(rounded)
+    _step_rounded(plan.rounded)
     for backend, capturable in plan.capturable.items():
         assert backend.step_capturable is not None  # it would not have been chosen
         backend.step_capturable(capturable)
@@ -51,12 +49,12 @@ def _plan_of(
     return plan.next_plan(groups, states, partitions, *scaled, compiling, first, optimizer.kept_plans, key)
 
 
-count_steps = torch.compiler.disable(entries.count_steps)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def step_rounded(rounded: Mapping[backends.Backend, list[RoundedBucket]]) -> None:
+def _step_rounded(rounded: Mapping[backends.Backend, list[RoundedBucket]]) -> None:
     """Update what is rounded stochastically: the keys of its random bits would make a new program of every step."""
     for backend, buckets in rounded.items():
         assert backend.step_rounded is not None  # it would not have been chosen
         backend.step_rounded(buckets)
+
+
+step_rounded = torch.compiler.disable(_step_rounded)
+count_steps = torch.compiler.disable(entries.count_steps)

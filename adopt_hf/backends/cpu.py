@@ -156,7 +156,8 @@ def _run(rows: list[_Bucket]) -> None:
     library = _library()
     if isinstance(library, RuntimeError):
         raise library
-    library.adopt_step((_Bucket * len(rows))(*rows), len(rows), torch.get_num_threads())
+    first = rows[0] if len(rows) == 1 else (_Bucket * len(rows))(*rows)
+    library.adopt_step(first, len(rows), torch.get_num_threads())
 
 
 def _written(params: list[Tensor]) -> None:
