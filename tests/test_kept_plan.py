@@ -98,6 +98,12 @@ def transpose_and_copy(run: Run) -> None:
     run.params[0].data = run.params[0].data.t().contiguous()
 
 
+def reshape(run: Run) -> None:
+    """In its place, of as many elements, and contiguous: an error from now on."""
+    run.params[0].grad = None
+    run.params[0].data = run.params[0].data.reshape(run.params[0].shape[::-1])
+
+
 def replace(run: Run) -> None:
     """As FSDP2 does after construction."""
     new = Parameter(run.params[4].detach().clone())
@@ -205,7 +211,7 @@ def other_bits(run: Run) -> None:
 EVENTS: dict[str, Callable[[Run], None]] = {
     f.__name__: f
     for f in (
-        *(cast, move, transpose, transpose_and_copy, replace, exchange, add_group, reload, deepcopy, unpickle),
+        *(cast, move, transpose, transpose_and_copy, reshape, replace, exchange, add_group, reload, deepcopy, unpickle),
         *(forget_state, replace_moment, move_moment, edit_step, share_step, share_counts, edit_a_shared_count),
         *(schedule, bad_number, other_backend, other_bits),
     )
