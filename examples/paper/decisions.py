@@ -16,9 +16,9 @@ RULE = """\
 - **Differences** are paired by seed: a seed gives the initial weights and the order of the data to all optimizers. The
   intervals are Student's, 95 %, of the mean difference. A run that diverges loses to one that does not.
 - **AdamW's rate** of a task is the learning rate with the lowest mean loss of AdamW, beta2 0.95 and 0.999 taken
-  together, in a pilot with other seeds than those compared. (The demo has no pilot: it takes its recipe's rate. The
-  2,000 steps take that of the 500, and the longer long run that of the shorter.) It is compared with a rate about three
-  times higher and one about three times lower.
+  together, in a pilot with other seeds than those compared. (Without a pilot: the demo takes its recipe's rate, the
+  500 and 2,000 steps of GPT-2 that of the grid in [evidence.md](evidence.md), and the longer long run that of the
+  shorter.) It is compared with a rate about three times higher and one about three times lower.
 - **An optimizer's own best rate** is chosen for each seed by the mean of the other seeds, so that no loss helps to
   choose its own rate. A best rate at the edge of the grid is marked: the true one may lie beyond.
 - **The warm-up stays the default** if on no task it is worse than the paper's rule by more than the interval, neither
