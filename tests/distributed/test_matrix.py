@@ -118,10 +118,14 @@ def test_resume(mode: Mode, loop: str, launched: Launched, matrix: Matrix) -> No
 def test_stage_0_in_bf16_is_stage_1(loop: str, launched: Launched) -> None:
     """Stage 0 in bf16 calls `step()` on zero gradients first, to allocate state.
 
-    To the bit on some processors, to a last place of float32 on others.
+    With the paper's rule to the bit on some processors, to a last place of float32 on others. With the warm-up of beta2
+    a last place of float32 flips one of bfloat16 on the way; the two stay nearer to each other than to float32.
     """
-    a, b = (weights(launched(stage, "--bf16"), loop) for stage in ("zero0", "zero1"))
+    of_paper = ("--bf16", "--optim_args", "beta2_warmup=false")
+    a, b = (weights(launched(stage, *of_paper), loop) for stage in ("zero0", "zero1"))
     assert largest_difference(a, b) <= 2**-23
+    a, b = (weights(launched(stage, "--bf16"), loop) for stage in ("zero0", "zero1"))
+    assert distance(a, b) < distance(a, weights(launched("cpu", processes=1), loop)) / 2
 
 
 @pytest.mark.parametrize("loop", LOOPS)
