@@ -144,6 +144,16 @@ def test_what_has_not_been_run_is_no_number(tmp_path: Path) -> None:
     sensitivity.plot(rows, tmp_path / "plot.png")
 
 
+def test_one_cell_is_enough_to_say_nothing(tmp_path: Path) -> None:
+    """What `--set lr=0.01 beta2=0.99 seed=0` leaves."""
+    one = {"lr": 0.01, "beta2": 0.99, "seed": 0}
+    rows = [row for row in made_up(noise=1) if one.items() <= row["settings"].items()]
+    assert {claim.verdict for claim in sensitivity.claims(rows)} == {NOT}
+    assert "AdamW - (beta2 0.95" in sensitivity.claims(rows)[OF["duel"]].ours
+    assert "| beta2 0.99, lr 0.01 | eps | " in sensitivity.table(rows)
+    sensitivity.plot(rows, tmp_path / "plot.png")
+
+
 def test_what_diverged(tmp_path: Path) -> None:
     rows = made_up(lr=1, beta2=0.1, noise=0.01)
     for row in rows:
