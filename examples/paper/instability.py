@@ -36,8 +36,8 @@ NOTE = (
     "No warm-up and no decay of the learning rate, no clipping of the norm, a small batch. A run *diverged* if its "
     f"held-out loss at the end is above its first training loss, and *rose* if a mean of {WINDOW} training losses is. "
     "The verdict is of the lowest learning rate at which half of AdamW's or of ADOPT's runs diverge: reproduced if of "
-    f"the pairs of a seed in which one diverged it is AdamW's (sign test, two-sided, {100 * LIMIT:g} %), contradicted if "
-    "it is ADOPT's, not at this scale if there is no such learning rate or both diverge alike."
+    f"the pairs of a seed in which one diverged it is AdamW's (sign test, two-sided, {100 * LIMIT:g} %), contradicted "
+    "if it is ADOPT's, not at this scale if there is no such learning rate or both diverge alike."
 )
 
 
