@@ -126,7 +126,7 @@ class KeptPlan:
         for entry in self.entries:
             group, bucket, mine = groups[entry.group], entry.bucket, entry.mine(grads)
             if addresses is not None:
-                assert bucket.memory is not None  # whoever made the plan gave it one
+                assert bucket.memory is not None  # from the function that made the plan
                 bucket.memory.grad_addresses = entry.mine(addresses)
             if isinstance(bucket, CapturableBucket):
                 algorithm.check_numbers(group)

@@ -110,7 +110,7 @@ def _new_plan(
     first: int,
     keep: bool,
 ) -> tuple[KeptPlan, list[Tensor]]:
-    """Return a plan made anew, and the local gradients."""
+    """Return a new plan, and the local gradients."""
     _check(groups, partitions)
     entries: list[Entry] = []
     flats: list[FlatEntry] = []

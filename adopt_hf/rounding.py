@@ -17,7 +17,7 @@ TENSOR_KEY = "tensor_key"  # of a param group
 
 
 def key(numbers: Iterable[int], mixed: int = 0) -> int:
-    """A 32-bit key that hangs on all of `numbers` (whole, of any size) and on their order.
+    """A 32-bit key that depends on all of `numbers` (whole, of any size) and on their order.
 
     Args:
         mixed: The key of the numbers that come before them.

@@ -1,6 +1,6 @@
 """Random bits of its own for the only parameter of an optimizer.
 
-The bits of a tensor hang on its number among the optimizer's parameters. With an optimizer for each parameter (steps
+The bits of a tensor depend on its number among the optimizer's parameters. With an optimizer for each parameter (steps
 inside of `backward()`) all have number 0, and would draw the same bits. So such an optimizer has one more number in its
 param group, `tensor_key`, made once from what is the same in all processes and known at the first step: the parameter's
 name, or else its shape, its values and its first gradient. The state_dict carries it.
@@ -29,7 +29,7 @@ def give_key(
 ) -> None:
     """Write `tensor_key` into the param group if it has the only parameter, which is to be rounded for the first time.
 
-    Flat parameters get none: their bits hang on the tensors in them, and processes have different parts.
+    Flat parameters get none: their bits depend on the tensors in them, and processes have different parts.
 
     Args:
         groups: All param groups of the optimizer.

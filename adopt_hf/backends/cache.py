@@ -1,6 +1,6 @@
 """The cache folder, and which of its files can be trusted: a library from it is run, and a verdict is believed.
 
-A file or folder is trusted if it belongs to the user or to root and nobody else can write to it. The same holds for
+A file or folder is trusted if it belongs to the user or to root and no other user can write to it. The same holds for
 every folder above it, in which another user could put a folder of theirs in its place; where the sticky bit is set, as
 in /tmp, other users can replace only what is theirs. The group counts as other users. Windows has no such owners and
 modes; there the rights of the user's profile protect the folder, and nothing is checked.
@@ -153,7 +153,7 @@ def write(path: Path, data: bytes, mode: int) -> None:
     """Write a file, which appears complete or not at all, however many processes do it at once.
 
     Args:
-        mode: Its rights; nobody but the user can write to it.
+        mode: Its rights; only the user can write to it.
 
     Raises:
         OSError: If it cannot be written.

@@ -30,7 +30,7 @@ _lock = threading.RLock()  # the hooks of a layerwise optimizer run in the threa
 
 
 def why_not(device: torch.device, kind: Kind) -> str | None:
-    """Return why the kernel is not to be used on `device` for `kind`, or None. Checks it if nobody has done so.
+    """Return why the kernel is not to be used on `device` for `kind`, or None. Checks it if that has not been done.
 
     Raises:
         RuntimeError: If the kind has not been checked before and a graph is being captured, or if the check has left

@@ -592,7 +592,7 @@ def support_in_zero(optimizer_class: type) -> None:
 
 
 def wrap_deepspeed_to_refuse(initialize: Around) -> None:
-    """Where the patches do not fit: put this alone around `deepspeed.initialize`, if there is one."""
+    """Where the patches do not fit: put only this around `deepspeed.initialize`, if there is one."""
     import deepspeed
 
     if hasattr(deepspeed, "initialize"):

@@ -148,7 +148,7 @@ def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dic
 
     Args:
         config: with an "optimizer" block for ADOPT.
-        auto_is_filled: "auto" is allowed for every key, since somebody will fill it in.
+        auto_is_filled: "auto" is allowed for every key, since the caller fills it in.
 
     Raises:
         ValueError: an unknown key, a value out of range, or an "auto" that only the Trainer and Accelerate can fill.

@@ -38,7 +38,7 @@ GPT2 = (  # 124M
 
 
 def check(devices: Sequence[torch.device]) -> tuple[list[str], bool]:
-    """Do some steps with every backend on every device, and check the Triton kernel anew on NVIDIA GPUs.
+    """Do some steps with every backend on every device, and check the Triton kernel again on NVIDIA GPUs.
 
     Returns:
         The lines of a report, and whether all is right.
