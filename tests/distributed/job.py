@@ -35,6 +35,7 @@ from transformers import (
 )
 
 import adopt_hf
+from adopt_hf.integrations import optim_args
 from adopt_hf.integrations.deepspeed import config as deepspeed_config
 
 STEPS, SAVED = 20, 10
@@ -220,7 +221,8 @@ def with_accelerate(folder: Path, options: argparse.Namespace) -> None:
     model = make_model(options.width)
     if options.optim == "adopt":
         groups = adopt_hf.param_groups(model, HYPERPARAMETERS["weight_decay"])
-        optimizer: torch.optim.Optimizer = adopt_hf.ADOPTW(groups, lr=HYPERPARAMETERS["learning_rate"])
+        given = optim_args.parse(options.optim_args)
+        optimizer: torch.optim.Optimizer = adopt_hf.ADOPTW(groups, lr=HYPERPARAMETERS["learning_rate"], **given)
     else:
         groups = adopt_hf.param_groups(model, HYPERPARAMETERS["weight_decay"])
         optimizer = torch.optim.AdamW(groups, lr=HYPERPARAMETERS["learning_rate"])
