@@ -89,7 +89,6 @@ class ADOPT(Optimizer):
     """
 
     _is_adopt = True  # for `is_adopt_optimizer`
-    has_noted_first_steps = False  # whether `adopt_hf.first_steps` has seen all that it looks at; not in a pickle
 
     def __init__(
         self,
@@ -140,6 +139,7 @@ class ADOPT(Optimizer):
         if regroup is not None:
             params = regroup(list(params))
         self.kept_plans: Kept = {}  # of the last step, see `adopt_hf.kept_plan`; not in a pickle
+        self.has_noted_first_steps = False  # whether `adopt_hf.first_steps` has seen all that it looks at
         super().__init__(params, defaults | _check_group(defaults))
         if float32_apart:
             self.param_groups[:] = storage.float32_apart(self.param_groups)
@@ -254,6 +254,7 @@ class ADOPT(Optimizer):
         # torch calls this on every load as well as on unpickling; a pickle has no partitions.
         self.__dict__.setdefault("partitions", {})
         self.kept_plans = {}
+        self.has_noted_first_steps = False
         self.defaults.pop("differentiable", None)  # torch puts it there
         for name, default in DEFAULTS.items():  # what a pickle of an earlier version lacks
             self.defaults.setdefault(name, default)

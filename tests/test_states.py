@@ -282,6 +282,15 @@ def coded(optimizer: ADOPT) -> Any:
         ("32 bits", "exp_avg_sq", lambda t: t[:, :3], r"has exp_avg_sq of shape \(64, 3\)"),
         ("8 bits", "scales", lambda t: t * torch.nan, "has scales that no block of 8-bit moments can have"),
         ("8 bits", "scales", lambda t: -t, "has scales that no block"),
+        *(
+            (
+                "8 bits",
+                "scales",
+                lambda t, i=i: t.index_fill(-1, torch.tensor([i]), torch.nan),
+                "has scales that no block",
+            )
+            for i in range(3)
+        ),
         ("8 bits", "scales", lambda t: t.to("meta"), "has scales on the meta device"),
         ("8 bits", "exp_avg_codes", lambda t: t.float(), "has exp_avg_codes of shape .* and torch.float32"),
         ("8 bits", "exp_avg_codes", lambda _: None, "has exp_avg_codes of type NoneType"),
