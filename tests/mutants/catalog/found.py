@@ -174,7 +174,7 @@ MUTANTS = (
         "adopt_hf/layerwise.py",
         "        if _owners.get(id(p), self) is not self:\n            raise",
         "        if False:\n            raise",
-        ("tests/test_layerwise.py",),
+        ("tests/test_cpu.py", "-k", "sizes_that_do_not_fit"),
         "the second of two optimizers on one net would never step",
     ),
     Mutant(
