@@ -129,7 +129,8 @@ def _step_piece(
             torch.div(g_i, u_i, out=u_i)
     else:
         torch.div(all_g, all_u, out=all_u)
-    all_u.clamp_(-s.clip, s.clip)
+    torch._foreach_clamp_min_(u, -s.clip)
+    torch._foreach_clamp_max_(u, s.clip)
     if new is not None:
         all_u.masked_fill_(new, 0)
 
@@ -154,5 +155,9 @@ def _step_piece(
         torch.mul(all_g, 1 - s.beta2, out=all_u)
         torch.where(new, all_g, all_u, out=all_u)
         torch._foreach_addcmul_(v, u, g)
-        all_u.logical_or_(new.logical_not_()).clamp_max_(least)  # 0 where it stays new
+        if s.beta2 > 0.5:  # then beta2*v does not become 0
+            torch._foreach_abs_(u)
+        else:
+            all_u.logical_or_(new.logical_not_())
+        torch._foreach_clamp_max_(u, least)  # 0 where it stays new
         torch._foreach_maximum_(v, u)

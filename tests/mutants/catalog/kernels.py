@@ -103,7 +103,7 @@ MUTANTS = (
     Mutant(
         "foreach-unobserved-counts-as-observed",
         FOREACH,
-        "        all_u.logical_or_(new.logical_not_()).clamp_max_(least)",
+        "        torch._foreach_clamp_max_(u, least)  # 0 where it stays new",
         "        all_u.fill_(least)",
         ZERO,
         "the first gradient of a row that was not seen so far would be a step at the clip",
