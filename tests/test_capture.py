@@ -30,11 +30,8 @@ class Launches(TorchDispatchMode):
 
 
 @pytest.fixture(autouse=True)
-def every_question_is_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def every_question_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "_raises", set())
-    capture._accelerator.cache_clear()
-    yield
-    capture._accelerator.cache_clear()
 
 
 @contextmanager
@@ -45,7 +42,6 @@ def captured(kind: str = "cuda", initialised: bool = True) -> Iterator[Launches]
             patch.setattr(getattr(torch, kind), "is_initialized", lambda: True)
         else:
             patch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
-            capture._accelerator.cache_clear()
         patch.setattr(getattr(torch, kind), "is_current_stream_capturing", lambda: True, raising=False)
         yield launches
 

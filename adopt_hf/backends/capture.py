@@ -1,7 +1,6 @@
 """Refuse a step that a CUDA graph would capture and then replay with frozen numbers or with fresh moments."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,9 +23,11 @@ def is_capturing() -> bool:
     return False
 
 
-@cache
 def _accelerator() -> str | None:
-    """Return the kind of accelerator that torch was built for, None if it was for none, or if there is no driver."""
+    """Return the kind of accelerator that torch was built for, None if it was for none, or if there is no driver.
+
+    Asked at every step, in about a microsecond: where a test or a tool puts an accelerator in, it is seen.
+    """
     accelerator = _answer("accelerator", torch.accelerator.current_accelerator)
     return None if accelerator is None else accelerator.type
 
