@@ -276,9 +276,9 @@ class ADOPT(Optimizer):
 
         Moments of 16-bit parameters stay float32 (torch alone would cast them). How things are computed and stored
         (`backend`, `capturable`, `state_bits`, `block_size`, `bf16_stochastic_round`) is kept as it is here, and so is
-        every hyperparameter that the saved group lacks. If both sides have `param_names`, parameters are paired by
-        name and not by their order. A warning names the loaded hyperparameters that differ from those here, which they
-        replace.
+        every hyperparameter that the saved group lacks, but `beta2_warmup`: a run without it goes on without. If both
+        sides have `param_names`, parameters are paired by name and not by their order. A warning names the loaded
+        hyperparameters that differ from those here, which they replace.
 
         Raises:
             ValueError: If the state is not ADOPT's or uses something that ADOPT here does not have, if a hyperparameter

@@ -185,6 +185,8 @@ def _check_ids(state: Mapping[Any, Any], found: Iterable[Member]) -> None:
 def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
     """Return the param group `saved` in this class's terms; what it lacks is taken from `here`.
 
+    But not `beta2_warmup`: a state that has none is of a run without.
+
     Raises:
         ValueError: If the group is not ADOPT's, or has an option that ADOPT here has not.
     """

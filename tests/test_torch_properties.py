@@ -795,8 +795,10 @@ def test_state_of_an_older_version_without_an_option(case: Case) -> None:
             return state | {"param_groups": groups}
 
         optimizer, restored = trained_and(case, change)
-        assert restored.param_groups[0][missing] == here[missing]
-        assert_same(everything(restored), everything(optimizer))
+        begun_with = here | {"beta2_warmup": False}  # what lacks it was trained without
+        assert restored.param_groups[0][missing] == begun_with[missing]
+        if here[missing] == begun_with[missing]:
+            assert_same(everything(restored), everything(optimizer))
 
 
 @every_backend

@@ -92,6 +92,7 @@ def run(root: Path, mutants: list[Mutant], limit: float) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_verdicts(tmp_path: Path) -> None:
     root = tree(tmp_path / "tree")
     mutants = [
