@@ -194,6 +194,7 @@ def test_every_experiment_offers_what_is_asked_of_it(name: str) -> None:
             assert json.loads(json.dumps(part.settings)) == dict(part.settings)
 
 
+@pytest.mark.slow
 def test_all_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"{evidence.BEGIN}\n{evidence.END}")

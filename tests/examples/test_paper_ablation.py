@@ -66,6 +66,7 @@ def test_an_unknown_variant() -> None:
         ablation.one("none", 0.9, **SETTINGS)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     done = call("ablation", "--folder", tmp_path, "--workers", "1", "--set", "steps=50", "seeds=4")
     assert done.returncode == 0, done.stderr

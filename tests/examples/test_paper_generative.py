@@ -110,6 +110,7 @@ def test_wrong_settings(wrong: dict[str, Any], message: str) -> None:
         generative.one(**{"optimizer": "ADOPT", "lr": 0.1, "seed": 0, **TINY, **wrong})
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     sizes = [f"{name}={value}" for name, value in TINY.items()]
     done = call("generative", "--folder", tmp_path, "--workers", "1", "--set", *sizes)

@@ -167,6 +167,7 @@ def test_the_recipes_modules_are_not_left_behind() -> None:
     assert str(gpt2.RECIPE) not in sys.path
 
 
+@pytest.mark.slow
 def test_the_command_at_toy_size(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     toy = ["--set", "max_steps=12", "warmup_steps=2", "n_embd=8", "block_size=8", "eval_steps=6", "seed=0"]
     result = call(

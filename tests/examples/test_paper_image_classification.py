@@ -253,6 +253,7 @@ def test_alpha_is_chosen_by_the_three_trials_that_all_alphas_have() -> None:
 # ----- the commands -----
 
 
+@pytest.mark.slow
 def test_the_experiment_at_toy_size(tmp_path: Path) -> None:
     toy = ["--workers", 1, "--folder", tmp_path / "runs", "--set", "epochs=2", "alpha=0.01", "seed=0"]
     result = call("image_classification", "--quick", *toy, home=tmp_path)

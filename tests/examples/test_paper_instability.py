@@ -70,6 +70,7 @@ def test_an_unknown_optimizer() -> None:
         instability.one(optimizer="SGD", lr=0.1, seed=0, batch=1)
 
 
+@pytest.mark.slow
 def test_the_command_at_toy_size(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     toy = ["--set", "max_steps=12", "n_embd=8", "block_size=8", "seed=0"]
     arguments = ("--workers", 1, "--folder", tmp_path / "runs", *toy)

@@ -124,6 +124,7 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         long_toy.library.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     done = call("long_toy", "--folder", tmp_path, "--workers", "1", "--set", "steps=500")
     assert done.returncode == 0, done.stderr

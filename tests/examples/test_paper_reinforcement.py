@@ -68,6 +68,7 @@ def test_higher_is_better_in_pairs(less: float, verdict: str, tmp_path: Path) ->
     reinforcement.plot(some, tmp_path / "some.png")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     sizes = [f"{name}={value}" for name, value in TINY.items()]
     done = call("reinforcement", "--folder", tmp_path, "--workers", "1", "--set", "seed=0", *sizes)

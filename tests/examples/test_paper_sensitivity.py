@@ -166,6 +166,7 @@ def test_what_diverged(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_command_at_toy_size(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One cell of the grid with its lines: eps and clip exponent, which must make different runs."""
     toy = ["--set", "max_steps=20", "warmup_steps=2", "n_embd=8", "block_size=8", "lr=0.01", "beta2=0.99", "seed=0"]
