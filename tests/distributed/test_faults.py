@@ -127,7 +127,7 @@ class Launch:
         command = ["-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{mode.config}.yaml"]
         command += ["--num_processes", 2, "--main_process_port", free_port()]
         command += [ROOT / "tests" / "distributed" / "recipe.py", self.notes, EXAMPLE / mode.script, config]
-        command += ["--output_dir", output, "--use_cpu", *args]
+        command += ["--output_dir", output, "--use_cpu", "--log_level", "info", *args]
         environment = ENVIRONMENT | HIDDEN_GPUS | {"PYTHONPATH": str(ROOT), "HF_HOME": str(config.parent / "hf")}
         (self.notes / "log").touch()
         self.process = forks(OF_RECIPE, environment).start(
