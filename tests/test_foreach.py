@@ -70,6 +70,8 @@ SETTINGS = {
     "decoupled": Settings(weight_decay=0.1, decouple=True, maximize=True),
     "no clipping": Settings(clip_exp=None),
     "small beta1": Settings(betas=(0.3, 0.9), beta2_warmup=0.8, weight_decay=0.1),
+    "both betas small": Settings(betas=(0.3, 0.4), weight_decay=0.1),
+    "everything small": Settings(betas=(0.3, 0.4), weight_decay=0.1, eps=1e-30),
 }
 
 

@@ -118,19 +118,19 @@ def _step_piece(
     if s.decay != 1:  # (3)
         torch._foreach_mul_(theta, s.decay)
 
-    if least <= s.eps < math.sqrt(least):  # (4)
-        torch.threshold_(all_u, least, 0)
-    torch._foreach_sqrt_(u)
+    torch._foreach_sqrt_(u)  # (4)
     if not largest < math.inf:
         torch._foreach_addcmul_(u, u, u, 0)  # NaN where it is inf, and nothing else
-    torch._foreach_clamp_min_(u, s.eps)
+    if least <= s.eps < math.sqrt(least):  # the root of least counts as 0
+        torch.threshold_(all_u, 1.2 * math.sqrt(least), s.eps)  # that of 2 * least is 1.4 times as large
+    else:
+        torch._foreach_clamp_min_(u, s.eps)
     if as_given:
         for g_i, u_i in zip(g, u, strict=True):
             torch.div(g_i, u_i, out=u_i)
     else:
         torch.div(all_g, all_u, out=all_u)
-    torch._foreach_clamp_min_(u, -s.clip)
-    torch._foreach_clamp_max_(u, s.clip)
+    all_u.clamp_(-s.clip, s.clip)
     if new is not None:
         all_u.masked_fill_(new, 0)
 
