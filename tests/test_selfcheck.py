@@ -159,6 +159,16 @@ FAULTS = {
     "decay on the first step": Fault(
         "capturable", PLAIN_KERNELS, "tl.where(t > 0, 1.0 - rate * decoupled, 1.0)", "1.0 - rate * decoupled", "theta"
     ),
+    "an observed v of zero is forgotten": Fault(
+        "float32",
+        PLAIN_KERNELS,
+        "tl.where((exp_avg_sq == 0) & (stays == 0), least, exp_avg_sq)",
+        "exp_avg_sq",
+        "v of element",
+    ),
+    "the exponent of the warm-up is ignored": Fault(
+        "capturable", PLAIN_KERNELS, "tl.exp2(exponent * tl.log2(t + 1.0))", "t + 1.0", "v of element"
+    ),
     "an overflow is not skipped": Fault(
         "capturable", PLAIN_KERNELS, "(tl.load(found_inf) == 0)", "(tl.load(found_inf) >= 0)", "was to stay"
     ),
