@@ -306,6 +306,12 @@ def warmup_exponent(group: Mapping[str, Any]) -> float:
     return WARMUP_EXPONENT if warmup is True else float(warmup)
 
 
+def keep_running_mean(group: dict[str, Any]) -> None:
+    """Write the exponent that True meant in an earlier version into a group of that time, in place."""
+    if group.get("beta2_warmup") is True:
+        group["beta2_warmup"] = RUNNING_MEAN
+
+
 def widest_dtype(device: torch.device) -> torch.dtype:
     """Return float64, or float32 for a device that has no float64: Apple's GPUs, and some of Intel's."""
     if device.type == "mps":

@@ -215,13 +215,9 @@ class ADOPT(Optimizer):
         from adopt_hf.untraced import count_steps, plan_of, step_rounded
 
         plan: Plan = plan_of(self, groups, first, key)
-        for backend, buckets in plan.buckets.items():
-            backend.step(buckets)
+        run(plan)
         if plan.rounded:
             step_rounded(plan.rounded)
-        for backend, capturable in plan.capturable.items():
-            assert backend.step_capturable is not None  # it would not have been chosen
-            backend.step_capturable(capturable)
         count_steps(plan)
 
     @property
@@ -259,8 +255,7 @@ class ADOPT(Optimizer):
         for name, default in DEFAULTS.items():  # what a pickle of an earlier version lacks
             self.defaults.setdefault(name, default)
         for group in (self.defaults, *self.param_groups):
-            if group.get("beta2_warmup") is True:  # of an earlier version
-                group["beta2_warmup"] = algorithm.RUNNING_MEAN
+            algorithm.keep_running_mean(group)
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -269,6 +264,8 @@ class ADOPT(Optimizer):
         """Return what torch's optimizers do, with plain numbers in the groups: `weights_only=True` reads no others."""
         saved = super().state_dict()
         groups = [{name: states.plain(value) for name, value in group.items()} for group in saved["param_groups"]]
+        for group in groups:
+            group["beta2_warmup"] = algorithm.warmup_exponent(group) or False  # a True that was written into the group
         return {**saved, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -330,6 +327,9 @@ class ADOPT(Optimizer):
             moments.bring_into_form(p, state, wanted, partition, key, member.block_size if coded else None)
 
 
+OF_ADOPTW: dict[str, Any] = {"decouple": True, "beta2_warmup": True}  # where its defaults are not ADOPT's
+
+
 class ADOPTW(ADOPT):
     """ADOPT with the defaults of those who come from AdamW: decoupled weight decay, and a memory that warms up.
 
@@ -350,14 +350,20 @@ class ADOPTW(ADOPT):
         eps: float = DEFAULTS["eps"],
         weight_decay: float = DEFAULTS["weight_decay"],
         *,
-        decouple: bool = True,
-        beta2_warmup: bool | float = True,
+        decouple: bool = OF_ADOPTW["decouple"],
+        beta2_warmup: bool | float = OF_ADOPTW["beta2_warmup"],
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, decouple=decouple, beta2_warmup=beta2_warmup, **options)
 
 
-OF_ADOPTW: dict[str, Any] = {"decouple": True, "beta2_warmup": True}  # where its defaults are not ADOPT's
+def run(plan: Plan) -> None:
+    """Update the buckets of a plan, but for those that are rounded stochastically."""
+    for backend, buckets in plan.buckets.items():
+        backend.step(buckets)
+    for backend, capturable in plan.capturable.items():
+        assert backend.step_capturable is not None  # it would not have been chosen
+        backend.step_capturable(capturable)
 
 
 @cache

@@ -198,8 +198,7 @@ def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[
             raise ValueError(f"the saved state was trained with {name}={value!r}, which ADOPT here does not have")
         if name not in FOREIGN_VARIANT | FOREIGN_IMPLEMENTATION:
             group["decouple" if name == "decoupled" else name] = value
-    if group.get("beta2_warmup") is True:  # of an earlier version
-        group["beta2_warmup"] = algorithm.RUNNING_MEAN
+    algorithm.keep_running_mean(group)
     group.setdefault("beta2_warmup", False)  # torch-adopt and timm have none
     kept = {name: here[name] for name in here if name not in ("params", "param_names", rounding.TENSOR_KEY)}
     for name in KEPT:

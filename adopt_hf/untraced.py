@@ -13,19 +13,15 @@ from adopt_hf import backends, entries, first_steps, plan, single
 from adopt_hf.backends import capture
 from adopt_hf.backends.bucket import RoundedBucket
 from adopt_hf.entries import Plan
-from adopt_hf.optimizer import ADOPT
+from adopt_hf.optimizer import ADOPT, run
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def update(optimizer: ADOPT, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable) -> None:
     """Do the whole update where nothing is compiled, see `ADOPT._update`."""
     plan = _plan_of(optimizer, False, groups, first, key)
-    for backend, buckets in plan.buckets.items():
-        backend.step(buckets)
+    run(plan)
     _step_rounded(plan.rounded)
-    for backend, capturable in plan.capturable.items():
-        assert backend.step_capturable is not None  # it would not have been chosen
-        backend.step_capturable(capturable)
     entries.count_steps(plan)
 
 

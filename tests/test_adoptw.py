@@ -134,6 +134,7 @@ def test_true_that_is_written_into_a_group_is_the_present_exponent(another_expon
     train(written, p, range(4))
     train(given, q, range(4))
     assert torch.equal(p, q)
+    assert written.state_dict()["param_groups"][0]["beta2_warmup"] == another_exponent  # and not True
 
 
 @pytest.mark.parametrize("value", [2.0, -0.5, float("nan")])

@@ -26,7 +26,7 @@ def is_capturing() -> bool:
 def _accelerator() -> str | None:
     """Return the kind of accelerator that torch was built for, None if it was for none, or if there is no driver.
 
-    Asked at every step, in about a microsecond: where a test or a tool puts an accelerator in, it is seen.
+    Asked at every step, which takes less than a microsecond on a CPU. An accelerator that comes later is seen.
     """
     accelerator = _answer("accelerator", torch.accelerator.current_accelerator)
     return None if accelerator is None else accelerator.type

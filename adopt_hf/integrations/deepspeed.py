@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 
 from adopt_hf import storage
-from adopt_hf.algorithm import HYPERPARAMETERS, check_betas
+from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, zero
 from adopt_hf.integrations.deepspeed_adam import offload_states, offloads, one_cycle, replacements
 from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
@@ -167,14 +167,10 @@ def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dic
             )
     kwargs = {key: value for key, value in given.items() if not is_auto(value)}
     try:
-        ADOPT([{"params": []}], **kwargs)
+        checked = ADOPT([{"params": []}], **kwargs).defaults
     except ValueError as error:
         raise ValueError(f"DeepSpeed config: optimizer.params: {error}") from None
-    if not isinstance(kwargs.get("betas", ()), list | tuple):  # DeepSpeed writes its config as JSON
-        kwargs["betas"] = list(check_betas(kwargs["betas"]))
-    if "beta2_warmup" in kwargs:  # True is a number, as in optim_args
-        kwargs["beta2_warmup"] = HYPERPARAMETERS["beta2_warmup"].check("beta2_warmup", kwargs["beta2_warmup"])
-    return kwargs
+    return {key: checked[key] for key in kwargs}  # plain numbers, since DeepSpeed writes its config as JSON
 
 
 def forget_auto(config: dict[str, Any], but: Sequence[str] = ()) -> None:

@@ -84,7 +84,7 @@ def _from_text(hyperparameter: Hyperparameter, raw: str) -> Value:
         return None
     if hyperparameter.type is bool:
         return True if raw.lower() in TRUE else False if raw.lower() in FALSE else raw
-    if hyperparameter.true is not None and raw.lower() in (*TRUE[:-1], *FALSE):  # "1" is a number here
+    if hyperparameter.true is not None and raw.lower() in {*TRUE, *FALSE} - {"1"}:  # which is a number here
         return raw.lower() in TRUE
     for number in (int, float) if hyperparameter.type is int else (float,):
         try:

@@ -202,10 +202,9 @@ def _resolve(args: "TrainingArguments") -> _Resolved:
         **given,
     }
     values |= set_by_user
-    values["beta2_warmup"] = HYPERPARAMETERS["beta2_warmup"].check("beta2_warmup", values["beta2_warmup"])
     kwargs = {"lr": values.pop("lr"), "betas": (values.pop("beta1"), values.pop("beta2")), **values}
-    ADOPT([{"params": []}], **kwargs)  # checks the values now, with ADOPT's own words
-    return _Resolved(kwargs, set_by_user, loraplus)
+    checked = ADOPT([{"params": []}], **kwargs).defaults  # now, with ADOPT's own words
+    return _Resolved({name: checked[name] for name in kwargs}, set_by_user, loraplus)
 
 
 def _load(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:

@@ -31,8 +31,8 @@ MUTANTS = (
     Mutant(
         "trainer-coupled-decay",
         "adopt_hf/optimizer.py",
-        "        decouple: bool = True,\n",
-        "        decouple: bool = False,\n",
+        'OF_ADOPTW: dict[str, Any] = {"decouple": True,',
+        'OF_ADOPTW: dict[str, Any] = {"decouple": False,',
         OF_TRAINER,
         "weight_decay would be L2 under the Trainer",
     ),

@@ -42,9 +42,9 @@ MUTANTS = (
     ),
     Mutant(
         "state-true-is-the-present-exponent",
-        "adopt_hf/states.py",
-        'group["beta2_warmup"] = algorithm.RUNNING_MEAN',
-        'group["beta2_warmup"] = algorithm.WARMUP_EXPONENT',
+        ALGORITHM,
+        'group["beta2_warmup"] = RUNNING_MEAN',
+        'group["beta2_warmup"] = WARMUP_EXPONENT',
         ("tests/test_adoptw.py",),
         "a run of an earlier version would go on with another memory",
     ),
