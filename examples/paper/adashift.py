@@ -11,16 +11,18 @@ eps is not in the paper's algorithm; its authors' code has it.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from examples.paper.tensorwise import TensorwiseOptimizer
 
 PHI = ("max", "none")
 
 
-class AdaShift(Optimizer):
+class AdaShift(TensorwiseOptimizer):
     """AdaShift.
 
     Args:
@@ -58,41 +60,27 @@ class AdaShift(Optimizer):
             raise ValueError(f"phi must be one of {', '.join(PHI)}, got {phi!r}")
         super().__init__(params, {"lr": lr, "betas": betas, "n": n, "eps": eps, "phi": phi})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Change the parameters in place. Returns what `closure` returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, group)
-        return loss
-
-    def _update(self, param: torch.Tensor, group: dict[str, Any]) -> None:
-        grad = param.grad
-        if grad is None or grad.is_sparse:
+    def _update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        if g.is_sparse:
             raise RuntimeError("AdaShift does not take sparse gradients")
-        (beta1, beta2), n, state = group["betas"], group["n"], self.state[param]
+        (beta1, beta2), n, state = group["betas"], group["n"], self.state[p]
         if not state:
-            state["window"] = torch.zeros((n, *param.shape), dtype=param.dtype, device=param.device)
+            state["window"] = torch.zeros((n, *p.shape), dtype=p.dtype, device=p.device)
             state["seen"] = 0
-            of = torch.zeros((), dtype=param.dtype, device=param.device) if group["phi"] == "max" else param
+            of = torch.zeros((), dtype=p.dtype, device=p.device) if group["phi"] == "max" else p
             state["exp_avg_sq"] = torch.zeros_like(of)
         window, v, slot = state["window"], state["exp_avg_sq"], state["seen"] % n
         state["seen"] += 1
         if state["seen"] <= n:
-            window[slot] = grad
+            window[slot] = g
             return
         squared = window[slot].square()
         v.mul_(beta2).add_(squared.max() if group["phi"] == "max" else squared, alpha=1 - beta2)
-        window[slot] = grad
+        window[slot] = g
         # Of slot j, `age` steps ago; the weights sum to one.
         ages = [(slot - j) % n for j in range(n)]
         total = sum(beta1**age for age in ages)
-        weights = torch.tensor([beta1**age / total for age in ages], dtype=param.dtype, device=param.device)
+        weights = torch.tensor([beta1**age / total for age in ages], dtype=p.dtype, device=p.device)
         m = torch.tensordot(weights, window, dims=1)
         correction = 1 - beta2 ** (state["seen"] - n)
-        param.sub_(group["lr"] * m / (v.sqrt() / math.sqrt(correction) + group["eps"]))
+        p.sub_(group["lr"] * m / (v.sqrt() / math.sqrt(correction) + group["eps"]))

@@ -5,14 +5,16 @@ u = 4/pi * atan2(g, sqrt(v)) is g / sqrt(v) where that is small but for the fact
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from examples.paper.tensorwise import TensorwiseOptimizer
 
-class Atan2ADOPT(torch.optim.Optimizer):
+
+class Atan2ADOPT(TensorwiseOptimizer):
     """See the module.
 
     Args:
@@ -41,19 +43,6 @@ class Atan2ADOPT(torch.optim.Optimizer):
             )
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "beta2_warmup": beta2_warmup}
         super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Do one step with the gradients in `.grad`."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group)
-        return loss
 
     def _update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]

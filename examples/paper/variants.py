@@ -1,12 +1,15 @@
 """Adam, ADOPT, and the two half-way: ADOPT's two changes to Adam, each on its own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from examples.paper.tensorwise import TensorwiseOptimizer
 
-class Variant(torch.optim.Optimizer):
+
+class Variant(TensorwiseOptimizer):
     """Adam with neither of the two changes, ADOPT without clipping (Algorithm 1 of the paper) with both.
 
     Args:
@@ -37,21 +40,8 @@ class Variant(torch.optim.Optimizer):
         self.decorrelate, self.reorder = decorrelate, reorder
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Do one step with the gradients in `.grad`."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group["lr"], *group["betas"], group["eps"])
-        return loss
-
-    def _update(self, p: Tensor, g: Tensor, lr: float, beta1: float, beta2: float, eps: float) -> None:
-        state = self.state[p]
+    def _update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        lr, (beta1, beta2), eps, state = group["lr"], group["betas"], group["eps"], self.state[p]
         if not state:
             state.update(t=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
             if self.decorrelate:
