@@ -99,7 +99,7 @@ def measure(
 
 
 def _shares(rounds: int) -> list[int]:
-    """The rounds in parts, for each of which everybody's tensors are made anew.
+    """The rounds in parts, for each of which the tensors of all are made again.
 
     Where they come to lie in memory speeds a step up or slows it down by some per cent, for as long as they lie there.
     """
@@ -180,7 +180,7 @@ def _host_times(
     """What the host does for that many tensors: a step over as many of one element each.
 
     It waits for memory more than it computes, so where tensors come to lie counts: in each part of the rounds
-    everybody's are made anew, in an order that is drawn.
+    the tensors of all are made again, in an order that is drawn.
     """
     names = [name for name, row in rows.items() if not row["why"] and not PEERS[name].compiles]
     done: list[Round] = []

@@ -38,7 +38,7 @@ NOTE = (
     "The verdict is of the lowest learning rate at which half of AdamW's or of ADOPT's runs diverge: reproduced if of "
     f"the pairs of a seed in which one diverged it is AdamW's (sign test, two-sided, {100 * LIMIT:g} %), contradicted "
     "if it is ADOPT's, not at this scale if there is no such learning rate or both diverge alike. The rule was changed "
-    "after the runs: it looked at AdamW's runs alone, by which no learning rate decides here (not at this scale)."
+    "after the runs: it looked only at AdamW's runs, by which no learning rate decides here (not at this scale)."
 )
 
 

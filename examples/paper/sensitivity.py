@@ -3,10 +3,10 @@
 python -m examples.paper.sensitivity            # a shrunk GPT-2 on the standard library
 python -m examples.paper.sensitivity --full     # the offline recipe as it is (examples/gpt2_pretraining, stdlib.yaml)
 
-The grid is one run a cell, of seed 0. eps and the clip exponent are changed alone, from two bases: the paper's defaults
-(beta2 = 0.9999) and beta2 = 0.99, both at `BASE_RATE`. The settings that seed 0 finds the best, and beta2 = 0.9999 at
-its best learning rate, are compared on eight other seeds, in pairs. What one run scatters by, the seed's own effect
-removed, comes from these and gives two cells of the grid an interval, too (paired.pool).
+The grid is one run a cell, of seed 0. eps and the clip exponent are changed one at a time, from two bases: the paper's
+defaults (beta2 = 0.9999) and beta2 = 0.99, both at `BASE_RATE`. The settings that seed 0 finds the best, and beta2 =
+0.9999 at its best learning rate, are compared on eight other seeds, in pairs. What one run scatters by, the seed's own
+effect removed, comes from these and gives two cells of the grid an interval, too (paired.pool).
 
 What to tune first is what gains most over its default; the learning rate has no default, and counts with its spread.
 "More" is more than chance makes of so many runs. The spread of an axis is the highest less the lowest loss along it,
@@ -60,9 +60,9 @@ TITLE = "Sensitivity to the hyperparameters"
 QUICK = {"max_steps": 500, "warmup_steps": 25, "n_embd": 64, "block_size": 64}
 FULL = {"max_steps": 2400, "warmup_steps": 100, "n_embd": 128, "block_size": 128}
 NOTE = (
-    "The grid is one run a cell, of seed 0; eps and the clip exponent are changed alone, from beta2 = 0.9999 and from "
-    f"0.99 at learning rate {BASE_RATE:g}. Settings with several seeds are compared by paired differences. Single "
-    "runs of one seed differ if their spread is above what the scatter of the settings with several seeds makes of so "
+    "The grid is one run a cell, of seed 0; eps and the clip exponent are changed one at a time, from beta2 = 0.9999 "
+    f"and from 0.99 at learning rate {BASE_RATE:g}. Settings with several seeds are compared by paired differences. "
+    "Single runs of one seed differ if their spread is above what the scatter of the settings with several seeds makes of so "
     "many runs by chance (95 %, Tukey's range). 500 steps are short against a memory of 10,000: what they say of "
     "beta2 = 0.9999, they say of short runs only. The model can tell settings of one "
     "optimizer apart; it cannot tell whether the second moment is worth having: the gradient's norm is at most 1, so "
@@ -170,7 +170,7 @@ def claims(rows: Rows) -> list[Claim]:
 
 
 def advice(rows: Rows) -> str:
-    """What to tune first, and what to leave alone, from the gains and spreads that are above those of chance."""
+    """What to tune first, and what to leave as it is, from the gains and spreads that are above those of chance."""
     found, single = axes(rows, "ADOPT"), scatter(rows)
     chance = {axis: single.spread(len(losses)) for axis, losses in found.items()}
     tune = [axis for axis in found if gain(found[axis], axis) > chance[axis]]

@@ -96,7 +96,7 @@ def train(
     Args:
         make: from param groups, with "lr" and "weight_decay", to an optimizer. All weights of a group lie in one tensor
             (seeds, numbers): the optimizers work element by element.
-        warmup: in the place of the task's.
+        warmup: instead of the task's.
     """
     weights = stacked.stack([task.weights(seed) for seed in seeds])
     kinds: dict[tuple[bool, float, bool], list[str]] = {}

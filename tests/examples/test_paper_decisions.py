@@ -105,7 +105,7 @@ def test_without_an_admissible_exponent_it_stays_1():
 def test_each_seed_has_the_rate_that_is_best_for_the_others():
     flat, low, high = (0.0,) * SEEDS, sorted(RATES)[0], sorted(RATES)[-1]
     rows = [row("a", "k", 3.0, lr, noise=flat) for lr in (low, RATES[0])]
-    # Its mean is the lowest by far, because of seed 4 alone: the others choose it, seed 4 itself does not.
+    # Its mean is the lowest by far, because of seed 4 only: the others choose it, seed 4 itself does not.
     rows.append(row("a", "k", 3.1, high, noise=(0.0, 0.0, 0.0, 0.0, -9.0)))
     found = gathered(rows)
     assert found.best_rate("a", "k") == (high, True)

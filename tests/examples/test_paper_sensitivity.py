@@ -95,7 +95,7 @@ OF = {"beta2": 0, "best": 1, "base": 2, "duel": 3, "first": 4, "last": 5, "momen
             {"beta2": 1, "adam_beta2": -1, "clip_exp": -1, "noise": 0.01},
             {"beta2": "contradicted", "best": "contradicted", "base": "contradicted", "last": "contradicted"},
         ),
-        # The default that was "reproduced" by noise: behind, and nobody can tell.
+        # The default that was "reproduced" by noise: behind, and no one can tell.
         ({"beta2": 0.001, "noise": 1}, {"beta2": NOT, "best": NOT, "base": NOT, "duel": NOT, "last": NOT}),
         ({"lr": 1, "beta2": 0.1, "noise": 0.01}, {"best": "contradicted", "duel": "reproduced", "momentum": NOT}),
         ({"eps": 1, "noise": 0.01}, {"momentum": "contradicted"}),

@@ -12,7 +12,7 @@ from examples.paper.tasks import TASKS, Task, train
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    """A short text in the place of the library, and a LLaMA that is not pretrained."""
+    """A short text instead of the library, and a LLaMA that is not pretrained."""
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(tasks.VOCABULARY, (2, 40_000), generator=generator)
     monkeypatch.setattr(tasks, "library", lambda: (text[0], text[1]))
