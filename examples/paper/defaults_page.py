@@ -78,7 +78,6 @@ def scores(protocol: ModuleType, found: Found) -> list[Score]:
 def verdicts(protocol: ModuleType, found: Found) -> list[str]:
     """Return the decisions of the rule, and the decisions that are open."""
     scored = scores(protocol, found)
-    open_tasks = {task for one in scored for task in one.missing}
     chosen = decisions.choose(scored)
     lines = []
     for k in dict.fromkeys((1.0, chosen)):
@@ -93,9 +92,10 @@ def verdicts(protocol: ModuleType, found: Found) -> list[str]:
             + (f" ({', '.join(worse)})" if worse else "")
             + f", level in {len(run) - better - len(worse)}."
         )
-    if open_tasks:
+    if any(one.open for one in scored):
+        missing = {task for one in scored for task in one.missing}
         lines.append(
-            f"- **The exponent: not decided yet**, so it stays 1. {len(protocol.TASKS) - len(open_tasks)} of "
+            f"- **The exponent: not decided yet**, so it stays 1. {len(protocol.TASKS) - len(missing)} of "
             f"{len(protocol.TASKS)} tasks are run for all of them; a k that has lost a task is out for good."
         )
     else:

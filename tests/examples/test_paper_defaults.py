@@ -73,8 +73,8 @@ def test_every_part_is_wanted_once_and_covers_what_the_rule_needs():
         compared = defaults.OF_LARGE if task.large else defaults.DECIDING
         assert all((task.name, v, lr, s) in cells for v in compared for lr in task.rates for s in range(task.seeds))
     assert all(part.settings["variant"] in defaults.VARIANTS for part in found)
-    chunk = [part for part in found if part.settings["task"] == "demo"][:7]
-    assert {part.settings["variant"] for part in chunk} == set(defaults.DECIDING)  # a seed of each comes first
+    chunk = [part for part in found if part.settings["task"] == "demo"][:4]
+    assert {part.settings["variant"] for part in chunk} == set(defaults.WARM_UP)  # a seed of each comes first
 
 
 def test_adamws_rate_is_the_pilots_best():
@@ -130,8 +130,8 @@ def made_up(task, variant, mean, lr=None, seeds=None, seconds=6.0):
 def test_the_minutes_left_are_those_that_other_runs_of_the_task_took():
     rows = [made_up("mlp", "adopt", 1.0, seconds=s, seeds=[0, 1]) for s in (2.0, 4.0, 60.0)]
     left = [part for part in defaults.stages()["decide"] if part.settings["task"] == "mlp"]
-    assert defaults.minutes(left, rows) == pytest.approx(7 * 8 * 2.0 / 60)
-    assert math.isnan(defaults.minutes(defaults.stages()["demo"], rows))
+    assert defaults.minutes(left, rows) == pytest.approx(4 * 8 * 2.0 / 60)
+    assert math.isnan(defaults.minutes(defaults.stages()["large"], rows))
 
 
 def test_the_command_does_what_is_left_keeps_it_and_writes_the_page(tmp_path, monkeypatch, capsys):
@@ -204,6 +204,13 @@ def test_a_page_with_all_rows_says_what_the_rule_decides():
     lost = [r for r in rows if (r["settings"]["task"], r["settings"]["variant"]) != ("vae", "adoptw-0.8")]
     lost += [made_up("vae", "adoptw-0.8", 9.0, lr) for lr in defaults.TASKS["vae"].rates]
     assert "**The exponent: k = 0.65.**" in defaults_page.text(defaults, lost)
+
+
+def test_a_page_says_that_no_exponent_can_win_before_all_is_run():
+    rows = [made_up("mlp", adamw, 3.0 + 0.1 * (adamw != "adamw-0.95")) for adamw in defaults.ADAMWS]
+    rows += [made_up("mlp", defaults.adoptw(k), 4.0) for k in defaults.EXPONENTS]
+    assert "**The exponent: k = 1.** No k is admissible." in defaults_page.text(defaults, rows)
+    assert "**The exponent: not decided yet**" in defaults_page.text(defaults, rows[:-1])
 
 
 def test_the_page_is_the_results(tmp_path):
