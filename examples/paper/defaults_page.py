@@ -154,8 +154,8 @@ def task_table(protocol: ModuleType, found: Found, name: str) -> list[str]:
         here, best = found.at(name, variant), found.best_rate(name, variant)
         cells = [_mean(here) if len(here) == task.seeds else _partly(here, task.seeds)]
         cells.append("-" if variant == better else _against(found, name, variant, better))
-        if best is None:
-            cells += [NOT_RUN] * 3
+        if best is None:  # only what decides on the warm-up is run at all rates
+            cells += [NOT_RUN if variant in protocol.WARM_UP else "-"] * 3
         else:
             losses = found.own_best(name, variant)
             cells += [f"{best[0]:g}{' (edge)' if best[1] else ''}", _mean(losses)]

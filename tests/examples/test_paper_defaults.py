@@ -70,8 +70,9 @@ def test_every_part_is_wanted_once_and_covers_what_the_rule_needs():
         assert task.seeds >= (5 if task.name == "demo" else 8)
         assert len(task.rates) >= 3
         assert all((task.name, v, task.rates[0], s) in cells for v in defaults.DECIDING for s in range(task.seeds))
-        compared = defaults.OF_LARGE if task.large else defaults.DECIDING
-        assert all((task.name, v, lr, s) in cells for v in compared for lr in task.rates for s in range(task.seeds))
+        assert all((task.name, v, task.rates[0], s) in cells for v in defaults.PLAIN for s in range(task.seeds))
+        for lr in task.rates:
+            assert all((task.name, v, lr, s) in cells for v in defaults.WARM_UP for s in range(task.seeds))
     assert all(part.settings["variant"] in defaults.VARIANTS for part in found)
     chunk = [part for part in found if part.settings["task"] == "demo"][:4]
     assert {part.settings["variant"] for part in chunk} == set(defaults.WARM_UP)  # a seed of each comes first
@@ -131,7 +132,7 @@ def test_the_minutes_left_are_those_that_other_runs_of_the_task_took():
     rows = [made_up("mlp", "adopt", 1.0, seconds=s, seeds=[0, 1]) for s in (2.0, 4.0, 60.0)]
     left = [part for part in defaults.stages()["decide"] if part.settings["task"] == "mlp"]
     assert defaults.minutes(left, rows) == pytest.approx(4 * 8 * 2.0 / 60)
-    assert math.isnan(defaults.minutes(defaults.stages()["large"], rows))
+    assert math.isnan(defaults.minutes(defaults.stages()["once"], rows))
 
 
 def test_the_command_does_what_is_left_keeps_it_and_writes_the_page(tmp_path, monkeypatch, capsys):
@@ -180,6 +181,7 @@ def test_a_page_shows_means_differences_and_what_is_not_run_yet():
     assert "| **-0.999 ± 0.001** |" in table
     assert "| ADOPT, the paper's rule | not run yet (3 of 8 seeds) | not run yet |" in table
     assert "| ADOPTW, k = 1 | not run yet | not run yet | not run yet | not run yet | not run yet |" in table
+    assert "| ADOPTW, k = 0.5 | not run yet | not run yet | - | - | - |" in table
 
 
 def test_a_page_with_all_rows_says_what_the_rule_decides():
