@@ -208,8 +208,29 @@ def test_a_page_with_all_rows_says_what_the_rule_decides():
     assert "**The exponent: k = 0.65.**" in defaults_page.text(defaults, lost)
 
 
+def test_the_first_screen_names_where_adoptw_is_behind():
+    better = [row for task in ("demo", "lora", "llama") for row in both(task)]
+    rows = [*better, made_up("demo", "adoptw-1", 2.9), made_up("lora", "adoptw-1", 3.0), made_up("lora", "adopt", 2.0)]
+    rows += [made_up("llama", "adoptw-1", 3.5), made_up("llama", "adopt", 3.25)]
+    found = defaults_page.gather(defaults, rows)
+    table = defaults_page.short(defaults, found)
+    cells = {line.split(" | ")[0].strip("| "): line.rstrip(" |").split(" | ")[2:] for line in table[2:]}
+    assert set(cells) == {defaults.TASKS[name].title for name in defaults_page.FIRST_SCREEN}
+    assert cells["Demo"][1:] == ["not run yet", "**-0.099 ± 0.001**"]
+    assert cells["LLaMA, all weights"][1:] == ["**+0.251 ± 0.001**", "**+0.501 ± 0.001**"]
+    words = defaults_page.behind(defaults, found)
+    assert words == (
+        "of 3 small tasks it is ahead of the better AdamW on 1, and behind on 2 "
+        "(LoRA +0.001 ± 0.001, LLaMA, all weights +0.501 ± 0.001)"
+    )
+
+
+def both(task):
+    return [made_up(task, name, 3.0 + 0.1 * (name != "adamw-0.95")) for name in defaults.ADAMWS]
+
+
 def test_a_page_says_that_no_exponent_can_win_before_all_is_run():
-    rows = [made_up("mlp", adamw, 3.0 + 0.1 * (adamw != "adamw-0.95")) for adamw in defaults.ADAMWS]
+    rows = both("mlp")
     rows += [made_up("mlp", defaults.adoptw(k), 4.0) for k in defaults.EXPONENTS]
     assert "**The exponent: k = 1.** No k is admissible." in defaults_page.text(defaults, rows)
     assert "**The exponent: not decided yet**" in defaults_page.text(defaults, rows[:-1])
