@@ -119,7 +119,8 @@ def verdicts(protocol: ModuleType, found: Found) -> list[str]:
 
 def short(protocol: ModuleType, found: Found) -> list[str]:
     """The table of the first screen: AdamW, ADOPT and ADOPTW on four tasks, at AdamW's rate."""
-    names = {"`ADOPT`": "adopt", '`ADOPTW`, `optim="adopt"`': protocol.adoptw(decisions.choose(scores(protocol, found)))}
+    chosen = protocol.adoptw(decisions.choose(scores(protocol, found)))
+    names = {"`ADOPT`": "adopt", '`ADOPTW`, `optim="adopt"`': chosen}
     lines = [
         "| held-out loss | seeds | AdamW | " + " | ".join(f"{name}, less AdamW's" for name in names) + " |",
         "| --- |" + " --- |" * (2 + len(names)),
