@@ -130,6 +130,11 @@ class Score(NamedTuple):
         tasks = sum(map(len, (self.wins, self.losses, self.level, self.missing)))
         return not self.losses and 2 * len(self.wins) > tasks
 
+    @property
+    def open(self) -> bool:
+        """Whether tasks are not run that could make it admissible, or no longer the best."""
+        return bool(self.missing) and self._replace(wins=self.wins + self.missing, missing=()).admissible
+
 
 def score(found: Found, tasks: Iterable[str], exponent: float, ours: str, theirs: Sequence[str]) -> Score:
     """Score the variant `ours` against the variants `theirs`, on each task at AdamW's rate."""

@@ -65,7 +65,6 @@ class Task:
     clip: float | None = None
     beta2: float = 0.9999
     together: int = 8
-    large: bool = False
     weights: Callable[[int], Named]
     batches: Callable[[int], Batches]
     loss: Callable[..., Tensor]
@@ -526,7 +525,6 @@ TASKS = {
             "Demo",
             "the demo of this repository: GPT-2 of 544,000 weights, 2,400 steps of 8 x 128 tokens",
             width=128, tokens=128, seeds=5, steps=2400, warmup=100, rates=(4e-3, 1.3e-3, 1.2e-2), together=1,
-            large=True,
         ),
         _long(
             "long_99", "Long, beta2 0.99",
@@ -541,7 +539,7 @@ TASKS = {
             "gpt2_2000",
             "GPT-2, 2,000 steps",
             "the same GPT-2, 2,000 steps",
-            width=64, tokens=64, seeds=8, steps=2000, warmup=100, rates=(3e-3, 1e-3, 1e-2), together=4, large=True,
+            width=64, tokens=64, seeds=8, steps=2000, warmup=100, rates=(3e-3, 1e-3, 1e-2), together=4,
         ),
     )
 }  # fmt: skip

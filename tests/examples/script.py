@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import logging
 import runpy
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,22 @@ class Result:
         return self.err.strip().splitlines()[-1] if self.err.strip() else ""
 
 
+@contextlib.contextmanager
+def own_logging() -> Iterator[None]:
+    """Undo what the code inside sets on loggers: levels, handlers and whether records go on to the root.
+
+    A script does this for its process, and a Trainer sets the level of transformers from `log_level`.
+    """
+    named = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in (logging.root, *named)]
+    try:
+        yield
+    finally:
+        for logger, level, handlers, propagate in before:
+            logger.setLevel(level)
+            logger.handlers[:], logger.propagate = handlers, propagate
+
+
 def call(script: Path, *argv: object) -> Result:
     """Run `script`, which imports its siblings by their bare names, and give back what it printed and its exit code."""
     siblings = {path.stem for path in script.parent.glob("*.py")}
@@ -31,7 +49,7 @@ def call(script: Path, *argv: object) -> Result:
     code: int | str | None = 0
     try:
         sys.argv, sys.path[:0] = [str(script), *map(str, argv)], [str(script.parent)]
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with own_logging(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit_:
         code = exit_.code

@@ -98,6 +98,14 @@ def test_more_than_half_of_all_tasks_must_be_won_those_not_run_included():
     assert half._replace(level=("c",)).admissible
 
 
+def test_an_exponent_is_open_while_what_is_not_run_can_make_it_admissible():
+    one = Score(1.0, wins=("a",), losses=(), level=("b", "c"), missing=("d", "e"), sum=0.0)
+    assert one.open
+    assert not one._replace(losses=("b",), level=("c",)).open
+    assert not one._replace(missing=("d",)).open  # two of four are not more than half
+    assert not one._replace(wins=("a", "b", "d", "e"), missing=()).open
+
+
 def test_without_an_admissible_exponent_it_stays_1():
     assert choose(scored({1.0: (0.1, 0.1, 0.1), 0.5: (0.0, 0.0, 0.0)})) == 1.0
 

@@ -148,7 +148,7 @@ def test_one_cycle_without_momentum_says_nothing(optimizer: ADOPT, caplog: pytes
     with caplog.at_level(logging.WARNING, "adopt_hf"):
         schedule = OneCycle(optimizer, **CYCLE, cycle_momentum=False)
     assert betas_in(schedule, optimizer) == {(0.9, 0.9999)}
-    assert caplog.records == []
+    assert not [record for record in caplog.records if record.name == "adopt_hf"]
 
 
 def test_one_cycle_that_is_to_cycle_momentum_is_refused(optimizer: ADOPT) -> None:

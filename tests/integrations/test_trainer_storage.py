@@ -95,7 +95,7 @@ def test_layerwise_by_default_says_nothing_and_does_not_clip(tmp_path: Path, cap
     """The default of TrainingArguments is nobody's wish, and the weights are those without it, to the bit."""
     with caplog.at_level(logging.WARNING, "adopt_hf"):
         default = trained(arguments(tmp_path, optim="adopt_layerwise", save_strategy="no"))
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name == "adopt_hf"]
     off = trained(arguments(tmp_path, optim="adopt_layerwise", max_grad_norm=0, save_strategy="no"))
     assert all(map(torch.equal, default.model.parameters(), off.model.parameters()))
 
