@@ -13,5 +13,6 @@ TEXTS: dict[str, Callable[[], str]] = {
     "defaults rule": lambda: _text("defaults rule"),
     "defaults results": lambda: _text("defaults results"),
     "defaults short": lambda: _text("defaults short"),
+    "defaults clip": lambda: _text("defaults clip"),
     "where ADOPTW is behind AdamW": lambda: _text("where ADOPTW is behind AdamW"),
 }

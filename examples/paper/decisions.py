@@ -194,6 +194,13 @@ def warmup(found: Found, tasks: Iterable[str], ours: str, paper: str) -> list[Co
     return comparisons
 
 
+def adopted(outcomes: Sequence[Outcome]) -> bool | None:
+    """Whether something that is tried once is adopted, from its outcomes on all tasks; None while that is open."""
+    if any(outcome in ("worse", "level") for outcome in outcomes):
+        return False
+    return None if "not run yet" in outcomes else True
+
+
 def stays(comparisons: Sequence[Comparison]) -> bool | None:
     """Whether the warm-up stays the default; None while that is open."""
     outcomes = [one.outcome for one in comparisons]

@@ -80,6 +80,7 @@ WARM_UP = ("adamw-0.95", "adamw-0.999", "adopt", adoptw(1.0))  # what decides on
 PLAIN = tuple(f"{adoptw(1.0)}-beta2-{beta2:g}" for beta2 in (0.95, 0.99))
 ONCE = tuple(name for name in VARIANTS if name.endswith(("-cold", "-atan2", "-steps")) or "-clip-" in name)
 ONCE_TASKS = ("gpt2_500", "gpt2_2000")
+CLIP = (f"{adoptw(1.0)}-clip-0.5",)  # on all tasks: see docs/defaults.md, "The clip"
 PILOT_SEEDS = (100,)
 PILOT_RATES = {
     "lora": (3e-3, 1e-2, 3e-2),
@@ -126,6 +127,7 @@ def stages() -> dict[str, list[Part]]:
             part for name, rates in PILOT_RATES.items() for part in _parts_of(TASKS[name], ADAMWS, rates, PILOT_SEEDS)
         ],
         "decide": at_adamws((*small, demo, *long, large), WARM_UP),
+        "clip": at_adamws((*small, demo, *long, large), CLIP),
         "rates": at_others((*small, *long, large, demo), WARM_UP),
         "exponents": at_adamws((*small, demo, *long, large), DECIDING),
         "plain": at_adamws((*small, demo, *long, large), PLAIN),

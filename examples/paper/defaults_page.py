@@ -17,7 +17,7 @@ from pages import markers
 
 PAGE = Path(__file__).parents[2] / "docs" / "defaults.md"
 FIRST_SCREEN = ("demo", "gpt2_500", "llama", "lora")  # the tasks of the short table
-BLOCKS = ("defaults rule", "defaults results", "defaults short")  # what the page must have
+BLOCKS = ("defaults rule", "defaults results", "defaults short", "defaults clip")  # what the page must have
 NOT_RUN = "not run yet"
 
 
@@ -33,6 +33,7 @@ def texts(protocol: ModuleType, rows: Sequence[Mapping[str, Any]]) -> dict[str, 
         "defaults results": text(protocol, rows),
         "defaults short": "\n".join(short(protocol, found)),
         "where ADOPTW is behind AdamW": behind(protocol, found),
+        "defaults clip": "\n".join(clip(protocol, found)),
     }
 
 
@@ -114,6 +115,42 @@ def verdicts(protocol: ModuleType, found: Found) -> list[str]:
         cells.append(f"{len(one.missing)} of {len(protocol.TASKS)}")
         total = f"{one.sum:+.2f}" if len(one.missing) < len(protocol.TASKS) else "-"
         lines.append(f"| k = {one.exponent:g} | " + " | ".join(cells) + f" | {total} |")
+    return [*lines, "", *once(protocol, found)]
+
+
+def once(protocol: ModuleType, found: Found) -> list[str]:
+    """What is tried once, against ADOPTW with the same k."""
+    tasks = protocol.ONCE_TASKS
+    lines = [
+        "| tried once, less ADOPTW's with the same k | "
+        + " | ".join(protocol.TASKS[task].title for task in tasks)
+        + " | adopted |",
+        "| --- |" + " --- |" * (len(tasks) + 1),
+    ]
+    verdict = {True: "yes", False: "no", None: "not decided yet"}
+    for name in protocol.ONCE:
+        against = protocol.adoptw(protocol.VARIANTS[name].warmup)
+        if protocol.VARIANTS[name].optimizer == "AdamW":
+            continue
+        outcomes = [decisions.outcome(*_pair(found, task, name, against), found.seeds[task]) for task in tasks]
+        cells = [_than(found, task, name, against) for task in tasks]
+        lines.append(
+            f"| {title(protocol, name)} | " + " | ".join([*cells, verdict[decisions.adopted(outcomes)]]) + " |"
+        )
+    return lines
+
+
+def clip(protocol: ModuleType, found: Found) -> list[str]:
+    """ADOPTW with a wider clip against ADOPTW and against AdamW, on all tasks."""
+    name, ours = protocol.CLIP[0], protocol.adoptw(1.0)
+    lines = [
+        "| held-out loss at AdamW's rate | `clip_exp=0.5`, less `0.25` | `clip_exp=0.5`, less AdamW's |",
+        "| --- | --- | --- |",
+    ]
+    for task in protocol.TASKS:
+        better = found.better_of(task, protocol.ADAMWS)
+        cells = [_than(found, task, name, ours), _against(found, task, name, better)]
+        lines.append(f"| {protocol.TASKS[task].title} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -247,10 +284,17 @@ def _partly(losses: Losses, seeds: int) -> str:
 
 
 def _against(found: Found, task: str, variant: str, better: str | None) -> str:
-    losses = found.at(task, variant)
-    if better is None or len(losses) < found.seeds[task]:
-        return NOT_RUN
-    return _text(losses, found.at(task, better))
+    return NOT_RUN if better is None else _than(found, task, variant, better)
+
+
+def _pair(found: Found, task: str, ours: str, theirs: str) -> tuple[Losses, Losses]:
+    return found.at(task, ours), found.at(task, theirs)
+
+
+def _than(found: Found, task: str, ours: str, theirs: str) -> str:
+    """The difference of two variants at AdamW's rate."""
+    pair = _pair(found, task, ours, theirs)
+    return _text(*pair) if all(len(losses) == found.seeds[task] for losses in pair) else NOT_RUN
 
 
 def _text(ours: Losses, theirs: Losses) -> str:

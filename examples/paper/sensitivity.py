@@ -62,8 +62,8 @@ FULL = {"max_steps": 2400, "warmup_steps": 100, "n_embd": 128, "block_size": 128
 NOTE = (
     "The grid is one run a cell, of seed 0; eps and the clip exponent are changed one at a time, from beta2 = 0.9999 "
     f"and from 0.99 at learning rate {BASE_RATE:g}. Settings with several seeds are compared by paired differences. "
-    "Single runs of one seed differ if their spread is above what the scatter of the settings with several seeds makes of so "
-    "many runs by chance (95 %, Tukey's range). 500 steps are short against a memory of 10,000: what they say of "
+    "Single runs of one seed differ if their spread is above what the scatter of the settings with several seeds makes "
+    "of so many runs by chance (95 %, Tukey's range). 500 steps are short against a memory of 10,000: what they say of "
     "beta2 = 0.9999, they say of short runs only. The model can tell settings of one "
     "optimizer apart; it cannot tell whether the second moment is worth having: the gradient's norm is at most 1, so "
     f"the root of v is about 0.0024 or less, and eps = {MOMENTUM:g} makes plain momentum of ADOPT. "

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from examples.paper import decisions
-from examples.paper.decisions import Found, Score, choose, outcome, score, standardised, stays, warmup
+from examples.paper.decisions import Found, Score, adopted, choose, outcome, score, standardised, stays, warmup
 
 SEEDS, RATES = 5, (1e-2, 3e-3, 3e-2)
 TASKS = ("a", "b", "c")
@@ -143,6 +143,13 @@ def test_the_warm_up_stays_unless_it_is_worse_on_one_task_on_one_basis():
     assert stays(comparisons(-0.1, at_best=0.0)) is True
     assert stays(comparisons(-0.1, at_best=0.1)) is False
     assert [one.basis for one in comparisons(-0.1, 0.1) if one.outcome == "worse"] == ["each at its best"]
+
+
+def test_what_is_tried_once_is_adopted_only_if_it_is_better_on_every_task():
+    assert adopted(["better", "better"]) is True
+    assert adopted(["better", "not run yet"]) is None
+    assert adopted(["level", "not run yet"]) is False
+    assert adopted(["better", "worse"]) is False
 
 
 def test_the_warm_up_is_undecided_while_something_is_not_run_but_falls_at_once():

@@ -229,6 +229,23 @@ def both(task):
     return [made_up(task, name, 3.0 + 0.1 * (name != "adamw-0.95")) for name in defaults.ADAMWS]
 
 
+def test_what_is_tried_once_is_compared_with_adoptw_of_the_same_exponent():
+    rows = [made_up(task, "adoptw-1", 3.0) for task in defaults.ONCE_TASKS]
+    rows += [made_up(task, "adoptw-0.8", 2.0) for task in defaults.ONCE_TASKS]
+    rows += [made_up(task, "adoptw-0.8-atan2", 2.5) for task in defaults.ONCE_TASKS]
+    rows += [made_up(task, "adoptw-1-clip-0.5", 2.5) for task in defaults.ONCE_TASKS]
+    rows += both("gpt2_500")
+    found = defaults_page.gather(defaults, rows)
+    once = {line.split(" | ")[0].strip("| "): line for line in defaults_page.once(defaults, found)[2:]}
+    assert "| **-0.500 ± 0.000** | **-0.500 ± 0.000** | yes |" in once["ADOPTW, k = 1, clip_exp 0.5"]
+    assert "| **+0.500 ± 0.000** | **+0.500 ± 0.000** | no |" in once["ADOPTW, k = 0.8, atan2"]
+    assert "| not run yet | not run yet | not decided yet |" in once["ADOPTW, k = 1, clip_exp None"]
+    assert len(once) == len([name for name in defaults.ONCE if not name.startswith("adamw")])
+    clip = "\n".join(defaults_page.clip(defaults, found))
+    assert "| GPT-2, 500 steps | **-0.500 ± 0.000** | **-0.499 ± 0.001** |" in clip
+    assert "| LoRA | not run yet | not run yet |" in clip
+
+
 def test_a_page_says_that_no_exponent_can_win_before_all_is_run():
     rows = both("mlp")
     rows += [made_up("mlp", defaults.adoptw(k), 4.0) for k in defaults.EXPONENTS]
