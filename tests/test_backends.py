@@ -371,6 +371,7 @@ def test_the_fused_kernel_needs_no_temporaries_on_the_cpu() -> None:
     assert max(peaks("fused", "float32", "bfloat16", "float64")) < 2**18
 
 
+@pytest.mark.slow
 def test_the_measurement_of_temporaries_sees_them() -> None:
     assert min(peaks("reference", "float32")) > 15 * 2**20
 

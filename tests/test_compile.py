@@ -143,6 +143,7 @@ def test_compiled_step_is_eager_step_and_compiles_once(compiler: str, options: d
     compare(compiler, options, schedule)
 
 
+@pytest.mark.slow
 @needs_cxx
 def test_inductor_once() -> None:
     compare("inductor", OPTIONS["decoupled"], schedule=True)

@@ -130,6 +130,7 @@ def test_it_is_compiled_once(tmp_path: Path) -> None:
     assert library.stat().st_mtime_ns == time
 
 
+@pytest.mark.slow
 def test_processes_that_compile_at_once_do_not_collide(tmp_path: Path) -> None:
     processes = [start(LOAD, tmp_path) for _ in range(8)]
     results = [process.communicate() for process in processes]
@@ -137,6 +138,7 @@ def test_processes_that_compile_at_once_do_not_collide(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"no library"], ids=["empty", "garbage"])
 def test_a_damaged_file_is_compiled_anew(damage: bytes, tmp_path: Path) -> None:
     run(LOAD, tmp_path)
@@ -147,6 +149,7 @@ def test_a_damaged_file_is_compiled_anew(damage: bytes, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [library]
 
 
+@pytest.mark.slow
 def test_a_file_that_was_cut_off_is_not_loaded(tmp_path: Path) -> None:
     """Its head is that of a library: loading it would end the process."""
     run(LOAD, tmp_path)
@@ -156,6 +159,7 @@ def test_a_file_that_was_cut_off_is_not_loaded(tmp_path: Path) -> None:
     assert library.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     """Not even root can write below a file or into /proc. What is compiled for the process alone is gone afterwards."""
     temporary = tmp_path / "temporary"
@@ -170,6 +174,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
         assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_a_home_or_a_folder_for_temporary_files_it_is_loaded_all_the_same(tmp_path: Path) -> None:
     assert run(LOAD, Path("~nosuchuser/cache")) == "loaded"
     nowhere = "import tempfile; tempfile.tempdir = '/proc/nowhere'" + LOAD
@@ -178,12 +183,14 @@ def test_without_a_home_or_a_folder_for_temporary_files_it_is_loaded_all_the_sam
     assert "RuntimeError: cpu.c cannot be compiled and loaded: " in err
 
 
+@pytest.mark.slow
 def test_a_relative_folder(tmp_path: Path) -> None:
     assert run(f"import os; os.chdir({str(tmp_path)!r})" + LOAD, Path(".")) == "loaded"
     (library,) = tmp_path.iterdir()
     assert run(f"import os; os.chdir({str(tmp_path)!r})" + LOAD + KEPT, Path(".")) == f"loaded\n{library}"
 
 
+@pytest.mark.slow
 def test_it_is_kept_for_the_processor(tmp_path: Path) -> None:
     """A folder may be shared by machines of which one lacks the other's instructions."""
     other = LOAD.replace("print(", "native._processor = lambda: 'another'\nprint(")
@@ -192,6 +199,7 @@ def test_it_is_kept_for_the_processor(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_has_left_is_removed_later(tmp_path: Path) -> None:
     run(LOAD, tmp_path)
     (library,) = tmp_path.iterdir()

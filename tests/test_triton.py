@@ -467,11 +467,6 @@ def test_without_triton_or_with_an_old_one_the_reason_is_given(monkeypatch: pyte
         backend._kernels.cache_clear()
 
 
-def test_importing_adopt_hf_does_not_import_the_kernels() -> None:
-    code = "import sys, adopt_hf; assert 'adopt_hf.backends.triton_kernels' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 # -- what it is compiled to -------------------------------------------------------------------------------------------
 
 CAPABILITIES = ("75", "80", "90", "100")
@@ -510,6 +505,7 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return compile_kernels(KERNELS, tmp_path_factory.mktemp("triton"), *CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_kernels_stay_in_registers(machine_code: dict[str, Any], case: str) -> None:
     """No stack, no spills, and no exchange between threads, whose barriers would hold up the loads."""
@@ -525,6 +521,7 @@ def transfers(code: dict[str, Any], bytes_each: str) -> tuple[int, int]:
     return tuple(code["sass"].get(f"{name}.E{bytes_each}", 0) for name in ("LDG", "STG"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["update", "update_capturable"])
 def test_full_blocks_are_moved_16_bytes_at_a_time(machine_code: dict[str, Any], kernels: Any, kernel: str) -> None:
     """Of each tensor as many elements a thread as a block has; four float32 numbers are 16 bytes."""
@@ -532,6 +529,7 @@ def test_full_blocks_are_moved_16_bytes_at_a_time(machine_code: dict[str, Any], 
     assert transfers(machine_code[f"90:{kernel}:fp32:fp32"], ".128") == (4 * each, 3 * each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mix", "halves"), [("bf16:bf16", (2, 1)), ("bf16:fp32", (1, 1)), ("fp32:bf16", (1, 0))])
 def test_16_bit_numbers_are_moved_8_bytes_at_a_time(
     machine_code: dict[str, Any], kernels: Any, mix: str, halves: tuple[int, int]
@@ -561,6 +559,7 @@ def test_the_count_of_16_byte_moves_can_fail(tmp_path: Path, kernels: Any, chang
     assert transfers(code, ".128")[0] <= 3 * each
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_definition_operation_by_operation(machine_code: dict[str, Any]) -> None:
     """Correct roots and quotients, nothing fused, no subnormal number taken for zero, no bound that replaces NaN."""
     for case in ("90:update:fp32:fp32", "80:update:fp32:fp32", "90:update:bf16:bf16"):
@@ -596,6 +595,7 @@ def test_all_versions_of_triton_compile_the_definition(triton: Path, tmp_path: P
     assert transfers(found["90:update:fp32:fp32"], ".128") == (8, 6)
 
 
+@pytest.mark.slow
 def test_no_number_is_compiled_in(machine_code: dict[str, Any]) -> None:
     """A scheduler changes lr, and the clip every step: only types and switches may make another kernel."""
     assert machine_code["90:update:fp32:fp32"]["constants"] == ["coupled", "g_type", "m_type", "p_type"]
@@ -608,6 +608,7 @@ def test_no_number_is_compiled_in(machine_code: dict[str, Any]) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_bfloat16_is_stored_to_nearest(machine_code: dict[str, Any]) -> None:
     """Which the interpreter cannot show."""
     for capability in ("80", "90", "100"):

@@ -290,6 +290,7 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return compile_kernels(SOURCE, tmp_path_factory.mktemp("triton"), *COMPILED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_kernels_stay_in_registers(machine_code: dict[str, Any], name: str) -> None:
     """So few that a multiprocessor has room for five warps a scheduler, or four of large blocks."""
@@ -302,6 +303,7 @@ def test_compiled_kernels_stay_in_registers(machine_code: dict[str, Any], name: 
         assert [op for op in code["sass"] if op.startswith(("LDL", "STL"))] == []
 
 
+@pytest.mark.slow
 def test_four_elements_are_moved_at_a_time(machine_code: dict[str, Any]) -> None:
     """Eight a thread: of codes in 4 bytes, of bfloat16 in 8, of float32 in 16; where addresses are odd, one by one."""
     whole = machine_code[case("90", "fp32:fp32", 8, 256, False)]
@@ -315,6 +317,7 @@ def test_four_elements_are_moved_at_a_time(machine_code: dict[str, Any]) -> None
     assert transfers(halves, ".U16") == (32, 24)
 
 
+@pytest.mark.slow
 def test_a_block_of_one_warp_is_reduced_by_single_instructions(machine_code: dict[str, Any]) -> None:
     """Two paths, each with the largest m and v, and the smallest v."""
     sass = machine_code[SMALL]["sass"]
@@ -322,6 +325,7 @@ def test_a_block_of_one_warp_is_reduced_by_single_instructions(machine_code: dic
     assert [op for op in sass if op.startswith("SHFL")] == []
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_definition_operation_by_operation(machine_code: dict[str, Any]) -> None:
     """Correct roots and quotients, nothing fused, no subnormal number taken for zero, no bound that replaces NaN."""
     for name in COMPILED:
@@ -339,12 +343,14 @@ def test_all_versions_of_triton_compile_the_definition(triton: Path, tmp_path: P
     assert transfers(found, ".U8") == (16, 16)
 
 
+@pytest.mark.slow
 def test_no_number_is_compiled_in(machine_code: dict[str, Any]) -> None:
     """But for the storage, which does not change."""
     names = ["bits", "block_size", "coupled", "g_type", "p_type", "round_param"]
     assert machine_code[SMALL]["constants"] == names
 
 
+@pytest.mark.slow
 def test_without_the_promise_of_alignment_elements_are_moved_one_by_one(
     machine_code: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def is_built() -> bool:
     return any(folder.glob("**/cpu_adam/*.so"))
 
 
+@pytest.mark.slow
 def test_every_installed_peer_has_a_row(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     wanted = [name for name in PEERS if name != "deepspeed-cpu-adam" or is_built()]

@@ -79,6 +79,7 @@ def test_wrong_settings(changed: dict[str, object], message: str) -> None:
         toy.one(**{"problem": "k=10", "optimizer": "Adam", "beta2": 0.9, **SETTINGS, **changed})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     done = call("toy", "--folder", tmp_path, "--workers", "1", "--set", "steps=50", "seeds=4")
     assert done.returncode == 0, done.stderr

@@ -130,6 +130,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("simulated", "words"),
     [

@@ -108,6 +108,7 @@ print("all refused")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimized", [0, 1])
 def test_initialize_refuses_them_also_without_assertions(optimized: int, start: Any) -> None:
     """However ADOPT is handed over; DeepSpeed's own assertions are not there under `python -O`."""

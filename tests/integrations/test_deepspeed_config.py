@@ -339,6 +339,7 @@ def test_deepspeed_imported_later_and_unregistered(python: Any, tmp_path: Path) 
     assert python("-c", LATER, cwd=tmp_path, env={"DS_ACCELERATOR": "cpu"}).endswith("fine\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_unfit_deepspeed_refuses_adopt_alone(change: str, start: Any, tmp_path: Path) -> None:
     code, words = CHANGES[change]

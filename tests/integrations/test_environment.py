@@ -33,6 +33,7 @@ def test_it_names_versions_and_backends(tmp_path: Path) -> None:
         assert on_cpu.count(": the compiled CPU kernel\n") == 3  # auto and fused, and auto with 8 bits
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="hides the compiler by PATH")
 def test_without_a_compiler_it_says_why(tmp_path: Path) -> None:
     report = env(ADOPT_HF_CACHE=str(tmp_path), PATH=str(tmp_path), CC="")

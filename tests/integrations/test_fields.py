@@ -54,6 +54,7 @@ TRIALS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # what a trial sets -> 
 ]
 
 
+@pytest.mark.slow
 def test_a_trial_trains_with_what_it_sets(arguments: Any, make_trainer: Any) -> None:
     """Each trial is followed by one that sets `optim_args` to None. transformers keeps the fields that a trial set."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -144,7 +144,15 @@ def trainer_of(method: Method, precision: str, folder: Path) -> Trainer:
     return Trainer(model=model, args=arguments(folder, optim_args=optim_args), train_dataset=data(), **options)
 
 
-@pytest.fixture(scope="module", params=[(m, p) for m in METHODS for p in PRECISIONS], ids="-".join)
+def marks(method: str, precision: str) -> tuple[pytest.MarkDecorator, ...]:
+    """Every method in float32 and every precision of LoRA are everyday tests, the other pairs slow ones."""
+    return () if precision == "fp32" or method == "LoRA" else (pytest.mark.slow,)
+
+
+PAIRS = [pytest.param((m, p), marks=marks(m, p), id=f"{m}-{p}") for m in METHODS for p in PRECISIONS]
+
+
+@pytest.fixture(scope="module", params=PAIRS)
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     method, precision = METHODS[request.param[0]], request.param[1]
     folder = tmp_path_factory.mktemp("runs")

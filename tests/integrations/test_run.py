@@ -242,6 +242,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_worker_processes_know_the_name(start: Starter, tmp_path: Path) -> None:
     """Processes that the script itself starts and hands the arguments to, forked or spawned."""
     (tmp_path / "script.py").write_text(WORKERS)
@@ -334,6 +335,7 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_behind_a_launcher(name: str, start: Starter, scripts: Path, tmp_path: Path) -> None:
     launcher, world_size = LAUNCHED[name]

@@ -378,6 +378,7 @@ def test_a_backend_that_cannot_run_is_an_error(
 # -- resume ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_for_bit_uninterrupted(start: Any, scripts: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     full = start(scripts / "resume.py", whole, "full", cwd=tmp_path)

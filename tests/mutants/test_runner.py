@@ -106,6 +106,7 @@ def test_verdicts(tmp_path: Path) -> None:
     assert (root / "adopt_hf" / "part.py").read_text(encoding="utf-8") == SOURCE  # only copies are changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tests", "said"),
     [

@@ -9,6 +9,7 @@ EIGHT_BITS = ("tests/test_cpu_rounded.py",)
 ZERO = ("tests/test_backends.py", "-k", "told_from")
 INTERPRETED = ("tests/test_backends.py", "-k", "triton or nan")
 CAPTURABLE = ("tests/test_triton.py", "-k", "capturable or counts or sizes")
+ALSO_SLOW = ("-m", "slow or not slow")
 
 MUTANTS = (
     Mutant(
@@ -177,7 +178,7 @@ MUTANTS = (
         "adopt_hf/backends/native.py",
         'intact = kept.name == f"{name}-{_digest(file.read())}.so"',
         "intact = True",
-        ("tests/test_native.py", "-k", "damaged or cut_off"),
+        ("tests/test_native.py", "-k", "damaged or cut_off", *ALSO_SLOW),
         "a library that was cut off would end the process",
     ),
     Mutant(
@@ -185,7 +186,7 @@ MUTANTS = (
         TRITON,
         "    u = tl.where(u > clip, clip, u)\n",
         "    u = tl.minimum(u, clip)\n",
-        ("tests/test_triton.py", "-k", "operation_by_operation"),  # the interpreter's minimum keeps NaN
+        ("tests/test_triton.py", "-k", "operation_by_operation", *ALSO_SLOW),  # the interpreter's minimum keeps NaN
         "a NaN gradient would become a step of the clip",
     ),
     Mutant(
