@@ -20,7 +20,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from adopt_hf import ADOPT, ADOPTW, LayerwiseADOPT, keep_float32
 from adopt_hf.layerwise import LayerwiseADOPTW
 from tests.golden.flat import Rank
-from tests.golden.numbers import digest, first_numbers, values
+from tests.golden.tensors import digest, first_numbers, values
 
 STEPS, HALF = 5, 3
 LR = 2.0**-6

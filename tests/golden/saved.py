@@ -27,7 +27,7 @@ import adopt_hf
 from adopt_hf.integrations.checkpoints import MarkComplete
 from tests.golden import files
 from tests.golden.cases import CASES, HALF, SAVED, SHAPES, Case, Run, row
-from tests.golden.numbers import digest, first_numbers, values
+from tests.golden.tensors import digest, first_numbers, values
 
 NAME = "saved"
 FOLDER = files.FOLDER / "saved_files"
