@@ -153,12 +153,17 @@ class KeptPlan:
 
 def _options(group: Mapping[str, Any]) -> tuple[Any, ...]:
     own = tuple(group.get("float32_state", ())), group.get(rounding.TENSOR_KEY)
-    return (*structural_options(group), is_coupled(group), *own, len(group["params"]))
+    return (*structural_options(group), is_coupled(group), is_clipped(group), *own, len(group["params"]))
 
 
 def is_coupled(group: Mapping[str, Any]) -> bool:
     """Return whether weight decay is added to the gradients, for which GPUs have a kernel of its own."""
     return group["weight_decay"] != 0 and not group["decouple"]
+
+
+def is_clipped(group: Mapping[str, Any]) -> bool:
+    """Return whether there is a clip. Without one a capturable group has a kernel of its own on GPUs."""
+    return group["clip_exp"] is not None
 
 
 def _on_device(

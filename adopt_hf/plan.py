@@ -16,7 +16,7 @@ from adopt_hf import algorithm, backends, moments, rounding
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBucket, check_shapes
 from adopt_hf.backends.dense import Columns, is_plain
 from adopt_hf.entries import UNKNOWN, Entry, FlatEntry, Plan, Waiting, agreement, observed
-from adopt_hf.kept_plan import KeptPlan, WithGradient, is_coupled
+from adopt_hf.kept_plan import KeptPlan, WithGradient, is_clipped, is_coupled
 from adopt_hf.partition import Partition
 from adopt_hf.sharding import local_real, locally, shard, shard_of, sharding_of
 from adopt_hf.storage import Storage, storage_of
@@ -128,6 +128,7 @@ def _new_plan(
             rounded=rounded,
             grad_dtype=kind.grad_dtype,
             coupled=is_coupled(group),
+            clipped=is_clipped(group),
             storage=kind.storage,
         )
         if capturable:

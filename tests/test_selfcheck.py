@@ -105,6 +105,7 @@ KINDS = {
     "float64": Kind(torch.float64, torch.float64, True, False, PLAIN),
     "float16 with float32 gradients": Kind(torch.float16, F32, False, False, PLAIN),
     "capturable": Kind(F32, F32, False, True, PLAIN),
+    "capturable, no clip": Kind(F32, F32, False, True, PLAIN, clipped=False),
     "8 bits": Kind(BF16, BF16, False, False, Storage(8, 256, True)),
     "16 bits": Kind(F32, F32, True, False, Storage(16, 0, False)),
 }
@@ -156,6 +157,7 @@ FAULTS = {
         "float32", PLAIN_KERNELS, CLIP, "u = tl.where(u > clip + 1, clip + 1, u)", "expected"
     ),
     "the clip is of the next step": Fault("capturable", PLAIN_KERNELS, "tl.log2(t)", "tl.log2(t + 1)", "expected"),
+    "a clip where there is none": Fault("capturable, no clip", PLAIN_KERNELS, "if clipped:", "if True:", "expected"),
     "decay on the first step": Fault(
         "capturable", PLAIN_KERNELS, "tl.where(t > 0, 1.0 - rate * decoupled, 1.0)", "1.0 - rate * decoupled", "theta"
     ),
@@ -276,10 +278,12 @@ def test_auto_is_the_kernel_once_it_has_passed(gpu: Gpu, tmp_path: Path, caplog:
         ({"coupled": True}, True),
         ({"storage": Storage(8, 128, False), "rounded": True}, True),
         ({"storage": Storage(32, 128, False)}, False),  # without codes it has no blocks
+        ({"clipped": False}, False),  # the clip is a number of the kernel
+        ({"capturable": True, "clipped": False}, True),  # it is not
     ],
 )
 def test_each_kind_is_checked(difference: dict[str, Any], again: bool, gpu: Gpu) -> None:
-    gpu.choose()
+    gpu.choose(capturable=difference.get("capturable", False))
     gpu.choose(**difference)
     assert gpu.checks == 1 + again
 
@@ -303,6 +307,25 @@ def test_an_optimizer_asks_for_the_kind_that_it_uses(monkeypatch: pytest.MonkeyP
         optimizer.step()
     assert list(dict.fromkeys(asked)) == [(CPU, BF16, BF16, coupled, 8, False) for coupled in (False, True)]
     assert [kind[3] for kind in asked] in ([False, True, False], [False, False, True, False])
+
+
+def test_a_capturable_optimizer_without_a_clip_asks_for_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def choose(*args: Any, **more: Any) -> backends.Backend:
+        if more.get("to_use", True):
+            asked.append(more["clipped"])
+        return chosen(*args, **more)
+
+    chosen = backends.choose
+    monkeypatch.setattr(backends, "choose", choose)
+    p = torch.nn.Parameter(torch.ones(5))
+    optimizer = ADOPT([p], capturable=True)
+    for clip_exp in (0.25, 0.25, None, None, 0.5):
+        optimizer.param_groups[0]["clip_exp"] = clip_exp
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert list(dict.fromkeys(asked)) == [True, False]
 
 
 def test_a_construction_checks_nothing(gpu: Gpu) -> None:

@@ -97,6 +97,7 @@ def choose(
     rounded: bool = False,
     grad_dtype: torch.dtype | None = None,
     coupled: bool = False,
+    clipped: bool = True,
     storage: Storage | None = None,
     to_use: bool = True,
 ) -> Backend:
@@ -110,6 +111,7 @@ def choose(
         rounded: Whether moments have fewer than 32 bits, or parameters are rounded stochastically.
         grad_dtype: The dtype of the gradients; None means that of the parameters.
         coupled: Whether weight decay is added to the gradients.
+        clipped: Whether there is a clip.
         storage: How the moments are stored; None means as float32, or what is usual where `rounded`.
         to_use: Whether it is used now. If so the Triton kernel has to have passed its check on the device.
 
@@ -128,7 +130,8 @@ def choose(
             if storage is None:
                 storage = Storage(8, 256, dtype == torch.bfloat16) if rounded else PLAIN
             kept = storage._replace(block_size=storage.block_size if storage.bits == 8 else 0)
-            kind = Kind(wanted.dtype, (grad_dtype or dtype).to_real(), coupled, capturable, kept)
+            clipped = clipped or not capturable  # other kernels have the clip as a number
+            kind = Kind(wanted.dtype, (grad_dtype or dtype).to_real(), coupled, capturable, kept, clipped)
             reason = selfcheck.why_not(device, kind)
             disproved = reason is not None
         if reason is None:

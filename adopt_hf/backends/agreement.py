@@ -29,6 +29,7 @@ class Kind(NamedTuple):
     coupled: bool  # weight decay is added to the gradient
     capturable: bool
     storage: Storage
+    clipped: bool = True  # without a clip the capturable kernel is another one, and the others are not
 
     def __str__(self) -> str:
         words = [f"parameters of {self.param}", f"gradients of {self.grad}"]
@@ -37,6 +38,7 @@ class Kind(NamedTuple):
         words += ["stochastic rounding"] if self.storage.round_param else []
         words += ["coupled weight decay"] if self.coupled else []
         words += ["capturable=True"] if self.capturable else []
+        words += ["no clip"] if not self.clipped else []
         return ", ".join(words)
 
 
@@ -207,7 +209,7 @@ def _run_capturable(device: torch.device, kind: Kind) -> None:
     steps = [torch.full((), 5.0 * (i % 2), dtype=torch.float32, device=device) for i in range(count)]
     ts = [5 * (i % 2) for i in range(count)]
     one = torch.ones(1, dtype=torch.float32, device=device)
-    group = _group(kind, GROUPS[0][0])
+    group = _group(kind, GROUPS[0][0] if kind.clipped else GROUPS[0][0] | {"clip_exp": None})
     on_device = group | {"lr": one * group["lr"], "beta2_warmup": 0.65}
     plan: list[tuple[dict[str, Any], Tensor | None, Tensor | None]] = [
         (group, None, None),

@@ -127,6 +127,7 @@ def _kinds() -> list[Kind]:
         for coupled in (False, True)
         for dtype in (single, half)
     ]
+    kinds += [Kind(dtype, dtype, False, True, plain, clipped=False) for dtype in (single, half)]
     kinds += [Kind(single, half, False, False, plain), Kind(half, single, False, False, plain)]
     kinds += [Kind(single, single, False, False, Storage(bits, 256 * (bits == 8), False)) for bits in (8, 16)]
     return kinds + [Kind(half, half, False, False, Storage(bits, 256 * (bits == 8), True)) for bits in (8, 16, 32)]

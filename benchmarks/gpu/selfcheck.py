@@ -13,6 +13,7 @@ KINDS = [
     *(Kind(p, p, False, False, FULL) for p in (torch.float32, torch.bfloat16, torch.float16, torch.float64)),
     Kind(torch.float32, torch.float32, True, False, FULL),
     Kind(torch.float32, torch.float32, False, True, FULL),
+    Kind(torch.float32, torch.float32, False, True, FULL, clipped=False),
     Kind(torch.float32, torch.float32, False, False, Storage(8, 256, False)),
     Kind(torch.bfloat16, torch.bfloat16, False, False, Storage(8, 256, True)),
     Kind(torch.bfloat16, torch.bfloat16, False, False, Storage(32, 256, True)),
