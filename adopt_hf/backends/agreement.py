@@ -203,7 +203,7 @@ def _same_bits(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _run_capturable(device: torch.device, kind: Kind) -> None:
-    """The kernel also decides (8), counts, unscales and skips: with numbers of the host, then with all as tensors."""
+    """The kernel also decides (8), counts, unscales and skips: with a number and a tensor as lr, then with a scaler."""
     problem = Problem(device, kind, seed=0)
     count = len(problem.places)
     steps = [torch.full((), 5.0 * (i % 2), dtype=torch.float32, device=device) for i in range(count)]
@@ -213,7 +213,7 @@ def _run_capturable(device: torch.device, kind: Kind) -> None:
     on_device = group | {"lr": one * group["lr"], "beta2_warmup": 0.65}
     plan: list[tuple[dict[str, Any], Tensor | None, Tensor | None]] = [
         (group, None, None),
-        (group, None, None),
+        (on_device, None, None),
         (on_device, one * 8, one * 0),
         (on_device, one * 8, one),
     ]
