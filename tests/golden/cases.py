@@ -310,6 +310,7 @@ SAVED: tuple[Case, ...] = (
     Case("saved, capturable", {"capturable": True}, ADOPTW, **ONLY_REFERENCE),
     Case("saved, one parameter", EIGHT, backends=("reference",), shapes=SHAPES[3:4]),
     Case("saved, flat", EIGHT, kind="flat 1", gradient=_late, backends=("reference",)),
+    Case("saved, flat, 32 bits", kind="flat 1", gradient=_late, **ONLY_REFERENCE),
     Case("saved, layerwise", EIGHT, LayerwiseADOPT, torch.bfloat16, kind="layerwise", **WITH_LARGE),
 )
 

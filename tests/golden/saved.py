@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +41,13 @@ FORMATS: dict[str, dict[str, Any]] = {
     "16 bits": {"state_bits": 16},
     "8 bits": {"state_bits": 8},
 }
+CONVERTED = (
+    "saved, 32 bits, large",
+    "saved, 8 bits",
+    "saved, flat",
+    "saved, flat, 32 bits",
+    "saved, bfloat16 rounded",
+)
 OPTIMS = ("adopt_8bit", "adopt_layerwise")  # adopt is that of the checkpoint
 
 
@@ -125,28 +132,36 @@ def resume_pickle(case: Case) -> list[str]:
     return case.run("reference", at_half)
 
 
-def convert(name: str, form: str) -> list[str]:
+def convert(name: str, form: str, state_of: Callable[[Run], Any]) -> list[str]:
     """Return rows of a state that is loaded into another form of storage: as it is loaded, and after the steps.
 
     Args:
         name: The case that the state is of.
         form: A key of `FORMATS`.
+        state_of: Returns the state.
     """
-    case, loaded = case_of(name), []
+    loaded: list[str] = []
 
     def at_half(run: Run) -> Run:
         optimizer = run.held.optimizer_of(FORMATS[form] | {"backend": "reference"})
-        optimizer.load_state_dict(torch.load(path_of(case, "pt"), weights_only=True))
+        optimizer.load_state_dict(state_of(run))
         loaded.append(row(optimizer, run.params))
         return run._replace(optimizer=optimizer)
 
-    return loaded + case.run("reference", at_half)[HALF:]
+    return loaded + case_of(name).run("reference", at_half)[HALF:]
 
 
 def conversions() -> dict[str, list[str]]:
-    """Return the rows of all conversions."""
-    names = ("saved, 32 bits, large", "saved, 8 bits", "saved, flat", "saved, bfloat16 rounded")
-    return {f"{name} -> {form}": convert(name, form) for name in names for form in FORMATS}
+    """Return the rows of all conversions: of states in files, and of states of DTensors, which are not in files."""
+    found = {}
+    for form in FORMATS:
+        for name in CONVERTED:
+            path = path_of(case_of(name), "pt")
+            found[f"{name} -> {form}"] = convert(name, form, lambda run, p=path: torch.load(p, weights_only=True))
+        for rank in (0, 1):
+            name = f"sharded, rank {rank} of 2: float32, 32 bits"
+            found[f"{name} -> {form}"] = convert(name, form, lambda run: run.optimizer.state_dict())
+    return found
 
 
 # -- a checkpoint of the Trainer ---------------------------------------------------------------------------------------
