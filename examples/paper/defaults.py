@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from examples.paper import command, defaults_page, parts
+from examples.paper.decisions import AGAIN
 from examples.paper.parts import InputError, Part
 from examples.paper.tasks import TASKS, Task, train
 
@@ -93,6 +94,7 @@ PILOT_RATES = {
 }
 SMALL = ("mlp", "vae", "gpt2_500", "lora", "llama", "vit")
 LONG = ("long_99", "long_999")
+REPEATED = ("long_999",)  # where a comparison went against the warm-up
 
 
 def _parts_of(
@@ -127,6 +129,11 @@ def stages() -> dict[str, list[Part]]:
             part for name, rates in PILOT_RATES.items() for part in _parts_of(TASKS[name], ADAMWS, rates, PILOT_SEEDS)
         ],
         "decide": at_adamws((*small, demo, *long, large), WARM_UP),
+        "again": [
+            part
+            for task in map(TASKS.__getitem__, REPEATED)
+            for part in _parts_of(task, ("adopt", adoptw(1.0)), task.rates[:1], range(AGAIN, AGAIN + task.seeds))
+        ],
         "clip": at_adamws((*small, demo, *long, large), CLIP),
         "rates": at_others((*small, *long, large, demo), WARM_UP),
         "exponents": at_adamws((*small, demo, *long, large), DECIDING),

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from examples.paper import decisions, evidence
-from examples.paper.decisions import Found, Losses, Score
+from examples.paper.decisions import Comparison, Found, Losses, Score
 from examples.paper.paired import Difference, difference, half_width
 from examples.paper.parts import InputError
 from pages import markers
@@ -95,6 +95,7 @@ def verdicts(protocol: ModuleType, found: Found) -> list[str]:
             f"{len(comparisons)} comparisons {len(run)} are run: better in {better}, worse in {len(worse)}"
             + (f" ({', '.join(worse)})" if worse else "")
             + f", level in {len(run) - better - len(worse)}."
+            + "".join(_repeated(protocol, one) for one in comparisons if one.again)
         )
     if any(one.open for one in scored):
         missing = {task for one in scored for task in one.missing}
@@ -116,6 +117,13 @@ def verdicts(protocol: ModuleType, found: Found) -> list[str]:
         total = f"{one.sum:+.2f}" if len(one.missing) < len(protocol.TASKS) else "-"
         lines.append(f"| k = {one.exponent:g} | " + " | ".join(cells) + f" | {total} |")
     return [*lines, "", *once(protocol, found)]
+
+
+def _repeated(protocol: ModuleType, one: Comparison) -> str:
+    """Both differences of a comparison that was run again."""
+    assert one.again is not None
+    first, again = (f"{found.mean:+.4f} ± {found.half:.4f}" for found in (one.difference, one.again))
+    return f" {protocol.TASKS[one.task].title} went against it, {first}; with other seeds it is {again}."
 
 
 def once(protocol: ModuleType, found: Found) -> list[str]:

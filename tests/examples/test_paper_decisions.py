@@ -158,6 +158,22 @@ def test_the_warm_up_is_undecided_while_something_is_not_run_but_falls_at_once()
     assert stays(warmup(gathered([*rows, row("b", "with", 3.1)]), TASKS, "with", "paper")) is False
 
 
+def test_a_comparison_that_goes_against_the_warm_up_is_run_again_with_other_seeds():
+    def comparisons(again):
+        rows = [row(t, "paper", 3.0, noise=(0.0,) * SEEDS) for t in TASKS] + [row("a", "with", 3.1)]
+        for variant, mean in (("paper", 3.0), ("with", again)):
+            other = row("a", variant, mean, noise=NOISE if variant == "with" else (0.0,) * SEEDS)
+            other["settings"]["seeds"] = [decisions.AGAIN + seed for seed in range(SEEDS)]
+            rows.append(other)
+        return warmup(gathered(rows), TASKS, "with", "paper")
+
+    confirmed, chance = comparisons(3.1)[0], comparisons(3.0)[0]
+    assert (confirmed.outcome, chance.outcome) == ("worse", "level")
+    assert chance.difference.above
+    assert chance.again.mean == pytest.approx(0.0)
+    assert comparisons(2.9)[0].outcome == "level"  # it went against it once, so it is no win
+
+
 def test_the_pilots_seeds_are_not_among_those_compared():
     pilot = row("a", "adamw-0.95", 1.0)
     pilot["settings"]["seeds"] = [100, 101, 102, 103, 104]
