@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from adopt_hf import algorithm, quantization
 from adopt_hf.partition import Partition
 from adopt_hf.quantization import Quantized
 from adopt_hf.rounding import random_bits, to_bfloat16
+from adopt_hf.sharding import is_dtensor
 from adopt_hf.storage import Storage
 
 FLOATS = ("exp_avg", "exp_avg_sq")
@@ -63,7 +63,7 @@ def loaded(t: Tensor, device: torch.device) -> Tensor:
     """Return a saved tensor as one that can be written to, on `device`."""
     t = t.detach().to(device)
     repeated = any(stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True))  # by expand()
-    return t.contiguous() if repeated and not isinstance(t, DTensor) else t
+    return t.contiguous() if repeated and not is_dtensor(t) else t
 
 
 def bits_of(state: dict[str, Any]) -> int:
@@ -77,7 +77,7 @@ def add_zeros(p: Tensor, state: dict[str, Any], storage: Storage, partition: Par
     """Give a parameter its state, in which nothing has been observed."""
     state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
     if storage.bits == 8:
-        local = p.to_local() if isinstance(p, DTensor) else p
+        local = p.to_local() if is_dtensor(p) else p
         if partition is None:
             zeros = quantization.zeros(local.shape, storage.block_size, local.device)
         else:
@@ -163,13 +163,16 @@ def _no_blocks(like: Tensor) -> Tensor:
 
 
 def _local(t: Tensor) -> Tensor:
-    return t.to_local() if isinstance(t, DTensor) else t
+    return t.to_local() if is_dtensor(t) else t
 
 
 def _sharded_like(p: Tensor, local: Tensor) -> Tensor:
     """A shard as a DTensor of the whole tensor, if `p` is one; the first dimension is that of `p`."""
-    if not isinstance(p, DTensor):
+    if not is_dtensor(p):
         return local
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(p, DTensor)
     shape = torch.Size([p.shape[0] if p.dim() else 1, *local.shape[1:]]) if local.dim() else local.shape
     if local.shape == p.to_local().shape:
         shape = p.shape

@@ -1,15 +1,28 @@
 """Local views of parameters that are not plain real memory: shards of DTensors, complex tensors, subclasses."""
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_dtensor(t: Tensor) -> "TypeGuard[DTensor]":
+    """Return whether `t` is a DTensor.
+
+    There is none before another module has imported torch.distributed.tensor. That import takes half as long as
+    torch's, and a program in one process does not need it.
+    """
+    cls = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return cls is not None and isinstance(t, cls)
 
 
 def sharding_of(p: Tensor) -> Any:
     """Return the mesh and the placements of a DTensor, None for any other tensor."""
-    return (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
+    return (p.device_mesh, p.placements) if is_dtensor(p) else None
 
 
 def shard_of(p: Tensor) -> tuple[int, ...]:
@@ -32,7 +45,7 @@ def locally(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> tup
     Raises:
         RuntimeError: If some of them are DTensors and others are not.
     """
-    sharded = [isinstance(t, DTensor) for t in (p, grad, exp_avg, exp_avg_sq)]
+    sharded = [is_dtensor(t) for t in (p, grad, exp_avg, exp_avg_sq)]
     if any(sharded) and not all(sharded):
         kinds = ", ".join(type(t).__name__ for t in (p, grad, exp_avg, exp_avg_sq))
         raise RuntimeError(
@@ -40,20 +53,20 @@ def locally(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> tup
             "must be DTensors, or none"
         )
     if needs_redistribution(p, grad):
-        assert isinstance(p, DTensor)
-        assert isinstance(grad, DTensor)
+        assert is_dtensor(p)
+        assert is_dtensor(grad)
         grad = grad.redistribute(placements=p.placements)
     return local_real(p), local_real(grad.resolve_conj()), local_real(exp_avg), local_real(exp_avg_sq)
 
 
 def needs_redistribution(p: Tensor, grad: Tensor) -> bool:
     """Return whether a gradient is divided in another way than its parameter: bringing it there is a collective."""
-    return isinstance(p, DTensor) and isinstance(grad, DTensor) and grad.placements != p.placements
+    return is_dtensor(p) and is_dtensor(grad) and grad.placements != p.placements
 
 
 def local_real(t: Tensor) -> Tensor:
     """Return the local shard of a DTensor, and of a complex tensor its real view."""
-    if isinstance(t, DTensor):
+    if is_dtensor(t):
         t = t.to_local()
     return torch.view_as_real(t) if t.is_complex() else t
 

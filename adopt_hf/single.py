@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from adopt_hf import names, rounding
 from adopt_hf.partition import Partition
-from adopt_hf.sharding import needs_redistribution, sharding_of, sum_over_shards
+from adopt_hf.sharding import is_dtensor, needs_redistribution, sharding_of, sum_over_shards
 from adopt_hf.storage import storage_of
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -59,5 +58,5 @@ def _key(group: Mapping[str, Any], p: Tensor, grad: Tensor) -> int:
 
 def _total(t: Tensor) -> Tensor:
     """Return the sum of the elements' bits, which is the same in any order."""
-    t = (t.to_local() if isinstance(t, DTensor) else t).detach()
+    t = (t.to_local() if is_dtensor(t) else t).detach()
     return t.view(WORDS[t.itemsize]).sum(dtype=torch.int64)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from adopt_hf import algorithm, moments, names, quantization, rounding, storage
 from adopt_hf.partition import Partition
+from adopt_hf.sharding import is_dtensor
 
 # Options of torch-adopt's and timm's groups: how the update is computed, and variants of it that ADOPT here has not.
 FOREIGN_IMPLEMENTATION = {"foreach", "fused", "capturable", "max_lr_snapshot"}
@@ -282,7 +282,7 @@ def _check_shape(what: str, name: str, moment: Tensor, p: Tensor) -> None:
             f"{what} has {name} of shape {tuple(moment.shape)}, the parameter has {tuple(p.shape)}: this is the state "
             "of another model"
         )
-    if isinstance(moment, DTensor) != isinstance(p, DTensor):
+    if is_dtensor(moment) != is_dtensor(p):
         raise ValueError(
             f"{what} has {name} as a {type(moment).__name__}, the parameter is a {type(p).__name__}: "
             "set_optimizer_state_dict of torch.distributed.checkpoint.state_dict shards a whole state, "
@@ -332,4 +332,4 @@ def _any_below_zero(t: Tensor) -> bool:
 
 
 def _local(t: Tensor) -> Tensor:
-    return t.to_local() if isinstance(t, DTensor) else t
+    return t.to_local() if is_dtensor(t) else t

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from adopt_hf import quantization
 from adopt_hf.algorithm import Hyperparameter
+from adopt_hf.sharding import is_dtensor
 
 BLOCK_SIZES = tuple(2**i for i in range(6, 12))
 OPTIONS = {  # of a param group
@@ -134,7 +134,7 @@ def _check_dtype(p: Tensor, bits: int) -> None:
 def _can_be_blocked(p: Tensor, block_size: int) -> bool:
     if p.numel() < quantization.SMALLEST_TENSOR:
         return False
-    if not isinstance(p, DTensor):
-        return True
-    by_rows = all(placement.is_replicate() or placement.is_shard(0) for placement in p.placements)
-    return by_rows and quantization.has_rows(p.shape, block_size)
+    if is_dtensor(p):
+        by_rows = all(placement.is_replicate() or placement.is_shard(0) for placement in p.placements)
+        return by_rows and quantization.has_rows(p.shape, block_size)
+    return True

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from adopt_hf import states
 from adopt_hf.integrations import compat
@@ -100,6 +99,8 @@ def _saved_groups(folder: Path, index: int) -> list[dict[str, Any]]:
     """Return the param groups of optimizer `index` in a checkpoint of FSDP; of a sharded one, their keys only."""
     sharded = folder if folder.name == f"optimizer_{index}" else folder / f"optimizer_{index}"
     if (sharded / ".metadata").is_file():
+        from torch.distributed.checkpoint.filesystem import FileSystemReader  # takes a second with what it imports
+
         names = FileSystemReader(sharded).read_metadata().state_dict_metadata
         groups = (name.rpartition(".") for name in names if ".param_groups." in name)
         return [{key: None for _, _, key in groups}]
