@@ -1,7 +1,7 @@
 """ADOPT, the optimizer (Taniguchi et al., NeurIPS 2024), for people who train with Hugging Face.
 
 Importing this registers `optim="adopt"` with transformers, if that is installed, and lets accelerate and DeepSpeed keep
-ADOPT where they would replace it.
+ADOPT where they would replace it. It imports torch only: the other packages are patched when they are imported.
 """
 
 from adopt_hf.integrations.registration import register, register_on_import, unregister

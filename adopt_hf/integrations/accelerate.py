@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from adopt_hf.integrations import compat, guard
+from adopt_hf.integrations.after_import import when_imported, when_imported_no_more
 from adopt_hf.integrations.deepspeed import forget_auto, is_adopt_block, is_auto, keep_adopt
 from adopt_hf.optimizer import is_adopt_optimizer
 
@@ -12,14 +13,12 @@ FILLED = ("lr", "weight_decay")  # by Accelerate, from its DummyOptim
 
 def register() -> None:
     """Look at what is prepared, once accelerate is imported. A second call does nothing."""
-    compat.when_imported("accelerate", _register_now)
+    when_imported("accelerate", _register_now)
 
 
 def unregister() -> None:
     """Undo `register()`."""
-    compat.when_imported_no_more("accelerate")
-    compat.when_imported("accelerate", _unregister_now)
-    compat.when_imported_no_more("accelerate")
+    when_imported_no_more("accelerate", _unregister_now)
 
 
 def _register_now() -> None:

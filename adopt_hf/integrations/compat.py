@@ -1,19 +1,16 @@
 """Patches of other packages' names: each says issue, why, remove when, and is loud when its target has changed."""
 
 import copyreg
+import enum
 import functools
 import glob
-import importlib.abc
-import importlib.machinery
 import importlib.metadata
-import importlib.util
 import inspect
 import os
 import sys
 import weakref
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -51,8 +48,8 @@ def wrap(owner: Any, name: str, around: Around) -> None:
 
 
 def unwrap(owner: Any, name: str) -> None:
-    """Undo `wrap`. RuntimeError if somebody else has wrapped the function since."""
-    found = inspect.getattr_static(owner, name)
+    """Undo `wrap`. RuntimeError if another library has wrapped the function since."""
+    found = inspect.getattr_static(owner, name, None)
     wrapper = found.__func__ if isinstance(found, staticmethod) else found
     original = getattr(wrapper, "_adopt_hf_wraps", None)
     if original is None:
@@ -63,48 +60,6 @@ def unwrap(owner: Any, name: str) -> None:
         delattr(owner, name)  # inherited
     else:
         setattr(owner, name, original)
-
-
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls `act` when `package` has been imported."""
-
-    def __init__(self, package: str, act: Callable[[], None]):
-        self.adopt_hf_waits_for = self.package = package  # other copies of this module know it by that name
-        self.act, self.looking = act, False
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != self.package or self.looking:
-            return None
-        self.looking = True
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            self.looking = False
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                load(module)
-                self.act()
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-def when_imported(package: str, act: Callable[[], None]) -> None:
-    """Call `act` now if `package` is imported, otherwise when it will be: importing DeepSpeed takes seconds."""
-    if package in sys.modules:
-        act()
-    else:
-        when_imported_no_more(package)
-        sys.meta_path.insert(0, _AfterImport(package, act))
-
-
-def when_imported_no_more(package: str) -> None:
-    """Undo `when_imported`, as far as the future is concerned."""
-    sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "adopt_hf_waits_for", None) != package]
 
 
 def _version(package: str) -> str:
@@ -123,11 +78,15 @@ def import_failure(*modules: str) -> str | None:
         try:
             importlib.import_module(module)
         except Exception as error:  # noqa: BLE001  a dependency of another package can raise anything when it is imported
-            cause: BaseException = error
-            while cause.__cause__ is not None:  # transformers wraps the error of a dependency in one of its own
-                cause = cause.__cause__
-            return f"{module} cannot be imported ({' '.join(f'{type(cause).__name__}: {cause}'.split())})"
+            return failure_of(module, error)
     return None
+
+
+def failure_of(module: str, error: BaseException) -> str:
+    """Return one line on the error that ended the import of `module`."""
+    while error.__cause__ is not None:  # transformers wraps the error of a dependency in one of its own
+        error = error.__cause__
+    return f"{module} cannot be imported ({' '.join(f'{type(error).__name__}: {error}'.split())})"
 
 
 def _parameters(owner: Any, name: str) -> list[str]:
@@ -138,43 +97,91 @@ def _parameters(owner: Any, name: str) -> list[str]:
 
 # -- Which transformers the patches below fit --------------------------------------------------------------------------
 
+ARGUMENTS, DEEPSPEED, TRAINER = (
+    "transformers.training_args",
+    "transformers.integrations.deepspeed",
+    "transformers.trainer",
+)
+
 
 def transformers_mismatch() -> str | None:
-    """Why the patches below do not fit the installed transformers, or None."""
+    """Why the patches below do not fit the installed transformers, or None. Imports the Trainer."""
+    reason = _version_mismatch()
+    if reason:
+        return reason
+    failure = import_failure(*CHANGED)
+    if failure:
+        return cannot_be_imported(failure)
+    return next(filter(None, map(module_mismatch, CHANGED)), None)
+
+
+def cannot_be_imported(failure: str) -> str:
+    """Why ADOPT cannot be used, if `failure` says which module of transformers cannot be imported."""
+    reason = _version_mismatch()
+    return reason or f"optim='adopt' needs the Trainer of transformers {_version('transformers')}, and {failure}"
+
+
+def module_mismatch(module: str) -> str | None:
+    """Why the patches of one of the three modules, which has been executed, do not fit it, or None. Imports nothing."""
+    reason = _version_mismatch()
+    if reason:
+        return reason
+    changed = CHANGED[module](sys.modules[module])
+    if changed is None:
+        return None
+    return f"transformers {_version('transformers')} has changed {changed}: adopt_hf must be updated"
+
+
+def _version_mismatch() -> str | None:
     try:
-        installed = importlib.metadata.version("transformers")
+        installed = _version("transformers")
     except importlib.metadata.PackageNotFoundError:
         return f"optim='adopt' needs transformers {TRANSFORMERS_MIN} or later, and transformers is not installed"
     if _is_older(installed, TRANSFORMERS_MIN):
         return f"optim='adopt' needs transformers {TRANSFORMERS_MIN} or later, installed is {installed}"
-    failure = import_failure(
-        "transformers.training_args", "transformers.trainer", "transformers.integrations.deepspeed"
-    )
-    if failure:
-        return f"optim='adopt' needs the Trainer of transformers {installed}, and {failure}"
-    from transformers import Trainer, TrainingArguments
-    from transformers.training_args import OptimizerNames
+    return None
 
-    method = inspect.getattr_static(Trainer, "get_optimizer_cls_and_kwargs", None)
+
+def _changed_arguments(module: Any) -> str | None:
+    if not has_optimizer_names():
+        return "OptimizerNames"
+    arguments = getattr(module, "TrainingArguments", None)
+    if not {"beta1", "beta2", "epsilon"} <= set(_parameters(arguments, "set_optimizer")):
+        return "TrainingArguments.set_optimizer"
+    return None
+
+
+def _changed_trainer(module: Any) -> str | None:
+    trainer = getattr(module, "Trainer", None)
+    method = inspect.getattr_static(trainer, "get_optimizer_cls_and_kwargs", None)
     if not isinstance(method, staticmethod) or list(inspect.signature(method.__func__).parameters) != ["args", "model"]:
-        return f"transformers {installed} has changed Trainer.get_optimizer_cls_and_kwargs: adopt_hf must be updated"
-    if not hasattr(OptimizerNames, "_value2member_map_"):
-        return f"transformers {installed} has changed OptimizerNames: adopt_hf must be updated"
-    from transformers.integrations import deepspeed
-
+        return "Trainer.get_optimizer_cls_and_kwargs"
     for name, first in (("_load_from_checkpoint", ["self", "resume_from_checkpoint"]), ("_load_best_model", ["self"])):
-        if _parameters(Trainer, name)[: len(first)] != first:
-            return f"transformers {installed} has changed Trainer.{name}: adopt_hf must be updated"
-    if not {"beta1", "beta2", "epsilon"} <= set(_parameters(TrainingArguments, "set_optimizer")):
-        return f"transformers {installed} has changed TrainingArguments.set_optimizer: adopt_hf must be updated"
+        if _parameters(trainer, name)[: len(first)] != first:
+            return f"Trainer.{name}"
+    return None if _parameters(module, "deepspeed_init")[:1] == ["trainer"] else "deepspeed_init for DeepSpeed"
+
+
+def _changed_deepspeed(module: Any) -> str | None:
     for owner, name, first in (
-        (deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process", ["self", "args"]),
-        (deepspeed, "deepspeed_optim_sched", ["trainer", "hf_deepspeed_config"]),
-        (sys.modules["transformers.trainer"], "deepspeed_init", ["trainer"]),
+        (getattr(module, "HfTrainerDeepSpeedConfig", None), "trainer_config_process", ["self", "args"]),
+        (module, "deepspeed_optim_sched", ["trainer", "hf_deepspeed_config"]),
     ):
         if _parameters(owner, name)[: len(first)] != first:
-            return f"transformers {installed} has changed {name} for DeepSpeed: adopt_hf must be updated"
+            return f"{name} for DeepSpeed"
     return None
+
+
+CHANGED: dict[str, Callable[[Any], str | None]] = {  # module -> what the patches rely on and it has changed
+    ARGUMENTS: _changed_arguments,
+    TRAINER: _changed_trainer,
+    DEEPSPEED: _changed_deepspeed,
+}
+
+
+def _in(module: str, name: str) -> Any:
+    """Return `name` of a module, or None if one of them is not there: a test may have put a stand-in in its place."""
+    return getattr(sys.modules.get(module), name, None)
 
 
 # -- OptimizerNames: a member for us -----------------------------------------------------------------------------------
@@ -193,6 +200,7 @@ def add_optimizer_name(value: str, reduce: Callable[[Any], Any]) -> bool:
 
     member = OptimizerNames._value2member_map_.get(value)
     if member is None:
+        remove_optimizer_name(value)  # which only explained itself until now
         member = _new_member(value)
         OptimizerNames._value2member_map_[value] = member
         type.__setattr__(OptimizerNames, member._name_, member)
@@ -216,12 +224,20 @@ def _new_member(value: str) -> Any:
     return member
 
 
+def has_optimizer_names() -> bool:
+    """Whether OptimizerNames is there, and is the enum that it was."""
+    names = _in(ARGUMENTS, "OptimizerNames")
+    return isinstance(names, enum.EnumMeta) and hasattr(names, "_value2member_map_")
+
+
 def _is_added(member: Any) -> bool:
     return getattr(member, "_adopt_hf_added", False)
 
 
 def remove_optimizer_name(value: str) -> None:
     """Undo `add_optimizer_name` and `explain_optimizer_name`. A name that transformers has itself stays."""
+    if not has_optimizer_names():
+        return
     from transformers.training_args import OptimizerNames
 
     member: Any = OptimizerNames._member_map_.get(value.upper())
@@ -279,7 +295,7 @@ OptimizerFactory = Callable[[Any, Any], tuple[type, dict[str, Any]]]
 
 def wrap_trainer_optimizers(values: Collection[str], factory: OptimizerFactory) -> None:
     """Let the Trainer take `factory(args, model)` where `args.optim` is one of `values`."""
-    from transformers import Trainer
+    from transformers.trainer import Trainer
 
     def get_optimizer_cls_and_kwargs(original: Any, args: Any, model: Any = None) -> Any:
         return factory(args, model) if args.optim in values else original(args, model)
@@ -287,11 +303,25 @@ def wrap_trainer_optimizers(values: Collection[str], factory: OptimizerFactory) 
     wrap(Trainer, "get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
 
 
-def unwrap_trainer_optimizers() -> None:
-    """Undo `wrap_trainer_optimizers`. RuntimeError if somebody else has wrapped the method since."""
-    from transformers import Trainer
+def refuse_trainer_optimizers(values: Collection[str], reason: str) -> None:
+    """Where the patches do not fit: let the Trainer, if it is imported, raise ImportError for arguments with `values`.
 
-    unwrap(Trainer, "get_optimizer_cls_and_kwargs")
+    Such arguments were made, or unpickled, before the Trainer was imported.
+    """
+    trainer = _in(TRAINER, "Trainer")
+
+    def refuse(original: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(getattr(argument, "optim", None) in values for argument in (*args, *kwargs.values())):
+            raise ImportError(reason)
+        return original(*args, **kwargs)
+
+    if inspect.isroutine(getattr(trainer, "get_optimizer_cls_and_kwargs", None)):
+        wrap(trainer, "get_optimizer_cls_and_kwargs", refuse)
+
+
+def unwrap_trainer_optimizers() -> None:
+    """Undo the last two. RuntimeError if another library has wrapped the method since."""
+    unwrap(_in(TRAINER, "Trainer"), "get_optimizer_cls_and_kwargs")
 
 
 # -- Optimizer.load_state_dict: ADOPT's state in another optimizer -----------------------------------------------------
@@ -365,7 +395,7 @@ def unwrap_fsdp_load(module: str) -> None:
 
 def wrap_training_arguments(assign: Around, set_optimizer: Around) -> None:
     """Put them around `TrainingArguments.__setattr__` and `TrainingArguments.set_optimizer`."""
-    from transformers import TrainingArguments
+    from transformers.training_args import TrainingArguments
 
     wrap(TrainingArguments, "__setattr__", assign)
     wrap(TrainingArguments, "set_optimizer", set_optimizer)
@@ -373,10 +403,8 @@ def wrap_training_arguments(assign: Around, set_optimizer: Around) -> None:
 
 def unwrap_training_arguments() -> None:
     """Undo `wrap_training_arguments`. RuntimeError if another package has wrapped a method since."""
-    from transformers import TrainingArguments
-
-    unwrap(TrainingArguments, "__setattr__")
-    unwrap(TrainingArguments, "set_optimizer")
+    unwrap(_in(ARGUMENTS, "TrainingArguments"), "__setattr__")
+    unwrap(_in(ARGUMENTS, "TrainingArguments"), "set_optimizer")
 
 
 # -- Trainer._load_from_checkpoint, _load_best_model: the precision of an adapter that is loaded -----------------------
@@ -394,7 +422,7 @@ TRAINER_LOADS = ("_load_from_checkpoint", "_load_best_model")
 
 def wrap_trainer_load(around: Around) -> None:
     """Put `around` around the Trainer's methods that load an adapter."""
-    from transformers import Trainer
+    from transformers.trainer import Trainer
 
     for name in TRAINER_LOADS:
         wrap(Trainer, name, around)
@@ -402,10 +430,8 @@ def wrap_trainer_load(around: Around) -> None:
 
 def unwrap_trainer_load() -> None:
     """Undo `wrap_trainer_load`. RuntimeError if another library has wrapped one of the methods since."""
-    from transformers import Trainer
-
     for name in TRAINER_LOADS:
-        unwrap(Trainer, name)
+        unwrap(_in(TRAINER, "Trainer"), name)
 
 
 # -- HfTrainerDeepSpeedConfig.trainer_config_process: the Trainer's values in a DeepSpeed config -----------------------
@@ -428,24 +454,26 @@ def unwrap_trainer_load() -> None:
 # Remove when: transformers raises there.
 
 
-def wrap_trainer_deepspeed(process: Around, init: Around, optim_sched: Around) -> None:
-    """Put them around `trainer_config_process`, `deepspeed_init` and `deepspeed_optim_sched`."""
-    import transformers.trainer
-    from transformers.integrations import deepspeed
-
-    wrap(deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process", process)
-    wrap(transformers.trainer, "deepspeed_init", init)
-    wrap(deepspeed, "deepspeed_optim_sched", optim_sched)
+def wrap_trainer_deepspeed(process: Around, optim_sched: Around) -> None:
+    """Put them around `trainer_config_process` and `deepspeed_optim_sched`."""
+    wrap(_in(DEEPSPEED, "HfTrainerDeepSpeedConfig"), "trainer_config_process", process)
+    wrap(sys.modules[DEEPSPEED], "deepspeed_optim_sched", optim_sched)
 
 
 def unwrap_trainer_deepspeed() -> None:
     """Undo `wrap_trainer_deepspeed`."""
-    import transformers.trainer
-    from transformers.integrations import deepspeed
+    unwrap(_in(DEEPSPEED, "HfTrainerDeepSpeedConfig"), "trainer_config_process")
+    unwrap(sys.modules[DEEPSPEED], "deepspeed_optim_sched")
 
-    unwrap(transformers.trainer, "deepspeed_init")
-    unwrap(deepspeed.HfTrainerDeepSpeedConfig, "trainer_config_process")
-    unwrap(deepspeed, "deepspeed_optim_sched")
+
+def wrap_deepspeed_init(init: Around) -> None:
+    """Put `init` around the `deepspeed_init` that the Trainer calls. It has imported it by name."""
+    wrap(sys.modules[TRAINER], "deepspeed_init", init)
+
+
+def unwrap_deepspeed_init() -> None:
+    """Undo `wrap_deepspeed_init`."""
+    unwrap(sys.modules[TRAINER], "deepspeed_init")
 
 
 # -- Accelerator.prepare: ADOPT stays ADOPT under ZeRO-Offload ---------------------------------------------------------

@@ -20,6 +20,7 @@ import torch
 from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, zero
+from adopt_hf.integrations.after_import import when_imported, when_imported_no_more
 from adopt_hf.integrations.deepspeed_adam import offload_states, offloads, one_cycle, replacements
 from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
@@ -39,14 +40,12 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 def register() -> None:
     """Teach DeepSpeed what ADOPT is, once it is imported. A second call does nothing."""
-    compat.when_imported("deepspeed", _register_now)
+    when_imported("deepspeed", _register_now)
 
 
 def unregister() -> None:
     """Undo `register()`."""
-    compat.when_imported_no_more("deepspeed")
-    compat.when_imported("deepspeed", lambda: compat.unwrap_deepspeed(is_adopt_optimizer))
-    compat.when_imported_no_more("deepspeed")
+    when_imported_no_more("deepspeed", lambda: compat.unwrap_deepspeed(is_adopt_optimizer))
 
 
 def _register_now() -> None:

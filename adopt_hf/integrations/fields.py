@@ -6,8 +6,10 @@ default counts as not set. It counts as set if it was assigned after constructio
 """
 
 import dataclasses
+import functools
 import inspect
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from adopt_hf.integrations import compat
@@ -23,9 +25,9 @@ logger = logging.getLogger("adopt_hf")
 _warned = False
 
 
-def register() -> None:
-    """Note from now on which of Adam's fields are assigned."""
-    compat.wrap_training_arguments(_assign, _set_optimizer)
+def register(before_optim: Callable[[Any], None]) -> None:
+    """Note from now on which of Adam's fields are assigned. Call `before_optim(value)` before `optim` is."""
+    compat.wrap_training_arguments(functools.partial(_assign, before_optim), _set_optimizer)
 
 
 def unregister() -> None:
@@ -77,7 +79,9 @@ def _defaults(args: "TrainingArguments") -> dict[str, float]:
     return {name: defaults[field] for name, field in ADAM.items()}
 
 
-def _assign(original: Any, args: Any, name: str, value: Any) -> None:
+def _assign(before_optim: Callable[[Any], None], original: Any, args: Any, name: str, value: Any) -> None:
+    if name == "optim":
+        before_optim(value)
     if name in ADAM.values() and name in vars(args):  # the first time is the constructor's
         vars(args)[ASSIGNED] = vars(args).get(ASSIGNED, frozenset()) | {name}
     original(args, name, value)

@@ -25,17 +25,8 @@ _registered: set[str] = set()  # those of them that mean this package's ADOPT: a
 logger = logging.getLogger("adopt_hf")
 
 
-def register() -> None:
-    """Make `TrainingArguments(optim="adopt")` and `--optim adopt` mean ADOPT. `import adopt_hf` has done it already.
-
-    A second call does nothing.
-
-    Raises:
-        ImportError: transformers is not installed, too old, or has changed what this relies on; says which.
-    """
-    reason = compat.transformers_mismatch()
-    if reason:
-        raise ImportError(reason)
+def add_names() -> None:
+    """Make `TrainingArguments(optim="adopt")` and `--optim adopt` mean ADOPT."""
     for name in NAMES:
         if compat.add_optimizer_name(name, _reduce_optimizer_name):
             _registered.add(name)
@@ -45,37 +36,43 @@ def register() -> None:
                 "For adopt_hf's write Trainer(optimizer_cls_and_kwargs=adopt_hf.trainer_kwargs(args))",
                 name,
             )
-    fields.register()
+
+
+def explain_names(reason: str) -> None:
+    """Let every use of the names raise ImportError(reason), instead of what `add_names` has made of them."""
+    _registered.clear()
+    for name in NAMES:
+        compat.remove_optimizer_name(name)
+        compat.explain_optimizer_name(name, reason)
+    compat.refuse_trainer_optimizers(NAMES, reason)
+
+
+def remove_names() -> None:
+    """Undo `add_names` and `explain_names`, but for what the Trainer does with them."""
+    for name in NAMES:
+        compat.remove_optimizer_name(name)
+    _registered.clear()
+
+
+def patch_trainer() -> None:
+    """Let the Trainer make ADOPT for the names, and load checkpoints and weights as ADOPT needs it."""
     compat.wrap_trainer_optimizers(_registered, trainer_kwargs)
     compat.wrap_trainer_load(_load)
-    compat.wrap_fsdp_load("transformers.trainer", guard.load_fsdp_optimizer)
-    compat.wrap_trainer_deepspeed(_process_deepspeed_config, _deepspeed_init, _deepspeed_optimizer)
+    compat.wrap_fsdp_load(compat.TRAINER, guard.load_fsdp_optimizer)
+    compat.wrap_deepspeed_init(_deepspeed_init)
 
 
-def unregister() -> None:
-    """Undo `register()` and `register_on_import()`: transformers is as it was."""
-    if compat.import_failure("transformers.training_args") is None:
-        fields.unregister()
-        for name in NAMES:
-            compat.remove_optimizer_name(name)
-    _registered.clear()
-    if compat.import_failure("transformers.trainer") is None:
-        compat.unwrap_trainer_optimizers()
-        compat.unwrap_trainer_load()
-        compat.unwrap_fsdp_load("transformers.trainer")
-        compat.unwrap_trainer_deepspeed()
+def unpatch_trainer() -> None:
+    """Undo `patch_trainer`."""
+    compat.unwrap_trainer_optimizers()
+    compat.unwrap_trainer_load()
+    compat.unwrap_fsdp_load(compat.TRAINER)
+    compat.unwrap_deepspeed_init()
 
 
-def register_on_import() -> None:
-    """`register()`, but where transformers does not fit, the error comes when the name is used."""
-    reason = compat.transformers_mismatch()
-    if reason is None:
-        register()
-    elif compat.import_failure("transformers.training_args") is None:
-        for name in NAMES:
-            compat.explain_optimizer_name(name, reason)
-    else:  # there is no name that could say it
-        logger.warning("%s", reason)
+def patch_deepspeed() -> None:
+    """Let the Trainer fill the "optimizer" block of a DeepSpeed config by ADOPT's rules."""
+    compat.wrap_trainer_deepspeed(_process_deepspeed_config, _deepspeed_optimizer)
 
 
 def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) -> tuple[type[ADOPTW], dict[str, Any]]:

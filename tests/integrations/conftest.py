@@ -1,5 +1,6 @@
 """A tiny GPT-2, data for it, and subprocesses."""
 
+import json
 import os
 import subprocess
 import sys
@@ -78,6 +79,17 @@ def python(start: Starter) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def scripts() -> Path:
     return Path(__file__).parent / "scripts"
+
+
+@pytest.fixture(scope="session")
+def forked(python: Callable[..., str], scripts: Path) -> Callable[..., dict[str, tuple[int, str, str]]]:
+    """`forked({name: code}, cwd=)`: (exit code, stdout, stderr) of each, from processes of their own."""
+
+    def run(pieces: dict[str, str], cwd: Path) -> dict[str, tuple[int, str, str]]:
+        said = json.loads(python(scripts / "forked.py", cwd=cwd, stdin=json.dumps(pieces)))
+        return {name: tuple(result) for name, result in said.items()}
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
 import adopt_hf
-from adopt_hf.integrations import compat, trainer
+from adopt_hf.integrations import compat, registration, trainer
 
 STEP = """
 def adopt_works():
@@ -82,11 +82,126 @@ class Broken(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Broken())
 """
 
+# The same where adopt_hf is imported first, and each module of transformers is changed before adopt_hf sees it.
+CHANGE = """
+import importlib.abc, sys
+from importlib.machinery import PathFinder
+class Change(importlib.abc.MetaPathFinder):
+    def __init__(self, name, change):
+        self.name, self.change = name, change
+        sys.meta_path.insert(sys.meta_path.index(PathFinder), self)
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.name:
+            spec = PathFinder.find_spec(name, path, target)
+            execute = spec.loader.exec_module
+            def exec_module(module):
+                execute(module)
+                self.change(module)
+            spec.loader.exec_module = exec_module
+            return spec
+"""
+
+CHANGED_LATER = """
+def change(module):
+    trainer, theirs = module.Trainer, module.Trainer.get_optimizer_cls_and_kwargs
+    trainer.get_optimizer_cls_and_kwargs = staticmethod(lambda args, model=None, context=None: theirs(args, model))
+Change("transformers.trainer", change)
+"""
+
+BY_THE_NAME = """
+import adopt_hf
+from transformers import TrainingArguments
+assert "transformers.trainer" not in sys.modules
+for _ in range(2):                                                    # the first imports the Trainer
+    refused(lambda: TrainingArguments("x", optim="adopt", use_cpu=True), words)
+"""
+
+# Of an older process, say: nobody has asked whether the Trainer fits.
+OLDER_ARGUMENTS = """
+import adopt_hf
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+args = TrainingArguments("x", optim="sgd", use_cpu=True)
+vars(args)["optim"] = OptimizerNames("adopt")
+assert "transformers.trainer" not in sys.modules
+from transformers import Trainer
+refused(lambda: Trainer.get_optimizer_cls_and_kwargs(args), words)
+Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("x", optim="sgd", use_cpu=True))
+adopt_hf.unregister()
+assert not hasattr(Trainer.get_optimizer_cls_and_kwargs, "_adopt_hf_wraps")
+assert "ADOPT" not in OptimizerNames.__members__
+assert not [finder for finder in sys.meta_path if hasattr(finder, "adopt_hf_waits_for")]
+"""
+
+CHANGED_DEEPSPEED = """
+def change(module):
+    del module.deepspeed_optim_sched
+Change("transformers.integrations.deepspeed", change)
+import transformers
+import adopt_hf
+import transformers.integrations.deepspeed                            # before there are names
+assert "transformers.training_args" not in sys.modules
+"""
+
+CHANGED_ARGUMENTS = """
+def change(module):
+    module.TrainingArguments.set_optimizer = lambda self, name, options: None
+Change("transformers.training_args", change)
+import adopt_hf
+from transformers import TrainingArguments
+refused(lambda: TrainingArguments("x", optim="adopt", use_cpu=True), words)
+assert "transformers.trainer" not in sys.modules
+refused(adopt_hf.register, words)
+"""
+
+# A warning instead of the names.
+NO_NAMES = """
+def change(module):
+    module.OptimizerNames = "adamw_torch adafactor".split()
+Change("transformers.training_args", change)
+import adopt_hf
+print("no word yet", file=sys.stderr)
+import transformers.training_args
+adopt_hf.unregister()
+"""
+
+STAND_IN_MODULES = """
+import types
+for name in ("training_args", "trainer", "integrations.deepspeed"):
+    sys.modules["transformers." + name] = types.ModuleType(name)
+print("no word yet", file=sys.stderr)
+import adopt_hf
+adopt_works()
+refused(adopt_hf.register, words)
+adopt_hf.unregister()
+"""
+
+METHOD = "has changed Trainer.get_optimizer_cls_and_kwargs"
+LATER = {  # name -> code, words of the error, and whether a warning has them
+    "older": ("import adopt_hf\n" + OLDER + STEP + UNFIT, ["5.2", "4.57.1"], False),
+    "broken": ("import adopt_hf\n" + BROKEN + STEP + UNFIT, ["transformers.trainer cannot be imported"], False),
+    "changed": ("import adopt_hf\n" + CHANGE + CHANGED_LATER + STEP + UNFIT, [METHOD], False),
+    "changed, seen by the name": (CHANGE + CHANGED_LATER + STEP + BY_THE_NAME, [METHOD], False),
+    "broken, seen by the name": (BROKEN + STEP + BY_THE_NAME, ["transformers.trainer cannot be imported"], False),
+    "changed, arguments are older": (CHANGE + CHANGED_LATER + STEP + OLDER_ARGUMENTS, [METHOD], False),
+    "changed DeepSpeed": (CHANGE + CHANGED_DEEPSPEED + STEP + UNFIT, ["deepspeed_optim_sched for DeepSpeed"], False),
+    "changed arguments": (CHANGE + STEP + CHANGED_ARGUMENTS, ["has changed TrainingArguments.set_optimizer"], False),
+    "no names": (CHANGE + NO_NAMES, ["has changed OptimizerNames"], True),
+    "stand-ins": (STEP + STAND_IN_MODULES, ["has changed OptimizerNames"], True),
+}
+
 # Where TrainingArguments cannot be imported, there is no name that could explain itself.
 NO_ARGUMENTS = """
 import sys
 import adopt_hf
 adopt_works()
+print("no word yet", file=sys.stderr)
+try:
+    from transformers import TrainingArguments
+    raise AssertionError("imported")
+except (ImportError, RuntimeError):
+    pass
 refused(adopt_hf.register, ["transformers.training_args cannot be imported (RuntimeError: operator torchvision"])
 adopt_hf.unregister()
 print("fine")
@@ -148,11 +263,31 @@ def test_an_unfit_transformers(simulated: str, words: list[str], start: Any, tmp
 
 
 def test_broken_training_arguments(start: Any, tmp_path: Path) -> None:
-    """One's own loop works, and a line in the log says why the name does not."""
+    """One's own loop works, and when transformers is imported a line in the log says why the name does not."""
     broken = BROKEN.replace("trainer_optimizer", "trainer_utils")
     done = start("-c", broken + STEP + NO_ARGUMENTS, cwd=tmp_path).result()
     assert done.stdout == "fine\n", done.stderr
-    assert "transformers.training_args cannot be imported" in done.stderr
+    before, after = done.stderr.split("no word yet\n")
+    assert "adopt" not in before
+    assert after.count("transformers.training_args cannot be imported") == 1, after
+
+
+@pytest.fixture(scope="module")
+def later(forked: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    argv = "import sys\nwords = {0!r}\nsys.argv += words\n"
+    codes = {name: argv.format(words) + code + "print('fine')\n" for name, (code, words, _) in LATER.items()}
+    return forked(codes, cwd=tmp_path_factory.mktemp("later"))
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_an_unfit_transformers_that_is_imported_later(name: str, later: dict[str, tuple[int, str, str]]) -> None:
+    _, words, is_warned = LATER[name]
+    code, out, err = later[name]
+    assert code == 0, err
+    assert out.endswith("fine\n")
+    before, _, after = err.rpartition("no word yet\n")
+    assert all(word in after for word in words) == is_warned, err
+    assert "adopt" not in before
 
 
 @pytest.mark.parametrize("code", [STAND_INS, OLD_ACCELERATE], ids=["stand-ins", "an old accelerate"])
@@ -194,7 +329,7 @@ def test_a_name_of_transformers_stays(caplog: pytest.LogCaptureFixture, monkeypa
     monkeypatch.setattr(trainer, "NAMES", ("stable_adamw", "adopt_here"))
     monkeypatch.setattr(trainer, "_registered", set())
     try:
-        trainer.register()
+        registration.register()
         assert trainer._registered == {"adopt_here"}
         assert OptimizerNames("adopt_here") in list(OptimizerNames)
         said = [record for record in caplog.records if "transformers has optim='stable_adamw' itself" in record.message]

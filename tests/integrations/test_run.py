@@ -175,16 +175,14 @@ def test_same_as_python(name: str, both: dict[str, tuple[Finished, tuple[int, st
     assert compared(*ours) == compared(plain.returncode, plain.stdout, plain.stderr)
 
 
-def test_a_process_of_its_own_ends_as_python_does(
-    start: Starter, no_transformers: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_process_of_its_own_ends_as_python_does(start: Starter, tmp_path: Path) -> None:
     """The table above without its fork: one case that has all of it, output, traceback and death by signal.
 
-    Without transformers: its Trainer imports torch._dynamo, with which python itself ends in exit code 1.
+    The Trainer is not imported for it: it imports torch._dynamo, with which python itself ends in exit code 1.
     """
     (tmp_path / "script.py").write_text("import sys\nprint(sys.argv)\nraise KeyboardInterrupt\n")
     plain = start("script.py", "-x", cwd=tmp_path).result()
-    ours = start("-m", "adopt_hf", "run", "script.py", "-x", cwd=tmp_path, env=no_transformers).result()
+    ours = start("-m", "adopt_hf", "run", "script.py", "-x", cwd=tmp_path).result()
     assert plain.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in plain.stderr
     assert (ours.returncode, ours.stdout, ours.stderr) == (plain.returncode, plain.stdout, plain.stderr)

@@ -10,6 +10,7 @@ OF_DEEPSPEED = ("tests/integrations/test_deepspeed_config.py",)
 OF_GUARD = ("tests/integrations/test_guard.py",)
 OF_CHECKPOINTS = ("tests/integrations/test_checkpoints.py", "-k", "missed or held or complete or rotation")
 OF_GROUPS = ("tests/test_param_groups.py",)
+OF_ORDERS = ("tests/integrations/test_import_orders.py",)
 
 MUTANTS = (
     Mutant(
@@ -115,6 +116,30 @@ MUTANTS = (
         "    if step_of(checkpoint) is ...:",
         ("tests/integrations/test_checkpoints.py", "-k", "older_step or complete"),
         "the mark of an older checkpoint in the same place would pass",
+    ),
+    Mutant(
+        "import-of-checkpoints",
+        f"{INTEGRATIONS}guard.py",
+        "import torch\n\nfrom adopt_hf import states\n",
+        "import torch\nimport torch.distributed.checkpoint\n\nfrom adopt_hf import states\n",
+        (*OF_ORDERS, "-k", "own_loop"),
+        "an own loop would wait for imports that it does not use",
+    ),
+    Mutant(
+        "import-half-is-whole",
+        f"{INTEGRATIONS}after_import.py",
+        "    if is_executing(module):\n        _watch",
+        "    if False:\n        _watch",
+        (*OF_ORDERS, "-k", "every_order"),
+        "the name would be unknown if a module that transformers imports half-way imports adopt_hf",
+    ),
+    Mutant(
+        "import-trainer-not-asked",
+        f"{INTEGRATIONS}registration.py",
+        "    reason = compat.transformers_mismatch()\n    if reason:\n        _refuse(reason)\n",
+        "    reason = None\n    if reason:\n        _refuse(reason)\n",
+        ("tests/integrations/test_compat.py", "-k", "imported_later"),
+        "TrainingArguments would take a name that the Trainer then does not know",
     ),
     Mutant(
         "memory-padding-of-zero",
