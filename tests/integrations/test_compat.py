@@ -279,6 +279,7 @@ def later(forked: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
     return forked(codes, cwd=tmp_path_factory.mktemp("later"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LATER)
 def test_an_unfit_transformers_that_is_imported_later(name: str, later: dict[str, tuple[int, str, str]]) -> None:
     _, words, is_warned = LATER[name]

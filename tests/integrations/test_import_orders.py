@@ -7,7 +7,7 @@ nothing. Imports that are under way are met by a finder that imports adopt_hf wh
 
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -276,23 +276,58 @@ assert args.optim == "adopt"
 FAILS = "import that fails first"  # in the names of orders: a warning says why there is no name
 
 
+FROM_FILE = "unpickled in a process that has imported nothing"
+EVERYDAY = (
+    "adopt_hf first",
+    "after TrainingArguments, without the Trainer",
+    "while training_args is half imported",
+    "while the Trainer is half imported",
+    FROM_FILE,
+)
+OTHERS = [name for name in ORDERS if name not in EVERYDAY]
+
+
 @pytest.fixture(scope="module")
-def results(forked: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
-    """Every order's exit code, stdout, stderr."""
-    folder = tmp_path_factory.mktemp("orders")
-    arguments = TrainingArguments(str(folder / "x"), optim="adopt", use_cpu=True)
-    with (folder / "training_args.bin").open("wb") as file:
-        pickle.dump(arguments, file)
-    orders = ORDERS | {"unpickled in a process that has imported nothing": UNPICKLED.format(path=file.name)}
-    return forked({name: BEGIN + code + CHECK for name, code in orders.items()}, cwd=folder)
+def run_orders(forked: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, tuple[int, str, str]]]:
+    """`run_orders(names)`: exit code, stdout, stderr of each of these orders."""
+
+    def run(names: Iterable[str]) -> dict[str, tuple[int, str, str]]:
+        folder = tmp_path_factory.mktemp("orders")
+        arguments = TrainingArguments(str(folder / "x"), optim="adopt", use_cpu=True)
+        with (folder / "training_args.bin").open("wb") as file:
+            pickle.dump(arguments, file)
+        orders = ORDERS | {FROM_FILE: UNPICKLED.format(path=file.name)}
+        return forked({name: BEGIN + orders[name] + CHECK for name in names}, cwd=folder)
+
+    return run
 
 
-@pytest.mark.parametrize("order", [*ORDERS, "unpickled in a process that has imported nothing"])
-def test_every_order(order: str, results: dict[str, tuple[int, str, str]]) -> None:
-    code, out, err = results[order]
+@pytest.fixture(scope="module")
+def everyday(run_orders: Any) -> Any:
+    return run_orders(EVERYDAY)
+
+
+@pytest.fixture(scope="module")
+def others(run_orders: Any) -> Any:
+    return run_orders(OTHERS)
+
+
+def check(order: str, result: tuple[int, str, str]) -> None:
+    code, out, err = result
     assert code == 0, err
     assert out.endswith("fine\n")
     assert ("transformers.training_args cannot be imported (RuntimeError: not today)" in err) == (FAILS in order)
+
+
+@pytest.mark.parametrize("order", EVERYDAY)
+def test_orders(order: str, everyday: dict[str, tuple[int, str, str]]) -> None:
+    check(order, everyday[order])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", OTHERS)
+def test_other_orders(order: str, others: dict[str, tuple[int, str, str]]) -> None:
+    check(order, others[order])
 
 
 @pytest.mark.parametrize("imports", ["torch, adopt_hf", "adopt_hf, torch"])

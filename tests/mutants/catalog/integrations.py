@@ -130,7 +130,7 @@ MUTANTS = (
         f"{INTEGRATIONS}after_import.py",
         "    if is_executing(module):\n        _watch",
         "    if False:\n        _watch",
-        (*OF_ORDERS, "-k", "every_order"),
+        (*OF_ORDERS, "-k", "test_orders"),
         "the name would be unknown if a module that transformers imports half-way imports adopt_hf",
     ),
     Mutant(
@@ -138,7 +138,7 @@ MUTANTS = (
         f"{INTEGRATIONS}registration.py",
         "    reason = compat.transformers_mismatch()\n    if reason:\n        _refuse(reason)\n",
         "    reason = None\n    if reason:\n        _refuse(reason)\n",
-        ("tests/integrations/test_compat.py", "-k", "imported_later"),
+        ("tests/integrations/test_compat.py", "-m", "slow", "-k", "imported_later"),
         "TrainingArguments would take a name that the Trainer then does not know",
     ),
     Mutant(
