@@ -4,8 +4,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adopt_hf import quantization
-from adopt_hf.integrations import deepspeed_adam, memory, memory_command, memory_models
+from adopt_hf import memory, memory_models, quantization
+from adopt_hf.commands import memory as memory_command
+from adopt_hf.integrations import deepspeed_adam
 from pages import conditions
 from pages.conditions import RESULTS
 

@@ -1,6 +1,7 @@
-"""Imports point one way: algorithm <- backends <- optimizer <- integrations <- __main__; the core needs torch alone.
+"""Imports point one way: algorithm <- backends <- optimizer <- integrations <- commands <- __main__.
 
-The GPU kernels are written in Triton, which comes with torch where it is for GPUs; without it they are left out.
+The core needs torch alone. The GPU kernels are written in Triton, which comes with torch where it is for GPUs; without
+it they are left out.
 """
 
 import ast
@@ -12,7 +13,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "adopt_hf"
-ROOMS = ("algorithm", "backends", "optimizer", "integrations", "__main__")  # each may import those before it
+ROOMS = (
+    "algorithm",
+    "backends",
+    "optimizer",
+    "integrations",
+    "commands",
+    "__main__",
+)  # each may import those before it
 BESIDE = {
     "partition": 0,
     "sharding": 0,
@@ -23,6 +31,8 @@ BESIDE = {
     "moments": 0,
     "differences": 0,
     "names": 0,
+    "memory": 0,
+    "memory_models": 0,
     "states": 1,
     "single": 1,
     "plan": 1,
@@ -32,7 +42,7 @@ BESIDE = {
     "param_groups": 1,
     "untraced": 2,
     "layerwise": 2,
-    "__init__": 4,
+    "__init__": 3,
 }  # stands beside the room of that index
 MAY = {
     "backends.triton.launch": ["triton"],
@@ -97,7 +107,7 @@ def test_imports_point_one_way(path: Path) -> None:
         ("def f():\n    from adopt_hf.integrations import trainer", "optimizer"),
         ("import transformers", "optimizer"),
         ("import numpy as np", "algorithm"),
-        ("from adopt_hf.__main__ import main", "integrations.run"),
+        ("from adopt_hf.commands import run", "integrations.trainer"),
     ],
 )
 def test_a_wrong_import_is_found(source: str, module: str) -> None:

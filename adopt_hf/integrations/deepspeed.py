@@ -22,6 +22,7 @@ from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, zero
 from adopt_hf.integrations.after_import import when_imported, when_imported_no_more
 from adopt_hf.integrations.deepspeed_adam import offload_states, offloads, one_cycle, replacements
+from adopt_hf.memory import OFFLOAD
 from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
 
@@ -34,7 +35,6 @@ KEYS = (
     *storage.OPTIONS,
 )
 CLASSES: dict[str, type[ADOPT]] = {"adopt": ADOPT, "adoptw": ADOPTW}  # "type" of a block, in any case
-OFFLOAD = (None, "optimizer", "parameters")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from adopt_hf.integrations.memory import MODES, state_bytes
+from adopt_hf.memory import MODES, state_bytes
 
 pytestmark = [
     pytest.mark.distributed,

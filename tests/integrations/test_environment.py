@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from adopt_hf import backends
-from adopt_hf.__main__ import main
 from adopt_hf.backends import selfcheck
-from adopt_hf.integrations import device_check, environment
+from adopt_hf.commands import device_check, main
+from adopt_hf.commands import env as environment
 
 
 def env(**environment: str) -> str:

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adopt_hf import ADOPT, param_groups, storage
-from adopt_hf.__main__ import main
-from adopt_hf.integrations import memory_command
-from adopt_hf.integrations.memory import MODES, PRECISIONS, Usage, state_bytes
-from adopt_hf.integrations.memory_models import MODELS, nearest
+from adopt_hf.commands import main
+from adopt_hf.commands import memory as memory_command
+from adopt_hf.memory import MODES, PRECISIONS, Usage, state_bytes
+from adopt_hf.memory_models import MODELS, nearest
 
 GROUPS = [[(5, 3), (4,)], [(7,)]]  # 19 and 7 elements
 
@@ -398,7 +398,7 @@ def test_refusals_exit_with_2(line: str, says: str, printed: Any, capsys: pytest
 
 WITHOUT = """
 import sys
-from adopt_hf.__main__ import main
+from adopt_hf.commands import main
 main()
 print([name for name in ("deepspeed", "transformers") if name in sys.modules])
 """

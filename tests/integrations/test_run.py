@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from adopt_hf.integrations import run
+from adopt_hf.commands import run
 
 Finished = CompletedProcess[str]
 Starter = Callable[..., "Future[Finished]"]

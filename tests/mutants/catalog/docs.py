@@ -120,7 +120,7 @@ MUTANTS = (
     ),
     Mutant(
         "memory-embeddings-in-8-bits",
-        "adopt_hf/integrations/memory.py",
+        "adopt_hf/memory.py",
         "(kept if position in positions or small or uncut else others)",
         "(kept if small or uncut else others)",
         ("tests/integrations/test_memory.py", "-k", "8_bits or known"),

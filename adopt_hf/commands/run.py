@@ -1,5 +1,6 @@
 """Run somebody's script as `python` would, in a process where `optim="adopt"` is registered."""
 
+import argparse
 import contextlib
 import importlib.machinery
 import importlib.util
@@ -21,6 +22,18 @@ LAUNCHERS = {
 }
 
 Error = Callable[[str], NoReturn]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `python -m adopt_hf run` takes."""
+    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in python -m")
+    parser.add_argument("script", metavar="SCRIPT")
+
+
+def main(options: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser) -> None:
+    """Run the script with the arguments `rest`."""
+    start = run_module if options.module else run_script
+    start(options.script, rest, error=parser.error)
 
 
 def run_script(path: str, args: list[str], error: Error) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from decimal import Decimal, DecimalException
 
 from adopt_hf import quantization
-from adopt_hf.integrations.deepspeed import OFFLOAD
-from adopt_hf.integrations.memory import LARGEST, MASTER, MODES, MOMENTS, PRECISIONS, SCALES, WHOLE, Usage, state_bytes
-from adopt_hf.integrations.memory_models import MODELS, Model, nearest
+from adopt_hf.memory import LARGEST, MASTER, MODES, MOMENTS, OFFLOAD, PRECISIONS, SCALES, WHOLE, Usage, state_bytes
+from adopt_hf.memory_models import MODELS, Model, nearest
 
 SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 TABLE_PARAMS = ("124M", "1.5B", "7B", "13B", "70B")
@@ -34,7 +33,7 @@ def parse_count(name: str, text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `python -m adopt_hf memory` takes."""
+    """Add what `python -m adopt_hf memory` takes."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--params", metavar="N", help="parameters that are trained: 7e9, 7B, 124M")
     what.add_argument("--model", choices=MODELS, help="a model whose shapes are known: exact, padding included")
@@ -48,6 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state-bits", type=int, choices=sorted(MOMENTS), default=32, help="of each moment (default: 32)"
     )
     parser.add_argument("--offload", choices=[x for x in OFFLOAD if x], help="what ZeRO moves to the CPU")
+
+
+def main(options: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser) -> None:
+    """Print the report; a value that is not allowed ends the process with 2."""
+    try:
+        print(report(options))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def report(options: argparse.Namespace) -> str:

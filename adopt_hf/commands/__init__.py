@@ -1,0 +1,62 @@
+"""The commands of `python -m adopt_hf`: a row and a module each, with `add_arguments` and `main`."""
+
+import argparse
+import sys
+from types import ModuleType
+from typing import NamedTuple
+
+from adopt_hf.commands import env, memory, run
+
+
+class Command(NamedTuple):
+    """A row of the table.
+
+    Args:
+        module: has `add_arguments` and `main`. `main` gets the options, and the words that are not the command's own.
+        help: for the list of commands.
+        description: for the command's own help.
+        usage: where argparse's is not right.
+    """
+
+    module: ModuleType
+    help: str
+    description: str
+    usage: str | None = None
+
+
+COMMANDS = {
+    "run": Command(
+        run,
+        "run an unmodified script with optim='adopt' registered",
+        "Run a Python script, or with -m a module, with optim='adopt' registered with transformers. "
+        "Behind a launcher: accelerate launch -m adopt_hf run SCRIPT [ARGS ...].",
+        usage="python -m adopt_hf run [-m] SCRIPT [ARGS ...]",
+    ),
+    "env": Command(
+        env,
+        "versions, and which backend runs where, or why not",
+        "Versions, and which backend runs on each device, with the reason where one cannot.",
+    ),
+    "memory": Command(
+        memory,
+        "how many bytes of optimizer state each process holds",
+        "The bytes of optimizer state (exp_avg, exp_avg_sq and a float32 copy of the weights, if there is one) that "
+        "each process holds. Without --zero and --fsdp, as under DDP, each holds all of it.",
+    ),
+}
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m adopt_hf", description="Tools around the ADOPT optimizer.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, row in COMMANDS.items():
+        command = commands.add_parser(name, usage=row.usage, help=row.help, description=row.description)
+        row.module.add_arguments(command)
+        command.set_defaults(main=row.module.main, parser=command)
+    argv = sys.argv[1:]
+    end = len(argv)
+    if argv[:1] == ["run"]:
+        end = 3 if argv[1:2] == ["-m"] else 2  # what comes after is the script's own, options and all
+    options = parser.parse_args(argv[:end])
+    options.main(options, argv[end:], options.parser)
