@@ -337,11 +337,8 @@ def test_an_incomplete_checkpoint_is_never_resumed(
         path.unlink()
         reason = f"no {path.name}"
     arguments = load("arguments")
-    logger = logging.getLogger("adopt_hf")
-    logger.addHandler(caplog.handler)
-    logger.setLevel("INFO")
-    assert chosen(tmp_path, "last", script) == tmp_path / "checkpoint-20"
-    logger.removeHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, "adopt_hf"):
+        assert chosen(tmp_path, "last", script) == tmp_path / "checkpoint-20"
     said = f"skipping {newest}, which is incomplete: {reason}"
     assert [record.levelname for record in caplog.records if said in record.getMessage()] == ["WARNING"]
     with pytest.raises(arguments.InputError, match=f"checkpoint-40 is not a complete checkpoint: {reason}"):
