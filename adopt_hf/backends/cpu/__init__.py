@@ -1,1 +1,0 @@
-"""The fused kernel for CPUs: C, compiled where it is used."""

@@ -1,1 +1,0 @@
-"""The fused kernels for NVIDIA GPUs, in Triton."""
