@@ -85,7 +85,12 @@ def test_a_real_one(script: str, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     options = {"env": environment(config), "text": True}
     subprocess.run([*command, "--output_dir", str(whole)], check=True, capture_output=True, **options)
-    process = subprocess.Popen([*command, "--output_dir", str(stopped)], stderr=subprocess.PIPE, **options)
+    process = subprocess.Popen(
+        [*command, "--output_dir", str(stopped)],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by what a shell starts with "&"
+        **options,
+    )
     deadline = time.monotonic() + 400
     while not (stopped / "checkpoint-20" / MARK).exists():
         assert time.monotonic() < deadline
