@@ -1,6 +1,6 @@
 """Imports point one way: algorithm <- backends <- optimizer <- integrations <- commands <- __main__.
 
-The core needs torch alone. The GPU kernels are written in Triton, which comes with torch where it is for GPUs; without
+The core needs only torch. The GPU kernels are written in Triton, which comes with torch where it is for GPUs; without
 it they are left out.
 """
 

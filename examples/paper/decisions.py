@@ -35,7 +35,7 @@ RULE = """\
   nothing.
 - **Added on 2026-11-29, after one comparison had gone against the warm-up** (the longer long run, at AdamW's rate, by
   0.007 ± 0.007): a comparison at AdamW's rate that goes against it is run again with as many other seeds, and counts
-  only if the interval of the other seeds alone is above 0, too. Of 22 comparisons of equals one goes against it by
+  only if the interval of the other seeds is above 0, too. Of 22 comparisons of equals one goes against it by
   chance in every second protocol."""
 AGAIN = 200  # the first of the other seeds
 

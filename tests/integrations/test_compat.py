@@ -117,7 +117,7 @@ for _ in range(2):                                                    # the firs
     refused(lambda: TrainingArguments("x", optim="adopt", use_cpu=True), words)
 """
 
-# Of an older process, say: nobody has asked whether the Trainer fits.
+# Of an older process, say: no check has asked whether the Trainer fits.
 OLDER_ARGUMENTS = """
 import adopt_hf
 from transformers import TrainingArguments

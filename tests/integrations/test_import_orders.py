@@ -268,7 +268,7 @@ thread.join()
 UNPICKLED = """
 import pickle
 with open({path!r}, "rb") as file:
-    args = pickle.load(file)                                          # the file alone brings the import along
+    args = pickle.load(file)                                          # the file imports adopt_hf by itself
 assert loaded("adopt_hf") == ["adopt_hf"]
 assert args.optim == "adopt"
 """
