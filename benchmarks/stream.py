@@ -20,9 +20,9 @@ class Stream:
 
     def __init__(self, grads: list[Tensor]) -> None:
         """`grads`: float32 or bfloat16, on the CPU; only read."""
-        from adopt_hf.backends import native  # and with it transformers: seconds that others need not wait
+        from adopt_hf.backends.cpu import compiler  # and with it transformers: seconds that others need not wait
 
-        self._step = native.load(SOURCE).stream_step
+        self._step = compiler.load(SOURCE).stream_step
         self._step.argtypes = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64)
         self._step.restype = None
         moments = [[torch.zeros_like(g, dtype=torch.float32) for g in grads] for _ in range(2)]

@@ -24,8 +24,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from adopt_hf import ADOPT, backends
 from adopt_hf.algorithm import StepScalars, step_scalars
-from adopt_hf.backends import cpu
 from adopt_hf.backends.bucket import Bucket
+from adopt_hf.backends.cpu import launch as cpu
 from adopt_hf.backends.dense import is_plain
 from tests.oracle import Settings
 from tests.test_backends import CASES, Case, state

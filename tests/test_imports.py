@@ -45,9 +45,9 @@ BESIDE = {
     "__init__": 3,
 }  # stands beside the room of that index
 MAY = {
-    "backends.triton": ["triton"],
-    "backends.triton_kernels": ["triton"],
-    "backends.triton_rounded_kernels": ["triton"],
+    "backends.triton.launch": ["triton"],
+    "backends.triton.kernels": ["triton"],
+    "backends.triton.rounded_kernels": ["triton"],
 }
 CORE = ("algorithm", "backends", "optimizer", *(name for name in BESIDE if name != "__init__"))
 
@@ -127,7 +127,7 @@ if {triton == "missing"}:
 p = torch.ones(3, requires_grad=True)
 p.grad = torch.ones(3)
 ADOPT([p]).step()
-assert "adopt_hf.backends.triton_kernels" not in sys.modules
+assert "adopt_hf.backends.triton.kernels" not in sys.modules
 """
     said = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert said.startswith("Triton cannot be imported (ModuleNotFoundError: ") == (triton == "missing")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from adopt_hf.backends import native
+from adopt_hf.backends.cpu import compiler
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, cc")
 
@@ -28,8 +28,9 @@ package = pathlib.Path({str(PACKAGE)!r})
 for name, folder in (("adopt_hf", package.parent), ("adopt_hf.backends", package)):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [str(folder)]
-from adopt_hf.backends import cache, native
-print("loaded" if native.load(package / "cpu.c").adopt_step else "")
+from adopt_hf.backends import cache
+from adopt_hf.backends.cpu import compiler
+print("loaded" if compiler.load(package / "cpu" / "kernel.c").adopt_step else "")
 """
 AUTO = """
 import os, pathlib, torch
@@ -47,7 +48,7 @@ ADOPT([p], backend="fused").step()
 
 
 KEPT = """
-print(next(line.split()[-1] for line in open("/proc/self/maps") if "cpu-" in line))
+print(next(line.split()[-1] for line in open("/proc/self/maps") if "kernel-" in line))
 """
 # Of the compiled kernel: dtype of the parameters, and options.
 ROUNDED = [
@@ -122,7 +123,7 @@ def test_without_a_compiler_auto_falls_back_and_fused_says_why(tmp_path: Path) -
 def test_it_is_compiled_once(tmp_path: Path) -> None:
     assert run(LOAD, tmp_path) == "loaded"
     (library,) = tmp_path.iterdir()
-    assert library.name.startswith("cpu-")
+    assert library.name.startswith("kernel-")
     assert library.name.endswith(".so")
     time = library.stat().st_mtime_ns
     assert run(LOAD, tmp_path) == "loaded"
@@ -180,7 +181,7 @@ def test_without_a_home_or_a_folder_for_temporary_files_it_is_loaded_all_the_sam
     nowhere = "import tempfile; tempfile.tempdir = '/proc/nowhere'" + LOAD
     assert run(nowhere, tmp_path) == "loaded"
     err = start(nowhere, Path("/proc/nowhere")).communicate()[1]
-    assert "RuntimeError: cpu.c cannot be compiled and loaded: " in err
+    assert "RuntimeError: kernel.c cannot be compiled and loaded: " in err
 
 
 @pytest.mark.slow
@@ -193,7 +194,7 @@ def test_a_relative_folder(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_it_is_kept_for_the_processor(tmp_path: Path) -> None:
     """A folder may be shared by machines of which one lacks the other's instructions."""
-    other = LOAD.replace("print(", "native._processor = lambda: 'another'\nprint(")
+    other = LOAD.replace("print(", "compiler._processor = lambda: 'another'\nprint(")
     run(LOAD, tmp_path)
     run(other, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
@@ -216,8 +217,8 @@ def test_what_a_killed_process_has_left_is_removed_later(tmp_path: Path) -> None
     ("compiler", "reason"),
     [
         ("nonesuch -m64", "the C compiler that CC names is not there: 'nonesuch -m64'"),
-        ("false", "/false cannot compile cpu.c: exit code 1"),
-        ('"cc', "RuntimeError: cpu.c cannot be compiled and loaded: No closing quotation"),
+        ("false", "/false cannot compile kernel.c: exit code 1"),
+        ('"cc', "RuntimeError: kernel.c cannot be compiled and loaded: No closing quotation"),
         ("/dev/null", "the C compiler that CC names is not there"),
         ("cc -Dfloat=nonesuch", "error: unknown type name 'nonesuch'"),
     ],
@@ -270,8 +271,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def loaded(source: Path) -> int:
-    native.load.cache_clear()
-    return int(native.load(source).answer())
+    compiler.load.cache_clear()
+    return int(compiler.load(source).answer())
 
 
 def planted(folder: Path, name: str = "tiny-") -> Path:
@@ -295,7 +296,7 @@ def test_a_planted_library_is_not_loaded(
 ) -> None:
     folder = tmp_path / "cache"
     folder.mkdir(mode=0o700)
-    mark = planted(folder, f"tiny-{native._key(tiny, native._compiler())}")
+    mark = planted(folder, f"tiny-{compiler._key(tiny, compiler._compiler())}")
     (library,) = folder.iterdir()
     path = folder if whose.startswith("folder") else library
     if whose.endswith("for others"):
@@ -321,7 +322,7 @@ def test_a_relative_xdg_folder_is_not_looked_into(tiny: Path, tmp_path: Path, mo
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cache" / "adopt_hf").mkdir(parents=True)
-    mark = planted(tmp_path / "cache" / "adopt_hf", f"tiny-{native._key(tiny, native._compiler())}")
+    mark = planted(tmp_path / "cache" / "adopt_hf", f"tiny-{compiler._key(tiny, compiler._compiler())}")
     assert loaded(tiny) == 42
     assert (tmp_path / "cache" / "planted code ran") == mark
     assert not mark.exists()
@@ -336,13 +337,13 @@ def test_what_is_loaded_is_what_was_checked(tiny: Path, tmp_path: Path, monkeypa
     (good,) = folder.iterdir()
     mark = planted(folder, "other")
     (bad,) = folder.glob("other-*")
-    digest = native._digest
+    digest = compiler._digest
 
     def replaced_meanwhile(data: bytes) -> str:
         os.replace(bad, good)
         return digest(data)
 
-    monkeypatch.setattr(native, "_digest", replaced_meanwhile)
+    monkeypatch.setattr(compiler, "_digest", replaced_meanwhile)
     assert loaded(tiny) == 42
     assert not mark.exists()
 
@@ -397,7 +398,7 @@ def test_a_useless_library_of_an_earlier_version_is_removed(tiny: Path, tmp_path
     folder = tmp_path / "cache"
     folder.mkdir(mode=0o700)
     data = b"no library"
-    name = f"tiny-{native._key(tiny, native._compiler())}-{hashlib.sha256(data).hexdigest()[:16]}.so"
+    name = f"tiny-{compiler._key(tiny, compiler._compiler())}-{hashlib.sha256(data).hexdigest()[:16]}.so"
     (folder / name).write_bytes(data)
     assert loaded(tiny) == 42
     assert name not in compiled(folder)

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from adopt_hf import ADOPT, backends
 from adopt_hf.backends import agreement, capture, selfcheck, verdicts
-from adopt_hf.backends import triton as backend
+from adopt_hf.backends import triton as triton_package
 from adopt_hf.backends.agreement import Kind, Wrong
+from adopt_hf.backends.triton import launch as backend
 from adopt_hf.backends.verdicts import Verdict
 from adopt_hf.storage import Storage
 from tests import triton_interpreter  # noqa: F401
@@ -49,9 +50,7 @@ def kept(tmp_path: Path) -> list[Path]:
 
 # -- the check, in the interpreter ------------------------------------------------------------------------------------
 
-SOURCES = {
-    name: Path(backend.__file__).with_name(f"{name}.py") for name in ("triton_kernels", "triton_rounded_kernels")
-}
+SOURCES = {name: Path(backend.__file__).with_name(f"{name}.py") for name in ("kernels", "rounded_kernels")}
 QUICK = (({"eps": 0.0, "clip_exp": 0.5, "betas": (0.3, 0.9), "maximize": True}, 8.0, (1, 5)),)
 
 
@@ -88,11 +87,11 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     monkeypatch.setattr(Tensor, "sqrt", root)
 
-    def planted(name: str = "triton_kernels", *changes: tuple[str, str]) -> None:
+    def planted(name: str = "kernels", *changes: tuple[str, str]) -> None:
         modules = {other: load(other, tmp_path, *(changes if other == name else ())) for other in SOURCES}
-        monkeypatch.setattr(backend, "_kernels", lambda: modules["triton_kernels"])
-        monkeypatch.setattr(backends, "triton_rounded_kernels", modules["triton_rounded_kernels"], raising=False)
-        monkeypatch.setitem(sys.modules, "adopt_hf.backends.triton_rounded_kernels", modules["triton_rounded_kernels"])
+        monkeypatch.setattr(backend, "_kernels", lambda: modules["kernels"])
+        monkeypatch.setattr(triton_package, "rounded_kernels", modules["rounded_kernels"], raising=False)
+        monkeypatch.setitem(sys.modules, "adopt_hf.backends.triton.rounded_kernels", modules["rounded_kernels"])
 
     yield planted
     for name in SOURCES:

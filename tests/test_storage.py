@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from adopt_hf import ADOPT, LayerwiseADOPT, keep_float32, param_groups
-from adopt_hf.backends.cpu import why_not
+from adopt_hf.backends.cpu.launch import why_not
 from adopt_hf.moments import CODES, bits_of
 from adopt_hf.quantization import Quantized, dequantize, quantize
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from adopt_hf import ADOPT, LayerwiseADOPT, backends
 from adopt_hf.algorithm import state_dtype, step_scalars
 from adopt_hf.backends import reference
-from adopt_hf.backends import triton as backend
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory
+from adopt_hf.backends.triton import launch as backend
 from tests import triton_interpreter  # noqa: F401
 from tests.oracle import Settings
 
@@ -32,7 +32,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")  # numpy's, of inf and NaN
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-KERNELS = Path(backend.__file__).with_name("triton_kernels.py")
+KERNELS = Path(backend.__file__).with_name("kernels.py")
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from adopt_hf import ADOPT, backends, quantization
 from adopt_hf.algorithm import step_scalars, update
 from adopt_hf.backends import reference
-from adopt_hf.backends import triton as backend
 from adopt_hf.backends.bucket import Memory, RoundedBucket
+from adopt_hf.backends.triton import launch as backend
 from adopt_hf.rounding import GOLDEN, WORD, _mixed, to_bfloat16
 from adopt_hf.storage import BLOCK_SIZES, Storage
 from tests import triton_interpreter  # noqa: F401
@@ -34,7 +34,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")  # numpy's, of inf and NaN
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SOURCE = Path(backend.__file__).with_name("triton_rounded_kernels.py")
+SOURCE = Path(backend.__file__).with_name("rounded_kernels.py")
 Step = Callable[[list[RoundedBucket]], None]
 
 
@@ -49,9 +49,9 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
         return t.double().pow(0.5).float() if t.is_cuda else torch.tensor([math.sqrt(x) for x in t.tolist()])
 
     monkeypatch.setattr(Tensor, "sqrt", lambda t: root(t.flatten()).view(t.shape))
-    from adopt_hf.backends import triton_rounded_kernels
+    from adopt_hf.backends.triton import rounded_kernels
 
-    return triton_rounded_kernels
+    return rounded_kernels
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

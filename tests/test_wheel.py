@@ -93,4 +93,4 @@ def test_with_torch_alone(command: list[str], empty: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert ("fine\n" if command[0] == "-c" else "transformers is not installed") in done.stdout
     files = {path.name for path in (empty.parents[1] / "lib").glob("python*/site-packages/adopt_hf/backends/*")}
-    assert {"cpu.c", "cpu_rounded.h"} <= files  # what is compiled where it is used
+    assert {"kernel.c", "rounded.h"} <= files  # what is compiled where it is used

@@ -1,6 +1,6 @@
 """Compile the kernels of a file for NVIDIA GPUs, without one, and print what they have become, as JSON.
 
-    python tests/triton_sass.py adopt_hf/backends/triton_kernels.py 80:update:fp32:fp32 90:update:bf16:fp32 ...
+    python tests/triton_sass.py adopt_hf/backends/triton/kernels.py 80:update:fp32:fp32 90:update:bf16:fp32 ...
 
 A case is the compute capability, the kernel, and Triton's names of the types of theta and g; ":bare" at its end is for
 a call without grad_scale, found_inf, a tensor lr, coupled weight decay and clipping, ":bits=8:block_size=256" and the

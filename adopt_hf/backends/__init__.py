@@ -11,9 +11,11 @@ from typing import NamedTuple
 import torch
 
 from adopt_hf.algorithm import Hyperparameter
-from adopt_hf.backends import cpu, foreach, reference, selfcheck, triton
+from adopt_hf.backends import foreach, reference, selfcheck
 from adopt_hf.backends.agreement import Kind
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
+from adopt_hf.backends.cpu import launch as cpu_launch
+from adopt_hf.backends.triton import launch as triton_launch
 from adopt_hf.storage import Storage
 
 logger = logging.getLogger("adopt_hf")
@@ -41,18 +43,18 @@ REFERENCE = Backend(
 FOREACH = Backend("foreach operations of torch", _anywhere, foreach.step)
 CPU = Backend(
     "the compiled CPU kernel",
-    cpu.why_not,
-    cpu.step,
-    step_rounded=cpu.step_rounded,
+    cpu_launch.why_not,
+    cpu_launch.step,
+    step_rounded=cpu_launch.step_rounded,
     on_addresses=True,
     of_devices=("cpu",),
 )
 TRITON = Backend(
     "the Triton kernel",
-    triton.why_not,
-    triton.step,
-    triton.step_capturable,
-    triton.step_rounded,
+    triton_launch.why_not,
+    triton_launch.step,
+    triton_launch.step_capturable,
+    triton_launch.step_rounded,
     on_addresses=True,
     of_devices=("cuda",),
 )

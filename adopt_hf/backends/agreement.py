@@ -13,9 +13,10 @@ from torch import Tensor
 
 from adopt_hf import quantization
 from adopt_hf.algorithm import StepScalars, state_dtype, step_scalars, update
-from adopt_hf.backends import reference, triton
+from adopt_hf.backends import reference
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBucket
 from adopt_hf.backends.dense import Columns
+from adopt_hf.backends.triton import launch as triton
 from adopt_hf.storage import Storage
 
 MANY = 150  # small tensors in one table

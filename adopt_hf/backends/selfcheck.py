@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from adopt_hf.backends import capture, triton, verdicts
+from adopt_hf.backends import capture, verdicts
 from adopt_hf.backends.agreement import Kind, Wrong, run
+from adopt_hf.backends.triton import launch as triton
 from adopt_hf.backends.verdicts import Verdict
 
 FORMAT = "1"  # of the check; another one makes all verdicts void

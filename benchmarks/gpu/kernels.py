@@ -183,10 +183,10 @@ def recompilation(check: Check) -> None:
     """One kernel for every number: a learning rate of 0, 1 or 16, other sizes and counts of tensors."""
     if check.skipped_when_dry():
         return
-    from adopt_hf.backends import triton_kernels
+    from adopt_hf.backends.triton import kernels
 
     def compiled() -> int:
-        return sum(len(cache[0]) for cache in triton_kernels.update.device_caches.values())
+        return sum(len(cache[0]) for cache in kernels.update.device_caches.values())
 
     counts = []
     for lr in (1e-3, 0.0, 1.0, 16.0, 0.5):

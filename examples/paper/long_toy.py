@@ -57,10 +57,10 @@ def library() -> Library:
     Raises:
         InputError: If there is no compiler, or what it makes cannot be loaded; says why.
     """
-    from adopt_hf.backends import native
+    from adopt_hf.backends.cpu import compiler
 
     try:
-        loaded = native.load(Path(__file__).with_suffix(".c"))
+        loaded = compiler.load(Path(__file__).with_suffix(".c"))
     except RuntimeError as error:
         raise InputError(str(error)) from error
     whole, real, address = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p

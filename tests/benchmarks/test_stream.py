@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adopt_hf.backends import native
+from adopt_hf.backends.cpu import compiler
 from benchmarks.stepper import DTYPES, gradients
 from benchmarks.stream import SOURCE, Stream
 
@@ -11,7 +11,7 @@ from benchmarks.stream import SOURCE, Stream
 @pytest.fixture(autouse=True)
 def a_compiler() -> None:
     try:
-        native.load(SOURCE)
+        compiler.load(SOURCE)
     except RuntimeError as error:
         pytest.skip(str(error))
 

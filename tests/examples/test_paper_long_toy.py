@@ -110,12 +110,12 @@ def test_wrong_settings(changed: dict[str, Any], message: str) -> None:
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from adopt_hf.backends import native
+    from adopt_hf.backends.cpu import compiler
 
     def missing(source: Path) -> Any:
         raise RuntimeError(f"no compiler for {source.name}")
 
-    monkeypatch.setattr(native, "load", missing)
+    monkeypatch.setattr(compiler, "load", missing)
     long_toy.library.cache_clear()
     try:
         with pytest.raises(InputError, match=r"no compiler for long_toy\.c"):

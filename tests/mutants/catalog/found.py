@@ -148,7 +148,7 @@ MUTANTS = (
     ),
     Mutant(
         "cpu-inf-frozen",
-        "adopt_hf/backends/cpu.c",
+        "adopt_hf/backends/cpu/kernel.c",
         "    if (IS_ODD) u = u + (root - root);",
         "    ;",
         (
@@ -220,7 +220,7 @@ MUTANTS = (
     ),
     Mutant(
         "cpu-1-minus-beta2-off",
-        "adopt_hf/backends/cpu.c",
+        "adopt_hf/backends/cpu/kernel.c",
         "rest2 = all_##REAL((ELEMENT)(1 - s->beta2));",
         "rest2 = all_##REAL((ELEMENT)(1.009 * (1 - s->beta2)));",
         (
@@ -232,7 +232,7 @@ MUTANTS = (
     ),
     Mutant(
         "cpu-8-bit-m-off",
-        "adopt_hf/backends/cpu_rounded.h",
+        "adopt_hf/backends/cpu/rounded.h",
         "(1.0f + size * inverse)",
         "(1.0f + size * inverse * 1.005f)",
         ("tests/test_cpu_rounded.py",),
@@ -240,7 +240,7 @@ MUTANTS = (
     ),
     Mutant(
         "cpu-8-bit-v-off",
-        "adopt_hf/backends/cpu_rounded.h",
+        "adopt_hf/backends/cpu/rounded.h",
         "larger_floats(v * inverse, all_floats(1.0f))",
         "larger_floats(v * inverse * 1.0001f, all_floats(1.0f))",
         ("tests/test_cpu_rounded.py",),
@@ -248,7 +248,7 @@ MUTANTS = (
     ),
     Mutant(
         "fused-temporaries",
-        "adopt_hf/backends/cpu.py",
+        "adopt_hf/backends/cpu/launch.py",
         "table, grad_type, grads = _table(columns, 5)",
         "table, grad_type, grads = _table((columns[0], [g.clone() for g in columns[1]], *columns[2:]), 5)",
         (

@@ -2,8 +2,8 @@
 
 from tests.mutants.mutant import Mutant
 
-CPU_C, ROUNDED_H, NUMBERS_H = (f"adopt_hf/backends/{name}" for name in ("cpu.c", "cpu_rounded.h", "cpu_numbers.h"))
-TRITON, FOREACH = "adopt_hf/backends/triton_kernels.py", "adopt_hf/backends/foreach.py"
+CPU_C, ROUNDED_H, NUMBERS_H = (f"adopt_hf/backends/cpu/{name}" for name in ("kernel.c", "rounded.h", "numbers.h"))
+TRITON, FOREACH = "adopt_hf/backends/triton/kernels.py", "adopt_hf/backends/foreach.py"
 TO_THE_BIT = ("tests/test_cpu.py", "-k", "references_to_the_bit")
 EIGHT_BITS = ("tests/test_cpu_rounded.py",)
 ZERO = ("tests/test_backends.py", "-k", "told_from")
@@ -167,7 +167,7 @@ MUTANTS = (
     ),
     Mutant(
         "cpu-contracted",
-        "adopt_hf/backends/native.py",
+        "adopt_hf/backends/cpu/compiler.py",
         '"-ffp-contract=off"',
         '"-ffp-contract=fast"',
         TO_THE_BIT,
@@ -175,7 +175,7 @@ MUTANTS = (
     ),
     Mutant(
         "native-damaged-library-loaded",
-        "adopt_hf/backends/native.py",
+        "adopt_hf/backends/cpu/compiler.py",
         'intact = kept.name == f"{name}-{_digest(file.read())}.so"',
         "intact = True",
         ("tests/test_native.py", "-k", "damaged or cut_off", *ALSO_SLOW),

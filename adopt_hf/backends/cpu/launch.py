@@ -1,4 +1,4 @@
-"""The update on a CPU in one pass over memory: `cpu.c`, called through ctypes, which lets go of the GIL meanwhile."""
+"""The update on a CPU in one pass over memory: `kernel.c`, called through ctypes, which lets go of the GIL."""
 
 import ctypes
 from array import array
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from adopt_hf.algorithm import StepScalars, state_dtype
-from adopt_hf.backends import native
 from adopt_hf.backends.bucket import Bucket, RoundedBucket
+from adopt_hf.backends.cpu import compiler
 from adopt_hf.backends.dense import Columns, are_same, dense
 from adopt_hf.quantization import layout
 
-SOURCE = Path(__file__).with_suffix(".c")
-TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # numbered as in cpu.c
+SOURCE = Path(__file__).with_name("kernel.c")
+TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # numbered as in kernel.c
 
 
 class _Scalars(ctypes.Structure):
@@ -39,7 +39,7 @@ class _Bucket(ctypes.Structure):
 def _library() -> ctypes.CDLL | RuntimeError:
     """The compiled kernel, or why there is none; tried once a process."""
     try:
-        library = native.load(SOURCE)
+        library = compiler.load(SOURCE)
     except RuntimeError as error:
         return error
     library.adopt_step.argtypes = (ctypes.POINTER(_Bucket), ctypes.c_int64, ctypes.c_int64)

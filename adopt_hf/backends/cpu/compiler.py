@@ -154,7 +154,7 @@ def _key(source: Path, compiler: list[str]) -> str:
     program = Path(compiler[0]).resolve()
     stat = program.stat()
     parts = (" ".join((*compiler, *FLAGS)), f"{program} {stat.st_size} {stat.st_mtime_ns}", _processor())
-    read = [source, *sorted(source.parent.glob(f"{source.stem}_*.h"))]
+    read = [source, *sorted(source.parent.glob("*.h"))]
     return hashlib.sha256("\0".join(parts).encode() + b"".join(file.read_bytes() for file in read)).hexdigest()[:16]
 
 

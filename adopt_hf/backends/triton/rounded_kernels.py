@@ -3,7 +3,7 @@
 
 `triton.py` alone imports this module: importing it imports Triton. The kernel reads, updates and writes each element
 once, and the three numbers of each block. A launch updates a whole bucket, CHUNK elements of one tensor a program, a
-tile of whole blocks at a time. The table is that of `triton_kernels`, of other rows:
+tile of whole blocks at a time. The table is that of `kernels`, of other rows:
 
     0 to 4   addresses of theta, g, m, v and the scales, whose elements lie in the order of their indices
     5        the key of the random bits
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from adopt_hf import quantization, rounding
-from adopt_hf.backends.triton_kernels import equations
+from adopt_hf.backends.triton.kernels import equations
 
 CHUNK = tl.constexpr(8192)  # elements, of four blocks of the largest size
 OF_WARP = 256  # elements at a time, eight a thread

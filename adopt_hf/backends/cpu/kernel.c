@@ -1,6 +1,6 @@
 // ADOPT in one pass over memory: every element is read, updated and written once. The equations are those of
 // adopt_hf/algorithm.py, with its numbers, operation by operation, so that results equal those of the definition.
-// Compiled on first use (native.py) and called through ctypes (cpu.py); links neither Python nor torch.
+// Compiled on first use (compiler.py) and called through ctypes (launch.py); links neither Python nor torch.
 
 #include <math.h>
 #include <pthread.h>
@@ -8,8 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "cpu_numbers.h"
-#include "cpu_vectors.h"
+#include "numbers.h"
+#include "vectors.h"
 
 enum { MAX_THREADS = 256 };
 
@@ -22,7 +22,7 @@ typedef struct {                  // a Bucket, or a RoundedBucket
     const int64_t *table;         // a row a tensor: the addresses of theta, g, m, v, the number of elements; if rounded
                                   // also the address of the scales, the number of columns, and the key of random bits
     int32_t row_length;
-    int32_t param_type, grad_type;  // rows of TYPES in cpu.py
+    int32_t param_type, grad_type;  // rows of TYPES in launch.py
     int32_t bits, block_size, round_param;  // if rounded: bits of the moments; else the bits are 0
     Scalars scalars;
 } Bucket;
@@ -31,7 +31,7 @@ static int64_t chunks_of(int64_t elements, int64_t chunk) { return (elements + c
 
 // -- the update of a stretch of one tensor --------------------------------------------------------------------------
 
-// What the equations ask of their numbers, which are floats, doubles, or vectors of floats (cpu_vectors.h).
+// What the equations ask of their numbers, which are floats, doubles, or vectors of floats (vectors.h).
 static inline float all_float(float x) { return x; }
 static inline double all_double(double x) { return x; }
 
@@ -140,7 +140,7 @@ static const Update UPDATES[4][4] = {  // by the types of theta and g
 
 // -- the update of a block whose results are rounded -----------------------------------------------------------------
 
-#include "cpu_rounded.h"
+#include "rounded.h"
 
 static const float *floats_of(float *restrict copy, const char *x, int32_t type, int64_t n) {  // in x or in copy
     if (type == 0) return (const float *)x;

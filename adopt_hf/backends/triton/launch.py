@@ -1,6 +1,6 @@
 """The update on an NVIDIA GPU: one launch a bucket, of a kernel that finds the tensors in a table of their addresses.
 
-The kernels are in `triton_kernels.py` and `triton_rounded_kernels.py`. Under TRITON_INTERPRET=1 they run on CPU tensors
+The kernels are in `kernels.py` and `rounded_kernels.py`. Under TRITON_INTERPRET=1 they run on CPU tensors
 instead, slowly, for tests.
 """
 
@@ -62,7 +62,7 @@ def step(buckets: Sequence[Bucket]) -> None:
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
     """The same with results that are rounded as the bucket's storage says. One launch a bucket."""
     types = _loaded().TYPES
-    from adopt_hf.backends import triton_rounded_kernels as kernels
+    from adopt_hf.backends.triton import rounded_kernels as kernels
 
     for bucket in buckets:
         s, (bits, block_size, round_param) = bucket.scalars, bucket.storage
@@ -120,10 +120,10 @@ def _kernels() -> ModuleType | str:
 
         if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
             return f"the Triton kernel needs Triton {'.'.join(map(str, OLDEST))} or later, this is {triton.__version__}"
-        from adopt_hf.backends import triton_kernels, triton_rounded_kernels  # noqa: F401 - it must be there, too
+        from adopt_hf.backends.triton import kernels, rounded_kernels  # noqa: F401 - it must be there, too
     except Exception as error:  # noqa: BLE001 - a broken installation raises anything
         return f"Triton cannot be imported ({type(error).__name__}: {error})"
-    return triton_kernels
+    return kernels
 
 
 def version() -> str:
@@ -137,11 +137,11 @@ def lengths(storage: Storage) -> tuple[int, int]:
     kernels = _loaded()
     if storage.is_plain:
         return kernels.CHUNK.value, kernels.BLOCK.value
-    from adopt_hf.backends import triton_rounded_kernels
+    from adopt_hf.backends.triton import rounded_kernels
 
     return (
-        triton_rounded_kernels.CHUNK.value,
-        storage.block_size if storage.bits == 8 else triton_rounded_kernels.UNBLOCKED,
+        rounded_kernels.CHUNK.value,
+        storage.block_size if storage.bits == 8 else rounded_kernels.UNBLOCKED,
     )
 
 
@@ -202,7 +202,7 @@ class Blocks(NamedTuple):
     @classmethod
     def of(cls, params: list[Tensor], block_size: int, is_coded: bool) -> "Blocks":
         """Those of a bucket; where moments are no codes, a tensor is one row."""
-        from adopt_hf.backends import triton_rounded_kernels as kernels
+        from adopt_hf.backends.triton import rounded_kernels as kernels
 
         columns = tuple(layout(t.shape, block_size).columns if is_coded else t.numel() for t in params)
         return cls(block_size, kernels.CHUNK.value // block_size, columns)

@@ -1,0 +1,1 @@
+"""The fused kernel for CPUs: C, compiled where it is used."""

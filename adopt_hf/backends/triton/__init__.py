@@ -1,0 +1,1 @@
+"""The fused kernels for NVIDIA GPUs, in Triton."""
