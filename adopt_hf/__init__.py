@@ -9,7 +9,7 @@ from adopt_hf.integrations.trainer import trainer_kwargs
 from adopt_hf.layerwise import LayerwiseADOPT, LayerwiseADOPTW
 from adopt_hf.optimizer import ADOPT, ADOPTW
 from adopt_hf.param_groups import param_groups
-from adopt_hf.storage import keep_float32
+from adopt_hf.state.formats import keep_float32
 
 __version__ = "0.1.0"
 __all__ = [

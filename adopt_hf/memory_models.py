@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from adopt_hf import quantization
+from adopt_hf.state import quantization
 
 Shape = tuple[int, ...]
 

@@ -10,19 +10,20 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from adopt_hf import algorithm, backends, differences, moments, rounding, states, storage
+from adopt_hf import algorithm, backends
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.backends import capture
-from adopt_hf.entries import Plan
-from adopt_hf.partition import Partition
-from adopt_hf.plan import Kept
-from adopt_hf.sharding import shard_of
+from adopt_hf.distributed.flat import Partition
+from adopt_hf.distributed.sharding import shard_of
+from adopt_hf.plan.build import Kept
+from adopt_hf.plan.entries import Plan
+from adopt_hf.state import conversion, differences, formats, loading, rounding
 
 DEFAULTS: dict[str, Any] = {
     "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
     "backend": "auto",
     "capturable": backends.CAPTURABLE.default,
-    **{name: row.default for name, row in storage.OPTIONS.items()},
+    **{name: row.default for name, row in formats.OPTIONS.items()},
     **{name: row.default for name, row in HYPERPARAMETERS.items() if name not in ("beta1", "beta2")},
 }
 
@@ -65,8 +66,8 @@ class ADOPT(Optimizer):
         backend: "auto" (the fastest that can run), "reference", "foreach" or "fused". A load keeps it as it is here.
         capturable: keep `step`, and `lr` if it is a tensor, on the parameters' device and never wait for it, so that a
             CUDA graph can capture the step, after a few steps without. A load keeps it as it is here.
-        state_bits: bits of a moment: 32, 16 (bfloat16) or 8 (codes in blocks, `adopt_hf.quantization`), the last two
-            rounded stochastically. A load brings the saved state into the form that is asked for here. With 8,
+        state_bits: bits of a moment: 32, 16 (bfloat16) or 8 (codes in blocks, `adopt_hf.state.quantization`), the last
+            two rounded stochastically. A load brings the saved state into the form that is asked for here. With 8,
             tensors of fewer than 4096 elements and those marked by `adopt_hf.keep_float32` keep 32.
         block_size: elements of a block of 8-bit moments: a power of two from 64 to 2048.
         bf16_stochastic_round: round bfloat16 parameters stochastically, so that updates below half of their last place
@@ -138,11 +139,11 @@ class ADOPT(Optimizer):
         self.partitions: dict[Tensor, Partition] = {}
         if regroup is not None:
             params = regroup(list(params))
-        self.kept_plans: Kept = {}  # of the last step, see `adopt_hf.kept_plan`; not in a pickle
+        self.kept_plans: Kept = {}  # of the last step, see `adopt_hf.plan.kept`; not in a pickle
         self.has_noted_first_steps = False  # whether `adopt_hf.first_steps` has seen all that it looks at
         super().__init__(params, defaults | _check_group(defaults))
         if float32_apart:
-            self.param_groups[:] = storage.float32_apart(self.param_groups)
+            self.param_groups[:] = formats.float32_apart(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; hyperparameters that it does not name are the defaults given at construction.
@@ -158,13 +159,13 @@ class ADOPT(Optimizer):
             raise TypeError(f"ADOPT has no param group option {name!r}: {INSTEAD[name]}")
         super().add_param_group(param_group | _check_group(param_group))
         group = self.param_groups[-1]
-        storage.note_marked(group)
+        formats.note_marked(group)
         try:
-            storage.check(group)
+            formats.check(group)
             for i, p in enumerate(group["params"]):
                 if p.device.type == "meta" or not p.requires_grad or is_lazy(p):  # it will have changed until then
                     continue
-                rounded = not storage.storage_of(p, group, i, is_flat=False).is_plain
+                rounded = not formats.storage_of(p, group, i, is_flat=False).is_plain
                 backends.choose(
                     *(group["backend"], p.device, p.dtype),
                     capturable=group["capturable"],
@@ -212,7 +213,7 @@ class ADOPT(Optimizer):
         if not torch.compiler.is_compiling():
             _untraced().update(self, groups, first, key)
             return
-        from adopt_hf.untraced import count_steps, plan_of, step_rounded
+        from adopt_hf.torch_compile import count_steps, plan_of, step_rounded
 
         plan: Plan = plan_of(self, groups, first, key)
         run(plan)
@@ -263,7 +264,7 @@ class ADOPT(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return what torch's optimizers do, with plain numbers in the groups: `weights_only=True` reads no others."""
         saved = super().state_dict()
-        groups = [{name: states.plain(value) for name, value in group.items()} for group in saved["param_groups"]]
+        groups = [{name: loading.plain(value) for name, value in group.items()} for group in saved["param_groups"]]
         for group in groups:
             group["beta2_warmup"] = algorithm.warmup_exponent(group) or False  # a True that was written into the group
         return {**saved, "param_groups": groups}
@@ -282,13 +283,13 @@ class ADOPT(Optimizer):
                 is outside its range, if names or shapes are not the parameters', or if a value cannot be that of a
                 state (a step that is no count, a negative v). Nothing has been changed then.
         """
-        states.check_structure(state_dict)
+        loading.check_structure(state_dict)
         before = differences.numbers(self.param_groups)
-        found: list[states.Member] = []
+        found: list[loading.Member] = []
         saved_state: dict[Any, Any] = {}
 
         def translate(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            translated = states.translated(saved, self.param_groups, self.state, self.partitions)
+            translated = loading.translated(saved, self.param_groups, self.state, self.partitions)
             if translated is None:
                 return saved
             found.extend(translated.members)
@@ -299,9 +300,9 @@ class ADOPT(Optimizer):
             for member in found:
                 saved = saved_state.get(member.saved_id)
                 if saved:
-                    for name in (*moments.FLOATS, *moments.CODES):
+                    for name in (*conversion.FLOATS, *conversion.CODES):
                         if name in saved:
-                            self.state[member.param][name] = moments.loaded(saved[name], member.param.device)
+                            self.state[member.param][name] = conversion.loaded(saved[name], member.param.device)
                     self._bring_into_form(member)
 
         # torch casts the state to the parameters' dtype between these two; both are taken off again.
@@ -316,15 +317,15 @@ class ADOPT(Optimizer):
                 hook.remove()
         differences.warn(before, self.param_groups)
 
-    def _bring_into_form(self, member: states.Member) -> None:
+    def _bring_into_form(self, member: loading.Member) -> None:
         """Bring the loaded state of a parameter into the form that its group asks for."""
         p, partition, state = member.param, self.partitions.get(member.param), self.state[member.param]
         group = self.param_groups[member.group_index]
-        wanted = storage.storage_of(p, group, member.position, is_flat=partition is not None)
+        wanted = formats.storage_of(p, group, member.position, is_flat=partition is not None)
         key = rounding.key((rounding.seed_of(group), member.number, *shard_of(p), int(state["step"])))
         coded = "scales" in state
         if not coded or wanted.bits != 8:
-            moments.bring_into_form(p, state, wanted, partition, key, member.block_size if coded else None)
+            conversion.bring_into_form(p, state, wanted, partition, key, member.block_size if coded else None)
 
 
 OF_ADOPTW: dict[str, Any] = {"decouple": True, "beta2_warmup": True}  # where its defaults are not ADOPT's
@@ -368,10 +369,10 @@ def run(plan: Plan) -> None:
 
 @cache
 def _untraced() -> ModuleType:
-    """Return `adopt_hf.untraced`, which the first step imports. An import statement takes time in every step."""
-    from adopt_hf import untraced
+    """Return `adopt_hf.torch_compile`, which the first step imports. An import statement takes time in every step."""
+    from adopt_hf import torch_compile
 
-    return untraced
+    return torch_compile
 
 
 def is_adopt_optimizer(thing: object) -> bool:
@@ -387,7 +388,7 @@ def _check_group(group: Mapping[str, Any]) -> dict[str, Any]:
     checked = algorithm.check_group(group)
     if "backend" in group:
         checked["backend"] = backends.check_name(group["backend"])
-    for name, option in {"capturable": backends.CAPTURABLE, **storage.OPTIONS}.items():
+    for name, option in {"capturable": backends.CAPTURABLE, **formats.OPTIONS}.items():
         if name in group:
             checked[name] = option.check(name, group[name])
     return checked

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from adopt_hf import quantization
-from adopt_hf.quantization import Quantized
-from adopt_hf.rounding import GOLDEN, WORD, float_of, key, random_bits, to_bfloat16, word_of
+from adopt_hf.state import quantization
+from adopt_hf.state.quantization import Quantized
+from adopt_hf.state.rounding import GOLDEN, WORD, float_of, key, random_bits, to_bfloat16, word_of
 from pages import conditions
 
 RESULTS = conditions.RESULTS / "state_formats.json"
@@ -145,7 +145,7 @@ def with_mantissa(v: Tensor, mantissa: int, bits: Tensor) -> Tensor:
 
 
 class DecayingScale:
-    """The format of `adopt_hf.quantization`."""
+    """The format of `adopt_hf.state.quantization`."""
 
     def __init__(self) -> None:
         self.state = quantization.zeros(torch.Size((BLOCKS, BLOCK)), BLOCK, torch.device("cpu"))

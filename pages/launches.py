@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adopt_hf import memory, memory_models, quantization
+from adopt_hf import memory, memory_models
 from adopt_hf.commands import memory as memory_command
 from adopt_hf.integrations import deepspeed_adam
+from adopt_hf.state import quantization
 from pages import conditions
 from pages.conditions import RESULTS
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adopt_hf import quantization
 from adopt_hf.algorithm import StepScalars, step_scalars, update
 from adopt_hf.backends.bucket import RoundedBucket
-from adopt_hf.storage import Storage
+from adopt_hf.state import quantization
+from adopt_hf.state.formats import Storage
 from tests.oracle import Settings
 from tests.test_backends import runs_on
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adopt_hf import ADOPT, algorithm, backends
-from adopt_hf.partition import Partition, Stretch
+from adopt_hf.distributed.flat import Partition, Stretch
 from tests.test_backends import BACKENDS
 from tests.test_compile import set_lr
 

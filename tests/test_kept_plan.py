@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from adopt_hf import ADOPT, LayerwiseADOPT, plan
-from adopt_hf.partition import Partition, Stretch
+from adopt_hf import ADOPT, LayerwiseADOPT
+from adopt_hf.distributed.flat import Partition, Stretch
+from adopt_hf.plan import build
 
 SHAPES = ((3, 4), (5,), (), (4, 4), (2, 3, 2), (1,))
 
@@ -268,13 +269,13 @@ def test_each_kind_of_gradients_after_ordinary_ones(how: str, options: dict[str,
 
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many plans have been made so far, as the one element of a list."""
-    count, new = [0], plan._new_plan
+    count, new = [0], build._new_plan
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         count[0] += 1
         return new(*args, **kwargs)
 
-    monkeypatch.setattr(plan, "_new_plan", counting)
+    monkeypatch.setattr(build, "_new_plan", counting)
     return count
 
 

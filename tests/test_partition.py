@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adopt_hf import ADOPT
-from adopt_hf.partition import Partition, Span, Stretch, counted
+from adopt_hf.distributed.flat import Partition, Span, Stretch, counted
 
 SETTINGS: dict[str, Any] = {"lr": 0.05, "betas": (0.9, 0.99), "weight_decay": 0.1, "decouple": True}
 STEPS = 8

@@ -6,9 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adopt_hf import quantization
-from adopt_hf.quantization import FEWEST_BITS, LAST, MOST_BITS, Quantized, dequantize, encode, layout, quantize, zeros
-from adopt_hf.rounding import key, random_bits
+from adopt_hf.state import quantization
+from adopt_hf.state.quantization import (
+    FEWEST_BITS,
+    LAST,
+    MOST_BITS,
+    Quantized,
+    dequantize,
+    encode,
+    layout,
+    quantize,
+    zeros,
+)
+from adopt_hf.state.rounding import key, random_bits
 
 SHAPES = [(64, 300), (5000,), (33, 257), (4096,), (20, 3, 100), (700, 7), (2, 128), (1, 4097)]
 

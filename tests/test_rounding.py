@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adopt_hf.rounding import key, random_bits, to_bfloat16
+from adopt_hf.state.rounding import key, random_bits, to_bfloat16
 
 VALUES = torch.tensor([1.0, 1.001, -1.001, 3e-39, 1e-20, 123456.7, -0.3, 0.0, 2.0**-133])
 

@@ -27,7 +27,7 @@ from adopt_hf.backends import triton as triton_package
 from adopt_hf.backends.agreement import Kind, Wrong
 from adopt_hf.backends.triton import launch as backend
 from adopt_hf.backends.verdicts import Verdict
-from adopt_hf.storage import Storage
+from adopt_hf.state.formats import Storage
 from tests import triton_interpreter  # noqa: F401
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")

@@ -25,8 +25,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from adopt_hf import ADOPT
-from adopt_hf.moments import CODES, FLOATS, bits_of
-from adopt_hf.quantization import Quantized, dequantize
+from adopt_hf.state.conversion import CODES, FLOATS, bits_of
+from adopt_hf.state.quantization import Quantized, dequantize
 
 WORLD = 2
 WHOLE = StateDictOptions(full_state_dict=True)

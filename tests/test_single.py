@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adopt_hf import ADOPT, LayerwiseADOPT, rounding
+from adopt_hf import ADOPT, LayerwiseADOPT
+from adopt_hf.state import rounding
 
 FORMS: list[dict[str, Any]] = [{"bf16_stochastic_round": True}, {"state_bits": 16}, {"state_bits": 8}]
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from adopt_hf import ADOPT, LayerwiseADOPT, states
+from adopt_hf import ADOPT, LayerwiseADOPT
 from adopt_hf.backends.dense import is_plain
+from adopt_hf.state import loading
 
 SHAPES = ((64, 128), (3, 4))
 FORMS: dict[str, dict[str, Any]] = {
@@ -135,7 +136,7 @@ FOREIGN: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_states_of_other_optimizers_are_refused(name: str, cls: type[ADOPT]) -> None:
     saved = FOREIGN[name]()
-    assert not states.is_adopt(saved["param_groups"])
+    assert not loading.is_adopt(saved["param_groups"])
     optimizer = cls([nn.Parameter(torch.ones(2, 3))], backend="reference")
     train(optimizer, range(2))
     before = snapshot(optimizer)
@@ -147,10 +148,10 @@ def test_states_of_other_optimizers_are_refused(name: str, cls: type[ADOPT]) -> 
 def test_a_state_of_several_groups_is_adopts_if_all_are() -> None:
     a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     saved = ADOPT([{"params": [a]}, {"params": [b]}]).state_dict()
-    assert states.is_adopt(saved["param_groups"])
+    assert loading.is_adopt(saved["param_groups"])
     saved["param_groups"][1] = BASE | {"params": [1]}
-    assert not states.is_adopt(saved["param_groups"])
-    assert not states.is_adopt([])
+    assert not loading.is_adopt(saved["param_groups"])
+    assert not loading.is_adopt([])
     with pytest.raises(ValueError, match=r"is not ADOPT's. Its param groups have betas, eps, lr, weight_decay"):
         ADOPT([{"params": [a]}, {"params": [b]}]).load_state_dict(saved)
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from adopt_hf import ADOPT, LayerwiseADOPT, keep_float32, param_groups
 from adopt_hf.backends.cpu.launch import why_not
-from adopt_hf.moments import CODES, bits_of
-from adopt_hf.quantization import Quantized, dequantize, quantize
+from adopt_hf.state.conversion import CODES, bits_of
+from adopt_hf.state.quantization import Quantized, dequantize, quantize
 
 CPU_KERNEL = why_not(torch.device("cpu"), torch.float32)
 needs_kernel = pytest.mark.skipif(CPU_KERNEL is not None, reason=f"takes minutes without the CPU kernel: {CPU_KERNEL}")

@@ -36,8 +36,9 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from adopt_hf import ADOPT, backends, storage
+from adopt_hf import ADOPT, backends
 from adopt_hf.algorithm import HYPERPARAMETERS, state_dtype
+from adopt_hf.state import formats
 
 # Importing torch's test helpers forbids this process to assign torch.backends flags, which transformers' tests do.
 with mock.patch("torch.backends.disable_global_flags"):
@@ -169,7 +170,7 @@ ADOPT_INFO = OptimizerInfo(
     not_og_supported_flags=(
         "backend",
         "capturable",
-        *storage.OPTIONS,
+        *formats.OPTIONS,
         "betas",
         *(name for name in HYPERPARAMETERS if name not in ("beta1", "beta2")),
     ),
@@ -280,7 +281,7 @@ def assert_close(a: list[Tensor], b: list[Tensor], steps: int) -> None:
 
 def test_the_inputs_leave_no_hyperparameter_out() -> None:
     arguments = set(inspect.signature(ADOPT).parameters) - {"params", "backend", "capturable", "unknown"}
-    arguments -= {*storage.OPTIONS, "float32_apart"}  # tests/test_storage.py
+    arguments -= {*formats.OPTIONS, "float32_apart"}  # tests/test_storage.py
     arguments.remove("regroup")  # tests/integrations/test_groups.py
     assert arguments == set(HYPERPARAMETERS) - {"beta1", "beta2"} | {"betas"}
     varied = [x.kwargs for x in ADOPT_INFO.optim_inputs_func("cpu")]

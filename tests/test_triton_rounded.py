@@ -19,13 +19,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adopt_hf import ADOPT, backends, quantization
+from adopt_hf import ADOPT, backends
 from adopt_hf.algorithm import step_scalars, update
 from adopt_hf.backends import reference
 from adopt_hf.backends.bucket import Memory, RoundedBucket
 from adopt_hf.backends.triton import launch as backend
-from adopt_hf.rounding import GOLDEN, WORD, _mixed, to_bfloat16
-from adopt_hf.storage import BLOCK_SIZES, Storage
+from adopt_hf.state import quantization
+from adopt_hf.state.formats import BLOCK_SIZES, Storage
+from adopt_hf.state.rounding import GOLDEN, WORD, _mixed, to_bfloat16
 from tests import triton_interpreter  # noqa: F401
 from tests.oracle import Settings
 from tests.test_triton import all_versions, assert_as_defined, compile_kernels, placed, transfers

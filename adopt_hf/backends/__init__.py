@@ -16,7 +16,7 @@ from adopt_hf.backends.agreement import Kind
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.backends.cpu import launch as cpu_launch
 from adopt_hf.backends.triton import launch as triton_launch
-from adopt_hf.storage import Storage
+from adopt_hf.state.formats import Storage
 
 logger = logging.getLogger("adopt_hf")
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf import quantization
 from adopt_hf.algorithm import StepScalars, state_dtype, step_scalars, update
 from adopt_hf.backends import reference
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBucket
 from adopt_hf.backends.dense import Columns
 from adopt_hf.backends.triton import launch as triton
-from adopt_hf.storage import Storage
+from adopt_hf.state import quantization
+from adopt_hf.state.formats import Storage
 
 MANY = 150  # small tensors in one table
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from adopt_hf.algorithm import StepScalars
-from adopt_hf.storage import Storage
+from adopt_hf.state.formats import Storage
 
 
 @dataclass(slots=True)

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf import quantization
 from adopt_hf.algorithm import StepScalars, capturable_scalars, update
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
-from adopt_hf.quantization import Quantized
-from adopt_hf.rounding import random_bits, to_bfloat16
-from adopt_hf.storage import Storage
+from adopt_hf.state import quantization
+from adopt_hf.state.formats import Storage
+from adopt_hf.state.quantization import Quantized
+from adopt_hf.state.rounding import random_bits, to_bfloat16
 
 PIECE = 2**19  # elements, with those that fill up blocks; a multiple of every block size
 

@@ -148,6 +148,6 @@ def _driver() -> str:
 def _source() -> str:
     """Return a digest of the kernels, of what launches them, and of the definition."""
     package = Path(__file__).parents[1]
-    read = [package / f"{name}.py" for name in ("algorithm", "quantization", "rounding", "storage")]
+    read = [package / f"{name}.py" for name in ("algorithm", "state/quantization", "state/rounding", "state/formats")]
     read += sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in read)).hexdigest()

@@ -14,7 +14,7 @@ from adopt_hf import backends
 from adopt_hf.backends import selfcheck
 from adopt_hf.backends.agreement import Kind
 from adopt_hf.optimizer import ADOPT
-from adopt_hf.storage import Storage
+from adopt_hf.state.formats import Storage
 
 STEPS = 3
 SHAPES = ((), (7,), (33, 129), (64, 100), (5000,))

@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 from decimal import Decimal, DecimalException
 
-from adopt_hf import quantization
 from adopt_hf.memory import LARGEST, MASTER, MODES, MOMENTS, OFFLOAD, PRECISIONS, SCALES, WHOLE, Usage, state_bytes
 from adopt_hf.memory_models import MODELS, Model, nearest
+from adopt_hf.state import quantization
 
 SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 TABLE_PARAMS = ("124M", "1.5B", "7B", "13B", "70B")

@@ -30,7 +30,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from adopt_hf.integrations import guard
 from adopt_hf.optimizer import is_adopt_optimizer
-from adopt_hf.states import WEIGHTS_ONLY
+from adopt_hf.state.loading import WEIGHTS_ONLY
 
 logger = logging.getLogger("adopt_hf")
 

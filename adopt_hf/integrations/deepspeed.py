@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import torch
 
-from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, zero
 from adopt_hf.integrations.after_import import when_imported, when_imported_no_more
@@ -25,6 +24,7 @@ from adopt_hf.integrations.deepspeed_adam import offload_states, offloads, one_c
 from adopt_hf.memory import OFFLOAD
 from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
+from adopt_hf.state import formats
 
 logger = logging.getLogger("adopt_hf")
 
@@ -32,7 +32,7 @@ KEYS = (
     *("lr", "betas"),
     *(name for name in HYPERPARAMETERS if name not in ("lr", "beta1", "beta2")),
     *("backend", "capturable"),
-    *storage.OPTIONS,
+    *formats.OPTIONS,
 )
 CLASSES: dict[str, type[ADOPT]] = {"adopt": ADOPT, "adoptw": ADOPTW}  # "type" of a block, in any case
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -298,7 +298,7 @@ def _loaded(config: Any) -> dict[str, Any] | None:
 
 def _adopt_of_block(cls: type[ADOPT], model: Any, params: Any, **kwargs: Any) -> ADOPT:
     """The optimizer of a config's block, whose embeddings keep float32 moments."""
-    storage.keep_float32(embeddings(model))
+    formats.keep_float32(embeddings(model))
     return cls(compat.expert_groups(params), **kwargs, float32_apart=True)
 
 

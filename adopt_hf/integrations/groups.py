@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adopt_hf import quantization, storage
+from adopt_hf.state import formats, quantization
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _check_plain(params: list[Any], loraplus: list[dict[str, Any]]) -> None:
 def _refuse_unseen_embeddings(params: list[Any]) -> None:
     """Raise ValueError if a parameter may be an embedding and no parameter is marked as one."""
     parameters = _parameters(params)
-    if any(getattr(p, storage.MARK, False) for p in parameters):
+    if any(getattr(p, formats.MARK, False) for p in parameters):
         return
     shapes = [tuple(getattr(p, "ds_shape", p.shape)) for p in parameters]  # ZeRO 3 leaves an empty tensor
     matrices = [s for s in shapes if len(s) == 2 and s[0] * s[1] >= quantization.SMALLEST_TENSOR]

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from adopt_hf import states
 from adopt_hf.integrations import compat
 from adopt_hf.optimizer import is_adopt_optimizer
+from adopt_hf.state import loading
 
 
 def register() -> None:
@@ -39,10 +39,10 @@ def load_state_dict(original: Any, /, *args: Any, **kwargs: Any) -> Any:
 def refuse(optimizer: Any, state_dict: Any) -> None:
     """Raise ValueError if `state_dict` is the state of an ADOPT, and `optimizer` neither is ADOPT nor wraps one."""
     saved = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
-    if not saved or not states.is_adopt(saved):
+    if not saved or not loading.is_adopt(saved):
         return
     inner = innermost(optimizer)
-    if not is_adopt_optimizer(inner) and not states.is_adopt(optimizer.param_groups):
+    if not is_adopt_optimizer(inner) and not loading.is_adopt(optimizer.param_groups):
         raise ValueError(refusal(type(inner).__name__))
 
 
@@ -59,7 +59,7 @@ def refusal(name: str, what: str = "the saved state") -> str:
     return (
         f"{what} is that of ADOPT, and the optimizer is {name}: ADOPT's exp_avg averages normalised gradients and not "
         f"raw ones, so that the first step of {name} would move the weights by thousands of learning rates. Go on with "
-        f'ADOPT (optim="adopt" under the Trainer), or with {states.WEIGHTS_ONLY}'
+        f'ADOPT (optim="adopt" under the Trainer), or with {loading.WEIGHTS_ONLY}'
     )
 
 
@@ -85,12 +85,12 @@ def load_fsdp_optimizer(
     """
     folder = Path(input_dir)
     saved, inner = _saved_groups(folder, index), innermost(optimizer)
-    if saved and states.is_adopt(saved) and not is_adopt_optimizer(inner):
+    if saved and loading.is_adopt(saved) and not is_adopt_optimizer(inner):
         raise ValueError(refusal(type(inner).__name__, f"the optimizer's state in {folder}"))
-    if saved and not states.is_adopt(saved) and is_adopt_optimizer(inner):
+    if saved and not loading.is_adopt(saved) and is_adopt_optimizer(inner):
         raise ValueError(
             f"the optimizer's state in {folder} is not that of ADOPT, and the optimizer is {type(inner).__name__}: go "
-            f"on with the optimizer that has written it, or with {states.WEIGHTS_ONLY}"
+            f"on with the optimizer that has written it, or with {loading.WEIGHTS_ONLY}"
         )
     return original(plugin, accelerator, optimizer, model, input_dir, index, **kwargs)
 

@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from adopt_hf import backends, storage
+from adopt_hf import backends
 from adopt_hf.algorithm import HYPERPARAMETERS, Hyperparameter
 from adopt_hf.integrations import peft
+from adopt_hf.state import formats
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-OPTIMIZERS = HYPERPARAMETERS | {"capturable": backends.CAPTURABLE} | storage.OPTIONS
+OPTIMIZERS = HYPERPARAMETERS | {"capturable": backends.CAPTURABLE} | formats.OPTIONS
 TYPED = OPTIMIZERS | peft.HYPERPARAMETERS
 KEYS = (*OPTIMIZERS, "betas", "backend", *peft.HYPERPARAMETERS)
 

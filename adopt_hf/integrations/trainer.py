@@ -5,13 +5,13 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adopt_hf import storage
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import compat, deepspeed, deepspeed_adam, fields, guard, optim_args, peft, zero
 from adopt_hf.integrations.groups import Regroup
 from adopt_hf.layerwise import LayerwiseADOPTW
 from adopt_hf.optimizer import ADOPT, ADOPTW, DEFAULTS, OF_ADOPTW, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
+from adopt_hf.state import formats
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,7 +102,7 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
     kwargs, _, loraplus = _resolve(args)
     cls = _layerwise(args) if args.optim == LAYERWISE else ADOPTW
     if model is not None:
-        storage.keep_float32(embeddings(model))
+        formats.keep_float32(embeddings(model))
     groups = None
     if loraplus is not None:
         groups = peft.loraplus_groups(model, loraplus, kwargs["lr"], kwargs["weight_decay"])
@@ -187,7 +187,7 @@ def _resolve(args: "TrainingArguments") -> _Resolved:
         **OF_ADOPTW,
         "backend": "auto",
         "capturable": False,
-        **{name: option.default for name, option in storage.OPTIONS.items()},
+        **{name: option.default for name, option in formats.OPTIONS.items()},
         "seed": args.seed,
     }
     if args.optim == EIGHT_BITS:

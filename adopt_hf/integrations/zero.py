@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from adopt_hf import differences, states
+from adopt_hf.distributed.flat import Partition, Stretch
 from adopt_hf.integrations import compat, guard
 from adopt_hf.integrations.arrivals import Arrivals, Shared
 from adopt_hf.optimizer import is_adopt_optimizer
-from adopt_hf.partition import Partition, Stretch
+from adopt_hf.state import differences, loading
 
 COUNTS = "adopt_tensor_steps"  # in the universal_checkpoint_info of a checkpoint: name -> step count
 
@@ -23,7 +23,7 @@ NO_NVME_RESUME = (
     "DeepSpeed does not load the optimizer's state from a checkpoint when it is offloaded to NVMe: step counts, and "
     "what was too small to be swapped, would begin anew. Train with the optimizer on the CPU "
     "(offload_optimizer.device=cpu) where a run has to be resumed, or go on with "
-    f"{states.WEIGHTS_ONLY}. DeepSpeed does not find the weights in such a checkpoint; its model.safetensors, which "
+    f"{loading.WEIGHTS_ONLY}. DeepSpeed does not find the weights in such a checkpoint; its model.safetensors, which "
     'the Trainer saves with "stage3_gather_16bit_weights_on_model_save": true, has them'
 )
 
@@ -111,7 +111,7 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
     optimizer: Any = getattr(engine, "basic_optimizer", None)
     saved = [] if optimizer is None else compat.saved_groups(original, engine, args, kwargs)
     if not is_adopt_optimizer(optimizer):
-        if states.is_adopt(saved):
+        if loading.is_adopt(saved):
             refused = guard.refusal(type(optimizer).__name__, "the state in the checkpoint")
             raise ValueError(f"{refused}. {WEIGHTS_ONLY}")
         return original(engine, *args, **kwargs)
@@ -126,7 +126,7 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
             "groups as they were made for the checkpoint"
         )
     try:
-        groups = [states.translated_group(there, group) for there, group in zip(saved, here, strict=False)]
+        groups = [loading.translated_group(there, group) for there, group in zip(saved, here, strict=False)]
     except ValueError as error:
         raise ValueError(f"{error}. {WEIGHTS_ONLY}") from error
     engine.adopt_arrivals.forget()

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adopt_hf import backends, quantization
+from adopt_hf import backends
 from adopt_hf.algorithm import step_scalars
 from adopt_hf.backends.bucket import Bucket, RoundedBucket
-from adopt_hf.storage import Storage
+from adopt_hf.state import quantization
+from adopt_hf.state.formats import Storage
 from benchmarks.gpu.check import Check
 from benchmarks.gpu.problems import DRY_SHAPES, SHAPES, Columns, cloned, columns, group, worst
 

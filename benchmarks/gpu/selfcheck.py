@@ -4,7 +4,7 @@ import torch
 
 from adopt_hf.backends import selfcheck
 from adopt_hf.backends.agreement import Kind
-from adopt_hf.storage import Storage
+from adopt_hf.state.formats import Storage
 from benchmarks.fresh import one_line
 from benchmarks.gpu.check import Check
 

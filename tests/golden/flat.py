@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adopt_hf import ADOPT
-from adopt_hf.partition import Partition, Stretch
+from adopt_hf.distributed.flat import Partition, Stretch
 
 
 class Rank:

@@ -7,8 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from adopt_hf import ADOPT, LayerwiseADOPT, differences
+from adopt_hf import ADOPT, LayerwiseADOPT
 from adopt_hf.integrations import zero
+from adopt_hf.state import differences
 
 OTHER: dict[str, Any] = {
     "lr": 0.5,

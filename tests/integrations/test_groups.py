@@ -20,7 +20,7 @@ from transformers import Trainer
 import adopt_hf
 from adopt_hf import ADOPT, ADOPTW
 from adopt_hf.integrations.groups import Regroup
-from adopt_hf.moments import bits_of
+from adopt_hf.state.conversion import bits_of
 
 PROJECTOR_LR, EMBEDDING_LR = 2e-5, 5e-5
 

@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from adopt_hf import ADOPT, param_groups, storage
+from adopt_hf import ADOPT, param_groups
 from adopt_hf.commands import main
 from adopt_hf.commands import memory as memory_command
 from adopt_hf.memory import MODES, PRECISIONS, Usage, state_bytes
 from adopt_hf.memory_models import MODELS, nearest
+from adopt_hf.state import formats
 
 GROUPS = [[(5, 3), (4,)], [(7,)]]  # 19 and 7 elements
 
@@ -138,7 +139,7 @@ def test_known_models_are_those_of_transformers(name: str) -> None:
     groups = param_groups(model, 0.1)
     known = MODELS[name]
     for group, shapes, positions in zip(groups, known.groups, known.embeddings, strict=True):
-        marked = [getattr(p, storage.MARK, False) for p in group["params"]]
+        marked = [getattr(p, formats.MARK, False) for p in group["params"]]
         found = sorted(zip(map(tuple, (p.shape for p in group["params"])), marked, strict=True))
         assert found == sorted((shape, position in positions) for position, shape in enumerate(shapes))
 

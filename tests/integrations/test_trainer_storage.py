@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer,
 
 from adopt_hf import ADOPT, ADOPTW, LayerwiseADOPTW, trainer_kwargs
 from adopt_hf.integrations import trainer as trainer_module
-from adopt_hf.moments import bits_of
+from adopt_hf.state.conversion import bits_of
 
 
 def arguments(folder: Path, **fields: Any) -> TrainingArguments:

@@ -15,7 +15,7 @@ from adopt_hf.algorithm import StepScalars, state_dtype
 from adopt_hf.backends.bucket import Bucket, RoundedBucket
 from adopt_hf.backends.cpu import compiler
 from adopt_hf.backends.dense import Columns, are_same, dense
-from adopt_hf.quantization import layout
+from adopt_hf.state.quantization import layout
 
 SOURCE = Path(__file__).with_name("kernel.c")
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # numbered as in kernel.c

@@ -1,5 +1,5 @@
-// What is kept in 8 or 16 bits, or rounded stochastically: the formats of adopt_hf/quantization.py and the random bits
-// of adopt_hf/rounding.py, operation by operation. All of it works on pieces that stay in the first cache.
+// What is kept in 8 or 16 bits, or rounded stochastically: the formats of adopt_hf/state/quantization.py and the random bits
+// of adopt_hf/state/rounding.py, operation by operation. All of it works on pieces that stay in the first cache.
 
 enum { LARGEST_BLOCK = 2048 };
 enum { ONE = 0x3f800000, NOT_FINITE = 0x7f800000, TINY = 0x0d800000 };  // bits of 1, inf and 2^-100

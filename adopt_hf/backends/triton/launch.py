@@ -18,8 +18,8 @@ from torch import Tensor
 from adopt_hf.algorithm import StepScalars, warmup_exponent
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.backends.dense import are_same, dense
-from adopt_hf.quantization import layout
-from adopt_hf.storage import Storage
+from adopt_hf.state.formats import Storage
+from adopt_hf.state.quantization import layout
 
 OLDEST = (3, 6)  # Triton: earlier ones take subnormal numbers for zero in roots and quotients
 LOWEST = (7, 5)  # compute capability that they have been compiled for

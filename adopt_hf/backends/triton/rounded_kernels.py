@@ -16,8 +16,8 @@ tile of whole blocks at a time. The table is that of `kernels`, of other rows:
 import triton
 import triton.language as tl
 
-from adopt_hf import quantization, rounding
 from adopt_hf.backends.triton.kernels import equations
+from adopt_hf.state import quantization, rounding
 
 CHUNK = tl.constexpr(8192)  # elements, of four blocks of the largest size
 OF_WARP = 256  # elements at a time, eight a thread

@@ -16,7 +16,7 @@ MUTANTS = (
     ),
     Mutant(
         "differences-not-said",
-        "adopt_hf/differences.py",
+        "adopt_hf/state/differences.py",
         "    if message not in _told:",
         "    if False:",
         ("tests/integrations/test_differences.py",),
@@ -56,7 +56,7 @@ MUTANTS = (
     ),
     Mutant(
         "one-optimizer-a-parameter-draws-the-same",
-        "adopt_hf/single.py",
+        "adopt_hf/state/tensor_key.py",
         "        group[rounding.TENSOR_KEY] = copies[0][rounding.TENSOR_KEY] = _key(group, p, p.grad)",
         "        pass",
         ("tests/test_single.py",),
@@ -124,7 +124,7 @@ MUTANTS = (
     ),
     Mutant(
         "storage-captured-in-8-bits",
-        "adopt_hf/storage.py",
+        "adopt_hf/state/formats.py",
         "    _check_capturable(group)\n    _check_dtype(p",
         "    _check_dtype(p",
         (
@@ -184,7 +184,7 @@ MUTANTS = (
     ),
     Mutant(
         "default-dtype-of-scales",
-        "adopt_hf/quantization.py",
+        "adopt_hf/state/quantization.py",
         "3, dtype=torch.float32, device=device)",
         "3, device=device)",
         ("tests/test_default_dtype.py",),
@@ -192,7 +192,7 @@ MUTANTS = (
     ),
     Mutant(
         "states-scales-of-nan",
-        "adopt_hf/quantization.py",
+        "adopt_hf/state/quantization.py",
         "        & ((v >= TINIEST) & (v < largest_v))\n",
         "",
         ("tests/test_states.py",),
@@ -200,7 +200,7 @@ MUTANTS = (
     ),
     Mutant(
         "states-numpy-numbers-saved",
-        "adopt_hf/states.py",
+        "adopt_hf/state/loading.py",
         "    if isinstance(value, Real):\n        return float(value)\n",
         "",
         ("tests/test_states.py",),
@@ -208,7 +208,7 @@ MUTANTS = (
     ),
     Mutant(
         "compiled-capturable-recompiles",
-        "adopt_hf/kept_plan.py",
+        "adopt_hf/plan/kept.py",
         '                    changing["group"] = algorithm.capturable_group_for_compiler(changing["group"])',
         "                    pass",
         (
@@ -284,7 +284,7 @@ MUTANTS = (
     ),
     Mutant(
         "shards-observe-apart",
-        "adopt_hf/entries.py",
+        "adopt_hf/plan/entries.py",
         "        sum_over_shards(sharding, nonzero)\n",
         "        pass\n",
         (

@@ -56,7 +56,7 @@ MUTANTS = (
     Mutant(
         "trainer-embeddings-in-8-bits",
         f"{INTEGRATIONS}trainer.py",
-        "        storage.keep_float32(embeddings(model))\n",
+        "        formats.keep_float32(embeddings(model))\n",
         "        embeddings(model)\n",
         OF_STORAGE,
         "embeddings would have 8-bit moments",
@@ -96,8 +96,8 @@ MUTANTS = (
     Mutant(
         "guard-adopts-state-in-adam",
         f"{INTEGRATIONS}guard.py",
-        "    if not saved or not states.is_adopt(saved):",
-        "    if not saved or states.is_adopt(saved):",
+        "    if not saved or not loading.is_adopt(saved):",
+        "    if not saved or loading.is_adopt(saved):",
         OF_GUARD,
         "AdamW would go on with ADOPT's moments, and move weights by 10,000 times the learning rate",
     ),
@@ -120,8 +120,8 @@ MUTANTS = (
     Mutant(
         "import-of-checkpoints",
         f"{INTEGRATIONS}guard.py",
-        "import torch\n\nfrom adopt_hf import states\n",
-        "import torch\nimport torch.distributed.checkpoint\n\nfrom adopt_hf import states\n",
+        "import torch\n\nfrom adopt_hf.integrations import compat\n",
+        "import torch\nimport torch.distributed.checkpoint\n\nfrom adopt_hf.integrations import compat\n",
         (*OF_ORDERS, "-k", "own_loop"),
         "an own loop would wait for imports that it does not use",
     ),

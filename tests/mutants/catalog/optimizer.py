@@ -4,7 +4,10 @@ from tests.mutants.mutant import Mutant
 
 OPTIMIZER, PLAN, KEPT_PLAN, KNOWN, ENTRIES, PARTITION, STATES, LAYERWISE = (
     f"adopt_hf/{name}.py"
-    for name in ("optimizer", "plan", "kept_plan", "known", "entries", "partition", "states", "layerwise")
+    for name in (
+        *("optimizer", "plan/build", "plan/kept", "plan/known", "plan/entries"),
+        *("distributed/flat", "state/loading", "layerwise"),
+    )
 )
 OF_OPTIMIZER = ("tests/test_optimizer.py",)
 OF_TORCH = ("tests/test_torch_properties.py", "-k", "closure or errors or load")

@@ -2,7 +2,7 @@
 
 from tests.mutants.mutant import Mutant
 
-ALGORITHM, ROUNDING, QUANTIZATION = (f"adopt_hf/{name}.py" for name in ("algorithm", "rounding", "quantization"))
+ALGORITHM, ROUNDING, QUANTIZATION = (f"adopt_hf/{name}.py" for name in ("algorithm", "state/rounding", "state/quantization"))
 SCALARS = ("tests/test_algorithm.py",)
 GOES_ON = ("tests/test_against_torch_adopt.py", "-k", "goes_on")
 KEPT = ("tests/test_kept_plan.py",)
@@ -50,7 +50,7 @@ MUTANTS = (
     ),
     Mutant(
         "state-without-a-warm-up-gets-one",
-        "adopt_hf/states.py",
+        "adopt_hf/state/loading.py",
         '    group.setdefault("beta2_warmup", False)  # torch-adopt and timm have none\n',
         "",
         ("tests/test_adoptw.py",),
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     Mutant(
         "rounding-one-key-for-all-tensors",
-        "adopt_hf/plan.py",
+        "adopt_hf/plan/build.py",
         "prefixes = [rounding.key((seed, number, *shard(kind.sharding))) for number in together.numbers]",
         "prefixes = [rounding.key((seed, 0, *shard(kind.sharding))) for number in together.numbers]",
         ("tests/test_storage.py", "-k", "bits_differ"),
@@ -130,7 +130,7 @@ MUTANTS = (
     ),
     Mutant(
         "storage-small-tensors-in-8-bits",
-        "adopt_hf/quantization.py",
+        "adopt_hf/state/quantization.py",
         "SMALLEST_TENSOR = 4096",
         "SMALLEST_TENSOR = 4097",
         ("tests/test_storage.py", "-k", "smallest"),

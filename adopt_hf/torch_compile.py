@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from adopt_hf import backends, entries, first_steps, plan, single
+from adopt_hf import backends, first_steps
 from adopt_hf.backends import capture
 from adopt_hf.backends.bucket import RoundedBucket
-from adopt_hf.entries import Plan
 from adopt_hf.optimizer import ADOPT, run
+from adopt_hf.plan import build, entries
+from adopt_hf.plan.entries import Plan
+from adopt_hf.state import tensor_key
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -41,8 +43,8 @@ def _plan_of(
     groups, states, partitions = groups or optimizer.param_groups, optimizer.state, optimizer.partitions
     capture.check(groups, states)
     if len(optimizer.param_groups) == 1 and len(optimizer.param_groups[0]["params"]) == 1:
-        single.give_key(optimizer.param_groups, groups, states, partitions)
-    return plan.next_plan(groups, states, partitions, *scaled, compiling, first, optimizer.kept_plans, key)
+        tensor_key.give_key(optimizer.param_groups, groups, states, partitions)
+    return build.next_plan(groups, states, partitions, *scaled, compiling, first, optimizer.kept_plans, key)
 
 
 def _step_rounded(rounded: Mapping[backends.Backend, list[RoundedBucket]]) -> None:

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf import algorithm, moments, rounding
+from adopt_hf import algorithm
 from adopt_hf.backends import Backend
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBucket
-from adopt_hf.partition import Partition, counted
-from adopt_hf.sharding import sum_over_shards
-from adopt_hf.storage import Storage
+from adopt_hf.distributed.flat import Partition, counted
+from adopt_hf.distributed.sharding import sum_over_shards
+from adopt_hf.state import conversion, rounding
+from adopt_hf.state.formats import Storage
 
 
 class Plan(NamedTuple):
@@ -153,7 +154,7 @@ class FlatEntry:
         if self.storage.is_plain:
             return self.partition.spans(active, counts)
         by_step: dict[float, list[Any]] = defaultdict(list)
-        for piece in moments.pieces(self.partition, self.storage.block_size):
+        for piece in conversion.pieces(self.partition, self.storage.block_size):
             if active[piece.tensor]:
                 by_step[counts[piece.tensor]].append(piece)
         return by_step

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf import algorithm, rounding
+from adopt_hf import algorithm
 from adopt_hf.backends.bucket import CapturableBucket, RoundedBucket
-from adopt_hf.entries import Entry, FlatEntry, Plan, Waiting, observed
-from adopt_hf.known import Known
-from adopt_hf.partition import Partition
+from adopt_hf.distributed.flat import Partition
+from adopt_hf.plan.entries import Entry, FlatEntry, Plan, Waiting, observed
+from adopt_hf.plan.known import Known
+from adopt_hf.state import rounding
 
 # What of a param group decides how its tensors are grouped and which backend updates them. The rest are numbers.
 structural_options = itemgetter("backend", "capturable", "state_bits", "block_size", "bf16_stochastic_round", "seed")

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf import quantization
 from adopt_hf.algorithm import Hyperparameter
-from adopt_hf.sharding import is_dtensor
+from adopt_hf.distributed.sharding import is_dtensor
+from adopt_hf.state import quantization
 
 BLOCK_SIZES = tuple(2**i for i in range(6, 12))
 OPTIONS = {  # of a param group

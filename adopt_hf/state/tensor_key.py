@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adopt_hf import names, rounding
-from adopt_hf.partition import Partition
-from adopt_hf.sharding import is_dtensor, needs_redistribution, sharding_of, sum_over_shards
-from adopt_hf.storage import storage_of
+from adopt_hf.distributed.flat import Partition
+from adopt_hf.distributed.sharding import is_dtensor, needs_redistribution, sharding_of, sum_over_shards
+from adopt_hf.state import names, rounding
+from adopt_hf.state.formats import storage_of
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from adopt_hf.rounding import float_of, random_bits, word_of
+from adopt_hf.state.rounding import float_of, random_bits, word_of
 
 BLOCK_SIZE = 256
 SMALLEST_TENSOR = 4096  # elements; smaller ones keep float32 moments

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from adopt_hf import algorithm, backends, moments, rounding
+from adopt_hf import algorithm, backends
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBucket, check_shapes
 from adopt_hf.backends.dense import Columns, is_plain
-from adopt_hf.entries import UNKNOWN, Entry, FlatEntry, Plan, Waiting, agreement, observed
-from adopt_hf.kept_plan import KeptPlan, WithGradient, is_clipped, is_coupled
-from adopt_hf.partition import Partition
-from adopt_hf.sharding import local_real, locally, shard, shard_of, sharding_of
-from adopt_hf.storage import Storage, storage_of
+from adopt_hf.distributed.flat import Partition
+from adopt_hf.distributed.sharding import local_real, locally, shard, shard_of, sharding_of
+from adopt_hf.plan.entries import UNKNOWN, Entry, FlatEntry, Plan, Waiting, agreement, observed
+from adopt_hf.plan.kept import KeptPlan, WithGradient, is_clipped, is_coupled
+from adopt_hf.state import conversion, rounding
+from adopt_hf.state.formats import Storage, storage_of
 
 Kept = dict[Hashable, KeptPlan]
 
@@ -188,10 +189,10 @@ def _by_kind(
             storage = plain_storage if all_plain else storage_of(p, group, position, partition is not None)
             bits, number = storage.bits, before + position
             if not state:
-                moments.add_zeros(p, state, storage, partition)
+                conversion.add_zeros(p, state, storage, partition)
             if "scales" in state if bits != 8 else "scales" not in state:
                 _bring_into_form(p, state, storage, partition, group, number)
-            m_name, v_name = moments.FLOATS if bits != 8 else moments.CODES[:2]
+            m_name, v_name = conversion.FLOATS if bits != 8 else conversion.CODES[:2]
             theta, g, m, v = p, grad, state[m_name], state[v_name]
             if bits != 8 and (m.dtype != v.dtype or m.dtype != (dtypes[p.dtype] if bits == 32 else torch.bfloat16)):
                 _bring_into_form(p, state, storage, partition, group, number)
@@ -214,7 +215,7 @@ def _by_kind(
                 column.append(t)
                 of_all.append(t)
             if bits == 8:
-                moments.check_scales(p, state, partition, group["block_size"])
+                conversion.check_scales(p, state, partition, group["block_size"])
                 scales.append(local_real(state["scales"]))
         before += len(group["params"])
     return {Kind(*key): members for key, members in by_key.items()}, having, everywhere
@@ -237,7 +238,7 @@ def _bring_into_form(
     number: int,
 ) -> None:
     key = rounding.key((rounding.seed_of(group), number, *shard_of(p), int(state["step"])))
-    moments.bring_into_form(p, state, storage, partition, key)
+    conversion.bring_into_form(p, state, storage, partition, key)
 
 
 def _by_step(

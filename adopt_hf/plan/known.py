@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.nn import Parameter
 
-from adopt_hf import moments
-from adopt_hf.sharding import local_real, needs_redistribution, sharding_of
+from adopt_hf.distributed.sharding import local_real, needs_redistribution, sharding_of
+from adopt_hf.state import conversion
 
 gradient_of = attrgetter("grad")
 dtype_of = attrgetter("dtype")
@@ -142,5 +142,7 @@ def _moments(
     """Return the first three of each column: of the moments, and where they are in 8 bits of their scales."""
     floats = [state for state, eight in zip(states, eight_bits, strict=True) if not eight]
     codes = list(compress(states, eight_bits))
-    named = [(name, floats) for name in moments.FLOATS if floats] + [(name, codes) for name in moments.CODES if codes]
+    named = [(name, floats) for name in conversion.FLOATS if floats] + [
+        (name, codes) for name in conversion.CODES if codes
+    ]
     return [(name, those, [state[name] for state in those]) for name, those in named]

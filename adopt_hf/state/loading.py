@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf import algorithm, moments, names, quantization, rounding, storage
-from adopt_hf.partition import Partition
-from adopt_hf.sharding import is_dtensor
+from adopt_hf import algorithm
+from adopt_hf.distributed.flat import Partition
+from adopt_hf.distributed.sharding import is_dtensor
+from adopt_hf.state import conversion, formats, names, quantization, rounding
 
 # Options of torch-adopt's and timm's groups: how the update is computed, and variants of it that ADOPT here has not.
 FOREIGN_IMPLEMENTATION = {"foreach", "fused", "capturable", "max_lr_snapshot"}
@@ -90,7 +91,7 @@ def members(saved_groups: Iterable[Mapping[str, Any]], groups: Iterable[Mapping[
     """Yield the parameters of `groups`, each with its id in the saved groups."""
     number = 0
     for index, (there, here) in enumerate(zip(saved_groups, groups, strict=True)):
-        block_size = there.get("block_size", storage.OPTIONS["block_size"].default)
+        block_size = there.get("block_size", formats.OPTIONS["block_size"].default)
         for position, (saved_id, p) in enumerate(zip(there["params"], here["params"], strict=True)):
             yield Member(saved_id, p, number, position, index, here, block_size)
             number += 1
@@ -178,7 +179,11 @@ def _not_adopts(group: Mapping[str, Any]) -> str:
 def _check_ids(state: Mapping[Any, Any], found: Iterable[Member]) -> None:
     ids = {member.saved_id for member in found}
     for key, value in state.items():
-        if key not in ids and isinstance(value, Mapping) and {"step", *moments.FLOATS, *moments.CODES} & value.keys():
+        if (
+            key not in ids
+            and isinstance(value, Mapping)
+            and {"step", *conversion.FLOATS, *conversion.CODES} & value.keys()
+        ):
             raise ValueError(f"the saved state has a state of parameter {key!r}, which is in none of its param groups")
 
 
@@ -204,7 +209,7 @@ def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[
     for name in KEPT:
         group.pop(name, None)
     for name in {"seed", rounding.TENSOR_KEY} & group.keys():
-        group[name] = storage.OPTIONS["seed"].check(name, group[name])
+        group[name] = formats.OPTIONS["seed"].check(name, group[name])
     return kept | group | algorithm.check_group(group)
 
 
@@ -214,8 +219,8 @@ def _without_own(saved: Any, own: Mapping[str, Any]) -> Any:
     set_optimizer_state_dict of torch.distributed.checkpoint adds what the present state has and the saved one lacks:
     moments in another form.
     """
-    if isinstance(saved, dict) and saved.keys() >= {*moments.FLOATS, *moments.CODES}:
-        for form in (moments.FLOATS, moments.CODES):
+    if isinstance(saved, dict) and saved.keys() >= {*conversion.FLOATS, *conversion.CODES}:
+        for form in (conversion.FLOATS, conversion.CODES):
             if all(name in own and saved[name] is own[name] for name in form):
                 return {name: value for name, value in saved.items() if name not in form}
     return saved
@@ -228,19 +233,19 @@ def _translated_state(member: Member, saved: Any, partition: Partition | None) -
         raise ValueError(f"{what} is of type {type(saved).__name__}, which must be a dict")
     if not saved:
         return {}
-    coded = bool(saved.keys() & set(moments.CODES))
-    wanted = moments.CODES if coded else moments.FLOATS
+    coded = bool(saved.keys() & set(conversion.CODES))
+    wanted = conversion.CODES if coded else conversion.FLOATS
     missing = {"step", *wanted} - saved.keys()
     if missing:
         raise ValueError(
             f"{what} has {', '.join(map(str, saved))} but not {', '.join(sorted(missing))}: "
             "it is not the state of an ADOPT optimizer"
         )
-    if coded and saved.keys() & set(moments.FLOATS):
+    if coded and saved.keys() & set(conversion.FLOATS):
         raise ValueError(f"{what} has moments in 8 bits (scales) and in floating point (exp_avg): it must have one")
     for name in wanted:
         _check_tensor(f"{what} has {name}", saved[name], p)
-    storage.storage_of(p, member.group, member.position, is_flat=partition is not None)
+    formats.storage_of(p, member.group, member.position, is_flat=partition is not None)
     if coded:
         _check_codes(member, saved, partition)
     else:
@@ -292,7 +297,7 @@ def _check_shape(what: str, name: str, moment: Tensor, p: Tensor) -> None:
 
 def _check_floats(member: Member, saved: dict[str, Any]) -> None:
     p = member.param
-    for name in moments.FLOATS:
+    for name in conversion.FLOATS:
         t = saved[name]
         _check_shape(member.what, name, t, p)
         if t.is_complex() != p.is_complex() or not (t.is_floating_point() or t.is_complex()):
@@ -306,16 +311,16 @@ def _check_floats(member: Member, saved: dict[str, Any]) -> None:
 
 def _check_codes(member: Member, saved: dict[str, Any], partition: Partition | None) -> None:
     p, block_size = member.param, member.block_size
-    for name in moments.CODES[:2]:
+    for name in conversion.CODES[:2]:
         _check_shape(member.what, name, saved[name], p)
-    storage.OPTIONS["block_size"].check(f"block_size of {member.what}", block_size)
+    formats.OPTIONS["block_size"].check(f"block_size of {member.what}", block_size)
     here = member.group["block_size"]
     if here != block_size and member.group["state_bits"] == 8:
         raise ValueError(
             f"{member.what} has blocks of {block_size} elements and this optimizer has block_size={here}: "
             f"write block_size={block_size}, or load it with state_bits=32"
         )
-    moments.check_scales(p, saved, partition, block_size, member.what)
+    conversion.check_scales(p, saved, partition, block_size, member.what)
     scales = saved["scales"]
     if not scales.is_meta and not quantization.are_scales(_local(scales)).all():
         raise ValueError(f"{member.what} has scales that no block of 8-bit moments can have, for instance NaN")

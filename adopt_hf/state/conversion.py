@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf import algorithm, quantization
-from adopt_hf.partition import Partition
-from adopt_hf.quantization import Quantized
-from adopt_hf.rounding import random_bits, to_bfloat16
-from adopt_hf.sharding import is_dtensor
-from adopt_hf.storage import Storage
+from adopt_hf import algorithm
+from adopt_hf.distributed.flat import Partition
+from adopt_hf.distributed.sharding import is_dtensor
+from adopt_hf.state import quantization
+from adopt_hf.state.formats import Storage
+from adopt_hf.state.quantization import Quantized
+from adopt_hf.state.rounding import random_bits, to_bfloat16
 
 FLOATS = ("exp_avg", "exp_avg_sq")
 CODES = ("exp_avg_codes", "exp_avg_sq_codes", "scales")

@@ -1,0 +1,1 @@
+"""What is kept of each parameter between two steps: its formats, its conversion, and its loading."""
