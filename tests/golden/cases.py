@@ -174,7 +174,8 @@ def _one_of_two(placement: Any, case: Case, rank: int) -> Iterator[Held]:
     """DTensors on a mesh of two processes, of which this one is the only one that exists."""
     dist.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
     try:
-        mesh = init_device_mesh("cpu", (2,))
+        # DTensor's caches take equal meshes for one, and would hand out that of the other rank: the names differ.
+        mesh = init_device_mesh("cpu", (2,), mesh_dim_names=(f"rank{rank}",))
 
         def distributed(t: Tensor) -> Tensor:
             return distribute_tensor(t, mesh, [placement], src_data_rank=None)
