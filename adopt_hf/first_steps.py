@@ -8,12 +8,18 @@ import logging
 import weakref
 from collections.abc import Hashable
 from dataclasses import dataclass
-
-from torch.optim.optimizer import Optimizer
+from typing import Any, Protocol
 
 SHORT_LIVES = 3  # as many optimizers of one kind in a row that end after their first step are a pattern
 
 logger = logging.getLogger("adopt_hf")
+
+
+class Stepped(Protocol):
+    """The part of a torch optimizer that this module looks at."""
+
+    param_groups: list[dict[str, Any]]
+    state: Any
 
 
 @dataclass
@@ -24,12 +30,12 @@ class _Life:
     kind: Hashable
 
 
-_lives: "weakref.WeakKeyDictionary[Optimizer, _Life]" = weakref.WeakKeyDictionary()
+_lives: "weakref.WeakKeyDictionary[Stepped, _Life]" = weakref.WeakKeyDictionary()
 _short_lives: dict[Hashable, int] = {}  # in a row, by kind
 _warned: set[str] = set()
 
 
-def note(optimizer: Optimizer) -> bool:
+def note(optimizer: Stepped) -> bool:
     """Note a step that is about to be made. Return whether the next ones need not be noted."""
     life = _lives.get(optimizer)
     if life is None:
@@ -40,7 +46,7 @@ def note(optimizer: Optimizer) -> bool:
     return life.steps >= 2
 
 
-def _begin(optimizer: Optimizer) -> _Life:
+def _begin(optimizer: Stepped) -> _Life:
     shapes = tuple(tuple(p.shape) for group in optimizer.param_groups for p in group["params"])
     kind = hash((type(optimizer), shapes))
     life = _lives[optimizer] = _Life(2 if optimizer.state else 0, kind)  # a loaded state has had its first step
@@ -63,7 +69,7 @@ def _end(life: _Life) -> None:
         _short_lives.pop(life.kind, None)
 
 
-def _check_gradients(optimizer: Optimizer) -> None:
+def _check_gradients(optimizer: Stepped) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if parameters and not optimizer.state and all(p.grad is None for p in parameters):
         _warn(

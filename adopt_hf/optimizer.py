@@ -14,10 +14,9 @@ from adopt_hf import algorithm, backends
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.backends import capture
 from adopt_hf.distributed.flat import Partition
-from adopt_hf.distributed.sharding import shard_of
+from adopt_hf.plan import entries
 from adopt_hf.plan.build import Kept
-from adopt_hf.plan.entries import Plan
-from adopt_hf.state import conversion, differences, formats, loading, rounding
+from adopt_hf.state import conversion, differences, formats, loading, prepare
 
 DEFAULTS: dict[str, Any] = {
     "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
@@ -215,8 +214,8 @@ class ADOPT(Optimizer):
             return
         from adopt_hf.torch_compile import count_steps, plan_of, step_rounded
 
-        plan: Plan = plan_of(self, groups, first, key)
-        run(plan)
+        plan: entries.Plan = plan_of(self, groups, first, key)
+        entries.run(plan)
         if plan.rounded:
             step_rounded(plan.rounded)
         count_steps(plan)
@@ -322,10 +321,10 @@ class ADOPT(Optimizer):
         p, partition, state = member.param, self.partitions.get(member.param), self.state[member.param]
         group = self.param_groups[member.group_index]
         wanted = formats.storage_of(p, group, member.position, is_flat=partition is not None)
-        key = rounding.key((rounding.seed_of(group), member.number, *shard_of(p), int(state["step"])))
         coded = "scales" in state
         if not coded or wanted.bits != 8:
-            conversion.bring_into_form(p, state, wanted, partition, key, member.block_size if coded else None)
+            block_size = member.block_size if coded else None
+            prepare.convert(p, state, wanted, partition, group, member.number, block_size)
 
 
 OF_ADOPTW: dict[str, Any] = {"decouple": True, "beta2_warmup": True}  # where its defaults are not ADOPT's
@@ -356,15 +355,6 @@ class ADOPTW(ADOPT):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, decouple=decouple, beta2_warmup=beta2_warmup, **options)
-
-
-def run(plan: Plan) -> None:
-    """Update the buckets of a plan, but for those that are rounded stochastically."""
-    for backend, buckets in plan.buckets.items():
-        backend.step(buckets)
-    for backend, capturable in plan.capturable.items():
-        assert backend.step_capturable is not None  # it would not have been chosen
-        backend.step_capturable(capturable)
 
 
 @cache

@@ -1,40 +1,50 @@
-"""What `torch.compile` runs and does not trace.
+"""Functions that run outside `torch.compile`.
 
-Imported when a step is made and not with the package: `torch.compiler.disable` imports torch._dynamo, which takes a
-second and changes how a process ends. What is given is as little as can be, since Dynamo guards on all of it.
+Import this module lazily, inside `step()`: `torch.compiler.disable` imports torch._dynamo, which takes about a second
+and changes the exit code of a process that SIGINT kills. Pass as few arguments as possible, because Dynamo installs a
+guard for each.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from adopt_hf import backends, first_steps
 from adopt_hf.backends import capture
 from adopt_hf.backends.bucket import RoundedBucket
-from adopt_hf.optimizer import ADOPT, run
+from adopt_hf.distributed.flat import Partition
 from adopt_hf.plan import build, entries
 from adopt_hf.plan.entries import Plan
 from adopt_hf.state import tensor_key
 
 
+class Planned(first_steps.Stepped, Protocol):
+    """The part of `adopt_hf.ADOPT` that a plan is made of."""
+
+    partitions: dict[Tensor, Partition]
+    kept_plans: build.Kept
+    has_noted_first_steps: bool
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def update(optimizer: ADOPT, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable) -> None:
+def update(optimizer: Planned, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable) -> None:
     """Do the whole update where nothing is compiled, see `ADOPT._update`."""
     plan = _plan_of(optimizer, False, groups, first, key)
-    run(plan)
+    entries.run(plan)
     _step_rounded(plan.rounded)
     entries.count_steps(plan)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def plan_of(optimizer: ADOPT, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable) -> Plan:
+def plan_of(optimizer: Planned, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable) -> Plan:
     """Return the plan of the update, which is compiled."""
     return _plan_of(optimizer, True, groups, first, key)
 
 
 def _plan_of(
-    optimizer: ADOPT, compiling: bool, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable
+    optimizer: Planned, compiling: bool, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable
 ) -> Plan:
     if groups is None and not optimizer.has_noted_first_steps:
         optimizer.has_noted_first_steps = first_steps.note(optimizer)

@@ -1,6 +1,6 @@
 """Plan one optimizer step: create missing state, group tensors that share scalars into buckets, choose their backends.
 
-A plan is kept for the next step, see `kept_plan`.
+A plan is kept for the next step, see `adopt_hf.plan.kept`.
 """
 
 from collections import defaultdict
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from adopt_hf import algorithm, backends
+from adopt_hf import backends
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBucket, check_shapes
 from adopt_hf.backends.dense import Columns, is_plain
 from adopt_hf.distributed.flat import Partition
-from adopt_hf.distributed.sharding import local_real, locally, shard, shard_of, sharding_of
+from adopt_hf.distributed.sharding import local_real, locally, shard, sharding_of
 from adopt_hf.plan.entries import UNKNOWN, Entry, FlatEntry, Plan, Waiting, agreement, observed
 from adopt_hf.plan.kept import KeptPlan, WithGradient, is_clipped, is_coupled
-from adopt_hf.state import conversion, rounding
+from adopt_hf.state import prepare, rounding
 from adopt_hf.state.formats import Storage, storage_of
 
 Kept = dict[Hashable, KeptPlan]
@@ -172,7 +172,6 @@ def _by_kind(
     partitions: Mapping[Tensor, Partition],
     first: int,
 ) -> tuple[dict[Kind, Members], WithGradient, Columns]:
-    dtypes = _StateDtypes()
     by_key: dict[tuple[Any, ...], Members] = defaultdict(lambda: Members([], [], ([], [], [], []), [], [], []))
     having = WithGradient([], [], [])
     everywhere: Columns = ([], [], [], [])
@@ -187,16 +186,8 @@ def _by_kind(
             state = states[p]
             partition = partitions.get(p) if partitions else None
             storage = plain_storage if all_plain else storage_of(p, group, position, partition is not None)
-            bits, number = storage.bits, before + position
-            if not state:
-                conversion.add_zeros(p, state, storage, partition)
-            if "scales" in state if bits != 8 else "scales" not in state:
-                _bring_into_form(p, state, storage, partition, group, number)
-            m_name, v_name = conversion.FLOATS if bits != 8 else conversion.CODES[:2]
-            theta, g, m, v = p, grad, state[m_name], state[v_name]
-            if bits != 8 and (m.dtype != v.dtype or m.dtype != (dtypes[p.dtype] if bits == 32 else torch.bfloat16)):
-                _bring_into_form(p, state, storage, partition, group, number)
-                m, v = state[m_name], state[v_name]
+            number = before + position
+            theta, g, (m, v, own_scales) = p, grad, prepare.moments(p, state, storage, partition, group, number)
             if type(p) in (Parameter, Tensor) and type(g) is type(m) is type(v) is Tensor and not p.is_complex():
                 key: tuple[Any, ...] = (index, p.device, p.dtype, g.dtype, storage)
             else:
@@ -210,35 +201,14 @@ def _by_kind(
             positions.append(len(having.params))
             having.params.append(p)
             having.states.append(state)
-            having.eight_bits.append(bits == 8)
+            having.eight_bits.append(own_scales is not None)
             for column, of_all, t in zip(columns, everywhere, (theta, g, m, v), strict=True):
                 column.append(t)
                 of_all.append(t)
-            if bits == 8:
-                conversion.check_scales(p, state, partition, group["block_size"])
-                scales.append(local_real(state["scales"]))
+            if own_scales is not None:
+                scales.append(local_real(own_scales))
         before += len(group["params"])
     return {Kind(*key): members for key, members in by_key.items()}, having, everywhere
-
-
-class _StateDtypes(dict[torch.dtype, torch.dtype]):
-    """`algorithm.state_dtype`, looked up once."""
-
-    def __missing__(self, dtype: torch.dtype) -> torch.dtype:
-        self[dtype] = algorithm.state_dtype(dtype)
-        return self[dtype]
-
-
-def _bring_into_form(
-    p: Tensor,
-    state: dict[str, Any],
-    storage: Storage,
-    partition: Partition | None,
-    group: Mapping[str, Any],
-    number: int,
-) -> None:
-    key = rounding.key((rounding.seed_of(group), number, *shard_of(p), int(state["step"])))
-    conversion.bring_into_form(p, state, storage, partition, key)
 
 
 def _by_step(

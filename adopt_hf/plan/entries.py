@@ -179,6 +179,15 @@ class Waiting(NamedTuple):
     sharding: Any
 
 
+def run(plan: Plan) -> None:
+    """Update the buckets of a plan, but for those that are rounded stochastically."""
+    for backend, buckets in plan.buckets.items():
+        backend.step(buckets)
+    for backend, capturable in plan.capturable.items():
+        assert backend.step_capturable is not None  # it would not have been chosen
+        backend.step_capturable(capturable)
+
+
 def count_steps(plan: Plan) -> None:
     """Write the new step counts into the states."""
     for entry in plan.counted:

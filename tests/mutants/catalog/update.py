@@ -2,7 +2,9 @@
 
 from tests.mutants.mutant import Mutant
 
-ALGORITHM, ROUNDING, QUANTIZATION = (f"adopt_hf/{name}.py" for name in ("algorithm", "state/rounding", "state/quantization"))
+ALGORITHM, ROUNDING, QUANTIZATION = (
+    f"adopt_hf/{name}.py" for name in ("algorithm", "state/rounding", "state/quantization")
+)
 SCALARS = ("tests/test_algorithm.py",)
 GOES_ON = ("tests/test_against_torch_adopt.py", "-k", "goes_on")
 KEPT = ("tests/test_kept_plan.py",)
