@@ -4,8 +4,7 @@ Importing this registers `optim="adopt"` with transformers, if that is installed
 ADOPT where they would replace it. It imports torch only: the other packages are patched when they are imported.
 """
 
-from adopt_hf.integrations.registration import register, register_on_import, unregister
-from adopt_hf.integrations.trainer import trainer_kwargs
+from adopt_hf.integrations import register, register_on_import, trainer_kwargs, unregister
 from adopt_hf.layerwise import LayerwiseADOPT, LayerwiseADOPTW
 from adopt_hf.optimizer import ADOPT, ADOPTW
 from adopt_hf.param_groups import param_groups

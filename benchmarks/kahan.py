@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adopt_hf import ADOPT
-from adopt_hf.integrations import trainer
+from adopt_hf.integrations.transformers import arguments
 
 
 class KahanADOPT(ADOPT):
@@ -31,7 +31,7 @@ class KahanADOPT(ADOPT):
 
 
 if __name__ == "__main__":
-    trainer.ADOPT = KahanADOPT  # type: ignore[misc]
+    arguments.ADOPT = KahanADOPT  # type: ignore[misc]
     script, *sys.argv[1:] = sys.argv[1:]
     sys.argv[0] = script
     sys.path.insert(0, str(Path(script).parent))

@@ -6,7 +6,7 @@ from typing import Any
 
 from adopt_hf import memory, memory_models
 from adopt_hf.commands import memory as memory_command
-from adopt_hf.integrations import deepspeed_adam
+from adopt_hf.integrations.deepspeed.refused import REPLACEMENTS
 from adopt_hf.state import quantization
 from pages import conditions
 from pages.conditions import RESULTS
@@ -97,7 +97,7 @@ def memory_model() -> str:
 
 
 def refused_settings() -> str:
-    lines = [f"| `{'.'.join(row.path)}` | {row.what} |" for row in deepspeed_adam.REPLACEMENTS]
+    lines = [f"| `{'.'.join(row.path)}` | {row.what} |" for row in REPLACEMENTS]
     return "\n".join(["| setting | it |", "| --- | --- |", *lines])
 
 

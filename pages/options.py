@@ -10,7 +10,8 @@ import torch
 
 import adopt_hf
 from adopt_hf.algorithm import WARMUP_EXPONENT
-from adopt_hf.integrations import deepspeed, fields, optim_args
+from adopt_hf.integrations.deepspeed import ds_config
+from adopt_hf.integrations.transformers import fields, optim_args
 
 CLASSES = ("ADOPT", "ADOPTW")
 FIELDS = {"lr": "learning_rate", "weight_decay": "weight_decay", "seed": "seed"}  # of TrainingArguments, beside Adam's
@@ -40,7 +41,7 @@ def keys() -> str:
 
 def deepspeed_keys() -> str:
     """The keys of `params` in an `"optimizer"` block."""
-    return code(deepspeed.KEYS)
+    return code(ds_config.KEYS)
 
 
 def code(names: Any) -> str:

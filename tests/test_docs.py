@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adopt_hf.integrations.zero import OTHER_WORLD_SIZE
+from adopt_hf.integrations.deepspeed.checkpoints import OTHER_WORLD_SIZE
 from adopt_hf.memory import state_bytes
 from pages import launches, markers, options, registry
 from tests.distributed.matrix import COLUMNS, LOOPS, MODES, NOT_HERE, Matrix, is_within_bounds, seen_as

@@ -1,13 +1,15 @@
 """ADOPT in `accelerate.Accelerator`: a prepared ADOPT stays ADOPT, also where DeepSpeed offloads it."""
 
 import functools
+import sys
 from typing import Any
 
-from adopt_hf.integrations import compat, guard
+from adopt_hf.integrations import guard, patching
 from adopt_hf.integrations.after_import import when_imported, when_imported_no_more
-from adopt_hf.integrations.deepspeed import forget_auto, is_adopt_block, is_auto, keep_adopt
+from adopt_hf.integrations.deepspeed.ds_config import forget_auto, is_adopt_block, is_auto, keep_adopt
 from adopt_hf.optimizer import is_adopt_optimizer
 
+ACCELERATE_MIN = "1.10"
 FILLED = ("lr", "weight_decay")  # by Accelerate, from its DummyOptim
 
 
@@ -22,16 +24,16 @@ def unregister() -> None:
 
 
 def _register_now() -> None:
-    reason = compat.accelerate_mismatch()
-    compat.wrap_accelerator_prepare(_prepare if reason is None else functools.partial(_refuse, reason))
-    compat.wrap_accelerated_load(guard.load_state_dict)
-    compat.wrap_fsdp_load("accelerate.accelerator", guard.load_fsdp_optimizer)
+    reason = accelerate_mismatch()
+    wrap_accelerator_prepare(_prepare if reason is None else functools.partial(_refuse, reason))
+    wrap_accelerated_load(guard.load_state_dict)
+    guard.wrap_fsdp_load("accelerate.accelerator", guard.load_fsdp_optimizer)
 
 
 def _unregister_now() -> None:
-    compat.unwrap_accelerator_prepare()
-    compat.unwrap_accelerated_load()
-    compat.unwrap_fsdp_load("accelerate.accelerator")
+    unwrap_accelerator_prepare()
+    unwrap_accelerated_load()
+    guard.unwrap_fsdp_load("accelerate.accelerator")
 
 
 def _prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
@@ -87,3 +89,63 @@ def _fill(block: dict[str, Any], given: dict[str, Any]) -> None:
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
+
+
+# -- Accelerator.prepare: ADOPT stays ADOPT under ZeRO-Offload ---------------------------------------------------------
+# Issue: where the DeepSpeed config offloads the optimizer, Accelerate replaces every optimizer that it does not know by
+#        DeepSpeedCPUAdam, without a word.
+# Why:   `prepare` is the public method in which it happens; in front of it the config can still say no.
+# Remove when: Accelerate keeps the optimizer that it was given, or raises.
+
+
+def accelerate_mismatch() -> str | None:
+    """Why ADOPT cannot be kept by the imported Accelerate, or None."""
+    import accelerate
+
+    installed = getattr(accelerate, "__version__", "of unknown version")
+    if "self" not in patching._parameters(getattr(accelerate, "Accelerator", None), "prepare"):
+        return f"accelerate {installed} has changed Accelerator.prepare: adopt_hf must be updated"
+    if patching._is_older(installed, ACCELERATE_MIN):
+        return f"ADOPT needs accelerate {ACCELERATE_MIN} or later, installed is {installed}"
+    return None
+
+
+def wrap_accelerator_prepare(around: patching.Around) -> None:
+    """Put `around` around `Accelerator.prepare`, if there is such a method."""
+    import accelerate
+
+    if hasattr(accelerate, "Accelerator") and hasattr(accelerate.Accelerator, "prepare"):
+        patching.wrap(accelerate.Accelerator, "prepare", around)
+
+
+def unwrap_accelerator_prepare() -> None:
+    """Undo `wrap_accelerator_prepare`."""
+    import accelerate
+
+    if hasattr(accelerate, "Accelerator") and hasattr(accelerate.Accelerator, "prepare"):
+        patching.unwrap(accelerate.Accelerator, "prepare")
+
+
+# -- AcceleratedOptimizer.load_state_dict: the same, for classes with a method of their own ----------------------------
+# Issue: bitsandbytes' optimizers do not call torch's method.
+# Why:   the Trainer and Accelerate load every optimizer through this wrapper of theirs.
+# Remove when: the one above is removed.
+
+
+def wrap_accelerated_load(around: patching.Around) -> None:
+    """Put `around` around `AcceleratedOptimizer.load_state_dict`, if there is such a method."""
+    owner = _accelerated_optimizer()
+    if owner is not None:
+        patching.wrap(owner, "load_state_dict", around)
+
+
+def unwrap_accelerated_load() -> None:
+    """Undo `wrap_accelerated_load`."""
+    owner = _accelerated_optimizer()
+    if owner is not None:
+        patching.unwrap(owner, "load_state_dict")
+
+
+def _accelerated_optimizer() -> Any:
+    """Return the class of which Accelerate makes prepared optimizers, or None for a stand-in of the package."""
+    return getattr(sys.modules.get("accelerate.optimizer"), "AcceleratedOptimizer", None)

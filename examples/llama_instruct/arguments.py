@@ -19,8 +19,8 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.backends import cache
-from adopt_hf.integrations import optim_args
 from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError, after_interrupt
+from adopt_hf.integrations.transformers import optim_args
 
 HERE = Path(__file__).parent
 DEFAULT_CONFIG = HERE / "configs" / "stdlib.yaml"

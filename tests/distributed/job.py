@@ -35,8 +35,8 @@ from transformers import (
 )
 
 import adopt_hf
-from adopt_hf.integrations import optim_args
 from adopt_hf.integrations.deepspeed import config as deepspeed_config
+from adopt_hf.integrations.transformers import optim_args
 
 STEPS, SAVED = 20, 10
 GLOBAL_BATCH = 8

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
-from adopt_hf.integrations.zero import NO_NVME_RESUME
+from adopt_hf.integrations.deepspeed.checkpoints import NO_NVME_RESUME
 from tests.distributed.conftest import CONFIGS, launch, run, torchrun
 from tests.distributed.job import STEPS
 from tests.distributed.test_matrix import FP32_TOLERANCE, largest_difference, ranks, weights

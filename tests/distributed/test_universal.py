@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adopt_hf.integrations.zero import OTHER_WORLD_SIZE
+from adopt_hf.integrations.deepspeed.checkpoints import OTHER_WORLD_SIZE
 from tests.distributed.conftest import run, torchrun
 from tests.distributed.job import SAVED
 from tests.distributed.test_matrix import FP32_TOLERANCE, largest_difference, ranks, weights

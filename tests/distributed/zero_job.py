@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from adopt_hf import ADOPT
-from adopt_hf.integrations import arrivals
+from adopt_hf.integrations.deepspeed import arrivals
 from adopt_hf.integrations.deepspeed import config as adopt_config
-from adopt_hf.integrations.zero import _step_counts
+from adopt_hf.integrations.deepspeed.checkpoints import _step_counts
 from tests.distributed.deepspeed_job import (
     NUMBERS,
     ROWS,
@@ -48,7 +48,7 @@ from tests.distributed.deepspeed_job import (
     weights_of,
 )
 
-PACKAGE = str(Path(arrivals.__file__).parents[1])
+PACKAGE = str(Path(arrivals.__file__).parents[2])
 
 
 class WithUnused(Late):

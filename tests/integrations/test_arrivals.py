@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from adopt_hf.integrations.arrivals import host_group
+from adopt_hf.integrations.deepspeed.arrivals import host_group
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
 import adopt_hf
-from adopt_hf.integrations import compat, registration, trainer
+from adopt_hf.integrations.transformers import names, patches
 
 STEP = """
 def adopt_works():
@@ -306,7 +306,7 @@ def test_without_transformers(python: Any, no_transformers: dict[str, str], tmp_
 def test_which_versions_fit(version: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule alone; what it asks of the code is there in the installed one."""
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    reason = compat.transformers_mismatch()
+    reason = patches.transformers_mismatch()
     assert (reason is None) == fits, reason
     if reason is not None:
         assert version in reason
@@ -316,7 +316,7 @@ def test_which_versions_fit(version: str, fits: bool, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["_load_from_checkpoint", "_load_best_model"])
 def test_a_changed_way_to_load_checkpoints_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, name, lambda model, folder: None)
-    reason = compat.transformers_mismatch()
+    reason = patches.transformers_mismatch()
     assert reason is not None
     assert f"has changed Trainer.{name}: adopt_hf must be updated" in reason
 
@@ -327,33 +327,33 @@ def test_a_changed_way_to_load_checkpoints_is_named(name: str, monkeypatch: pyte
 def test_a_name_of_transformers_stays(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it would be after a pull request there: the name is theirs, before, in and after `register`."""
     before = list(OptimizerNames)
-    monkeypatch.setattr(trainer, "NAMES", ("stable_adamw", "adopt_here"))
-    monkeypatch.setattr(trainer, "_registered", set())
+    monkeypatch.setattr(names, "NAMES", ("stable_adamw", "adopt_here"))
+    monkeypatch.setattr(names, "_registered", set())
     try:
-        registration.register()
-        assert trainer._registered == {"adopt_here"}
+        adopt_hf.register()
+        assert names._registered == {"adopt_here"}
         assert OptimizerNames("adopt_here") in list(OptimizerNames)
         said = [record for record in caplog.records if "transformers has optim='stable_adamw' itself" in record.message]
         assert [record.levelname for record in said] == ["WARNING"]
-        compat.explain_optimizer_name("stable_adamw", "not this one")
+        names.explain_optimizer_name("stable_adamw", "not this one")
         assert OptimizerNames("stable_adamw") is OptimizerNames.STABLE_ADAMW
     finally:
         for name in ("stable_adamw", "adopt_here"):
-            compat.remove_optimizer_name(name)
+            names.remove_optimizer_name(name)
     assert list(OptimizerNames) == before
     assert OptimizerNames("stable_adamw") is OptimizerNames.STABLE_ADAMW
 
 
 def test_an_explained_name_can_be_removed() -> None:
     before, attributes = list(OptimizerNames), dict(vars(OptimizerNames))
-    compat.explain_optimizer_name("adopt_there", "the reason")
-    compat.explain_optimizer_name("adopt_thence", "another reason")
+    names.explain_optimizer_name("adopt_there", "the reason")
+    names.explain_optimizer_name("adopt_thence", "another reason")
     with pytest.raises(ImportError, match="the reason"):
         OptimizerNames("adopt_there")
     with pytest.raises(ImportError, match="another reason"):
         OptimizerNames("adopt_thence")
-    compat.remove_optimizer_name("adopt_there")
-    compat.remove_optimizer_name("adopt_thence")
+    names.remove_optimizer_name("adopt_there")
+    names.remove_optimizer_name("adopt_thence")
     with pytest.raises(ValueError, match="adopt_there is not a valid OptimizerNames"):
         OptimizerNames("adopt_there")
     assert list(OptimizerNames) == before
@@ -391,7 +391,7 @@ def kept(copy, cls):
         accelerate.Accelerator.prepare(accelerator, optimizer)
     except AttributeError:                      # the original, on this stand-in, after our part has run
         pass
-    initialize = sys.modules["adopt_hf.integrations.deepspeed"]._makes_adopt
+    initialize = sys.modules["adopt_hf.integrations.deepspeed.initialize"]._makes_adopt
     return config.get("zero_force_ds_cpu_optimizer"), initialize(optimizer), initialize(cls)
 for copy in (first, second, third):
     assert kept(copy, copy.ADOPT) == (False, True, True), kept(copy, copy.ADOPT)

@@ -9,8 +9,8 @@ import torch
 from deepspeed.runtime.lr_schedules import OneCycle
 
 from adopt_hf import ADOPT
-from adopt_hf.integrations import deepspeed_adam
-from adopt_hf.integrations.deepspeed import keep_adopt
+from adopt_hf.integrations.deepspeed import adam, ds_config
+from adopt_hf.integrations.deepspeed.ds_config import keep_adopt
 
 ROOT = Path(__file__).parents[2]
 OFFLOADED = {"device": "cpu"}
@@ -72,7 +72,7 @@ def test_all_of_it_is_named_at_once() -> None:
 
 @pytest.mark.parametrize("made", HARMLESS)
 def test_the_rest_is_not(made: dict[str, Any]) -> None:
-    assert deepspeed_adam.replacements(made) == []
+    assert ds_config.replacements(made) == []
 
 
 INITIALIZE = """
@@ -125,7 +125,7 @@ CYCLE: dict[str, Any] = {"cycle_min_lr": 1e-4, "cycle_max_lr": 1e-3, "cycle_firs
 
 @pytest.fixture
 def optimizer() -> ADOPT:
-    deepspeed_adam._told_of_betas = False
+    adam._told_of_betas = False
     return ADOPT([torch.nn.Parameter(torch.zeros(2))], betas=(0.9, 0.9999))
 
 

@@ -19,9 +19,15 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from adopt_hf import ADOPT, ADOPTW
 from adopt_hf.algorithm import WARMUP_EXPONENT
-from adopt_hf.integrations import deepspeed
-from adopt_hf.integrations.deepspeed import block_kwargs, config, forget_auto, is_adopt_block, keep_adopt
-from adopt_hf.integrations.zero import OTHER_WORLD_SIZE
+from adopt_hf.integrations.deepspeed import initialize as door
+from adopt_hf.integrations.deepspeed.checkpoints import OTHER_WORLD_SIZE
+from adopt_hf.integrations.deepspeed.ds_config import (
+    block_kwargs,
+    config,
+    forget_auto,
+    is_adopt_block,
+    keep_adopt,
+)
 
 NUMBERS: dict[str, Any] = {
     "precision": "bf16",
@@ -128,12 +134,12 @@ def make_adamw(params: Any) -> torch.optim.Optimizer:
 def test_a_block_beside_an_adopt_has_no_effect_and_a_warning_says_so(
     name: str, cls: type[ADOPT], is_function: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    deepspeed._warn_of_block.cache_clear()
+    door._warn_of_block.cache_clear()
     model = torch.nn.Linear(2, 2)
     for _ in range(2):
         optimizer: Any = (lambda params: cls(params, lr=0.5)) if is_function else cls(model.parameters(), lr=0.5)
         made = {"optimizer": {"type": name, "params": {"lr": 0.1}}}
-        used = deepspeed._initialize(initialize, model=model, optimizer=optimizer, config=made)
+        used = door._initialize(initialize, model=model, optimizer=optimizer, config=made)
         assert (type(used), used.param_groups[0]["lr"]) == (cls, 0.5)
     assert [record.levelname for record in caplog.records] == ["WARNING"], "once a process"
     assert f'was given ADOPT, and a config with an "optimizer" block of type {name}' in caplog.text
@@ -144,9 +150,9 @@ def test_another_optimizer_beside_an_adopt_block_is_refused(is_function: bool) -
     model = torch.nn.Linear(2, 2)
     optimizer = make_adamw if is_function else make_adamw(model.parameters())
     with pytest.raises(ValueError, match=r"block of the DeepSpeed config asks for adoptw, and .* was given AdamW"):
-        deepspeed._initialize(initialize, model=model, optimizer=optimizer, config={"optimizer": {"type": "adoptw"}})
+        door._initialize(initialize, model=model, optimizer=optimizer, config={"optimizer": {"type": "adoptw"}})
     other = {"optimizer": {"type": "Lion"}}
-    used = deepspeed._initialize(initialize, model=model, optimizer=optimizer, config=other)
+    used = door._initialize(initialize, model=model, optimizer=optimizer, config=other)
     assert type(used) is torch.optim.AdamW, "what is not of ADOPT is DeepSpeed's"
 
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from adopt_hf import ADOPT, LayerwiseADOPT
-from adopt_hf.integrations import zero
+from adopt_hf.integrations.deepspeed import checkpoints
 from adopt_hf.state import differences
 
 OTHER: dict[str, Any] = {
@@ -148,8 +148,8 @@ def test_deepspeeds_load_checkpoint(caplog: pytest.LogCaptureFixture, monkeypatc
             self.basic_optimizer.param_groups[0]["eps"] = 1e-6
             return load_dir, {}
 
-    monkeypatch.setattr(zero.compat, "saved_groups", lambda *args: [])
-    assert zero.load_checkpoint(Engine.load_checkpoint, Engine(), "here") == ("here", {})
+    monkeypatch.setattr(checkpoints, "saved_groups", lambda *args: [])
+    assert checkpoints.load_checkpoint(Engine.load_checkpoint, Engine(), "here") == ("here", {})
     assert ["eps=1e-06 (and not 0.1)" in message for message in said(caplog)] == [True]
 
 

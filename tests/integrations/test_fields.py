@@ -20,8 +20,9 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.trainer_utils import HPSearchBackend
 
 import adopt_hf
-from adopt_hf.integrations import deepspeed, fields
 from adopt_hf.integrations.accelerate import _fill
+from adopt_hf.integrations.deepspeed import ds_config
+from adopt_hf.integrations.transformers import fields
 from tests.integrations.conftest import make_model
 
 OWN = {"beta1": 0.9, "beta2": 0.9999, "eps": 1e-6}
@@ -212,6 +213,6 @@ def test_a_dummy_optim_says_it_too() -> None:
     block = {"type": "ADOPT", "params": {"lr": "auto", "betas": "auto", "clip_exp": 0.5}}
     _fill(block, {"betas": (0.9, 0.999), "eps": 1e-8, "clip_exp": 0.5})
     assert block["params"] == {"lr": "auto", "betas": (0.9, 0.999), "clip_exp": 0.5, "eps": 1e-8}
-    assert deepspeed.block_kwargs({"optimizer": block}, auto_is_filled=True)["betas"] == (0.9, 0.999)
+    assert ds_config.block_kwargs({"optimizer": block}, auto_is_filled=True)["betas"] == (0.9, 0.999)
     with pytest.raises(ValueError, match=r"DummyOptim was given eps=1e-06, and optimizer.params .* has 1e-08: write"):
         _fill(block, {"eps": 1e-6})

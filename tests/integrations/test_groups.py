@@ -19,7 +19,7 @@ from transformers import Trainer
 
 import adopt_hf
 from adopt_hf import ADOPT, ADOPTW
-from adopt_hf.integrations.groups import Regroup
+from adopt_hf.integrations.transformers.groups import Regroup
 from adopt_hf.state.conversion import bits_of
 
 PROJECTOR_LR, EMBEDDING_LR = 2e-5, 5e-5

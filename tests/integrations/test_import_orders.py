@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
-from adopt_hf.integrations import registration
+from adopt_hf.integrations.transformers import registration
 
 HEAVY = (
     *("transformers", "accelerate", "peft", "datasets", "deepspeed"),

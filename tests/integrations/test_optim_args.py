@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from adopt_hf import ADOPT, backends
 from adopt_hf.algorithm import LARGEST, WARMUP_EXPONENT
 from adopt_hf.integrations import peft
-from adopt_hf.integrations.optim_args import KEYS, parse
+from adopt_hf.integrations.transformers.optim_args import KEYS, parse
 
 GOOD: list[tuple[str | None, dict[str, Any]]] = [
     (None, {}),

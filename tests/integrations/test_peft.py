@@ -26,7 +26,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, deepsp
 
 import adopt_hf
 from adopt_hf import ADOPT, ADOPTW
-from adopt_hf.integrations import deepspeed
+from adopt_hf.integrations.deepspeed import ds_config
 from adopt_hf.integrations.peft import LoraPlus, loraplus_groups
 from tests.integrations.bitwise import equal
 
@@ -417,7 +417,7 @@ def test_the_info_line_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 def optimizer_and_schedule(folder: Path, **more: Any) -> Any:
     """What the Trainer hands to DeepSpeed, and the model."""
-    config = deepspeed.config(2, precision="fp32", train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=1)
+    config = ds_config.config(2, precision="fp32", train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=1)
     processed = HfTrainerDeepSpeedConfig(config | more)
     trainer = Trainer(adapted(lora()), arguments(folder, optim_args=f"loraplus_lr_ratio={RATIO}"))
     processed.trainer_config_process(trainer.args)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from adopt_hf import ADOPT, ADOPTW, LayerwiseADOPTW, trainer_kwargs
-from adopt_hf.integrations import trainer as trainer_module
+from adopt_hf.integrations.transformers import arguments as arguments_module
 from adopt_hf.state.conversion import bits_of
 
 
@@ -102,7 +102,7 @@ def test_layerwise_by_default_says_nothing_and_does_not_clip(tmp_path: Path, cap
 
 def test_layerwise_says_once_that_it_does_not_clip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where the number was written, it is not known from the default but for the object that it is."""
-    trainer_module._warn_of_clipping.cache_clear()
+    arguments_module._warn_of_clipping.cache_clear()
     with caplog.at_level(logging.WARNING, "adopt_hf"):
         for _ in range(2):
             trainer_kwargs(arguments(tmp_path, optim="adopt_layerwise", max_grad_norm=float("1.0")))

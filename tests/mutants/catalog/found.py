@@ -64,7 +64,7 @@ MUTANTS = (
     ),
     Mutant(
         "fields-default-set-on-purpose",
-        "adopt_hf/integrations/fields.py",
+        "adopt_hf/integrations/transformers/fields.py",
         "if ADAM[name] in assigned or n != defaults[name]}",
         "if n != defaults[name]}",
         ("tests/integrations/test_fields.py",),
@@ -72,7 +72,7 @@ MUTANTS = (
     ),
     Mutant(
         "groups-embeddings-unseen",
-        "adopt_hf/integrations/groups.py",
+        "adopt_hf/integrations/transformers/groups.py",
         "        if self.unseen_embeddings:\n",
         "        if False:\n",
         ("tests/integrations/test_groups.py",),
@@ -80,7 +80,7 @@ MUTANTS = (
     ),
     Mutant(
         "groups-weight-decay-lost",
-        "adopt_hf/integrations/groups.py",
+        "adopt_hf/integrations/transformers/groups.py",
         "        if self.weight_decay is None or not groups:",
         "        if True:",
         ("tests/integrations/test_groups.py",),
@@ -96,7 +96,7 @@ MUTANTS = (
     ),
     Mutant(
         "one-cycle-sets-the-betas",
-        "adopt_hf/integrations/deepspeed_adam.py",
+        "adopt_hf/integrations/deepspeed/adam.py",
         '        call.arguments["cycle_momentum"] = False\n',
         "",
         ("tests/integrations/test_deepspeed_adam.py",),
@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     Mutant(
         "deepspeed-replacements-taken",
-        "adopt_hf/integrations/deepspeed_adam.py",
+        "adopt_hf/integrations/deepspeed/ds_config.py",
         '        if value is None or value == "auto" or not asks(value):',
         "        if True:",
         ("tests/integrations/test_deepspeed_adam.py",),
@@ -112,7 +112,7 @@ MUTANTS = (
     ),
     Mutant(
         "deepspeed-block-beside-an-optimizer",
-        "adopt_hf/integrations/deepspeed.py",
+        "adopt_hf/integrations/deepspeed/initialize.py",
         "    _check_block(adopted, optimizer)\n",
         "",
         (

@@ -15,7 +15,7 @@ OF_ORDERS = ("tests/integrations/test_import_orders.py",)
 MUTANTS = (
     Mutant(
         "optim-args-twice",
-        f"{INTEGRATIONS}optim_args.py",
+        f"{INTEGRATIONS}transformers/optim_args.py",
         "            if name in values:\n",
         "            if name in ():\n",
         OF_OPTIM_ARGS,
@@ -23,7 +23,7 @@ MUTANTS = (
     ),
     Mutant(
         "optim-args-false-is-true",
-        f"{INTEGRATIONS}optim_args.py",
+        f"{INTEGRATIONS}transformers/optim_args.py",
         "return True if raw.lower() in TRUE else False if raw.lower() in FALSE else raw",
         "return bool(raw)",
         OF_OPTIM_ARGS,
@@ -39,7 +39,7 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-16-for-8-bits",
-        f"{INTEGRATIONS}trainer.py",
+        f"{INTEGRATIONS}transformers/arguments.py",
         'values["state_bits"] = 8',
         'values["state_bits"] = 16',
         OF_STORAGE,
@@ -47,7 +47,7 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-layerwise-on-several-processes",
-        f"{INTEGRATIONS}trainer.py",
+        f"{INTEGRATIONS}transformers/arguments.py",
         'processes: start one": args.world_size > 1,',
         'processes: start one": args.world_size > 2,',
         OF_STORAGE,
@@ -55,7 +55,7 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-embeddings-in-8-bits",
-        f"{INTEGRATIONS}trainer.py",
+        f"{INTEGRATIONS}transformers/arguments.py",
         "        formats.keep_float32(embeddings(model))\n",
         "        embeddings(model)\n",
         OF_STORAGE,
@@ -87,7 +87,7 @@ MUTANTS = (
     ),
     Mutant(
         "deepspeed-unknown-key-taken",
-        f"{INTEGRATIONS}deepspeed.py",
+        f"{INTEGRATIONS}deepspeed/ds_config.py",
         "        if key not in KEYS:\n",
         "        if not key:\n",
         OF_DEEPSPEED,
@@ -120,8 +120,8 @@ MUTANTS = (
     Mutant(
         "import-of-checkpoints",
         f"{INTEGRATIONS}guard.py",
-        "import torch\n\nfrom adopt_hf.integrations import compat\n",
-        "import torch\nimport torch.distributed.checkpoint\n\nfrom adopt_hf.integrations import compat\n",
+        "import torch\n\nfrom adopt_hf.integrations import patching\n",
+        "import torch\nimport torch.distributed.checkpoint\n\nfrom adopt_hf.integrations import patching\n",
         (*OF_ORDERS, "-k", "own_loop"),
         "an own loop would wait for imports that it does not use",
     ),
@@ -135,15 +135,15 @@ MUTANTS = (
     ),
     Mutant(
         "import-trainer-not-asked",
-        f"{INTEGRATIONS}registration.py",
-        "    reason = compat.transformers_mismatch()\n    if reason:\n        _refuse(reason)\n",
+        f"{INTEGRATIONS}transformers/registration.py",
+        "    reason = patches.transformers_mismatch()\n    if reason:\n        _refuse(reason)\n",
         "    reason = None\n    if reason:\n        _refuse(reason)\n",
         ("tests/integrations/test_compat.py", "-m", "slow", "-k", "imported_later"),
         "TrainingArguments would take a name that the Trainer then does not know",
     ),
     Mutant(
         "memory-padding-of-zero",
-        f"{INTEGRATIONS}memory.py",
+        "adopt_hf/memory.py",
         "FLAT_ALIGNMENT = 2",
         "FLAT_ALIGNMENT = 1",
         ("tests/integrations/test_memory.py", "-k", "shapes"),

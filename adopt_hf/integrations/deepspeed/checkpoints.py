@@ -1,23 +1,21 @@
-"""What ADOPT has to know inside a DeepSpeed engine: which tensors have a gradient, and what their step counts are.
+"""DeepSpeed's checkpoints: ADOPT's state apart from others', step counts, and each group's own hyperparameters."""
 
-DeepSpeed shows an optimizer flat partitions. Where a tensor has no gradient it fills in zeros, or leaves an old one in
-its place. Hooks on the model's own parameters bring back what is lost, so that every stage trains as one process.
-"""
-
-import functools
 import glob
+import inspect
 import os
+import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from adopt_hf.distributed.flat import Partition, Stretch
-from adopt_hf.integrations import compat, guard
-from adopt_hf.integrations.arrivals import Arrivals, Shared
+from adopt_hf.integrations import guard
+from adopt_hf.integrations.deepspeed import internals
 from adopt_hf.optimizer import is_adopt_optimizer
 from adopt_hf.state import differences, loading
 
 COUNTS = "adopt_tensor_steps"  # in the universal_checkpoint_info of a checkpoint: name -> step count
+
 
 NO_NVME_RESUME = (
     "DeepSpeed does not load the optimizer's state from a checkpoint when it is offloaded to NVMe: step counts, and "
@@ -27,7 +25,9 @@ NO_NVME_RESUME = (
     'the Trainer saves with "stage3_gather_16bit_weights_on_model_save": true, has them'
 )
 
+
 WEIGHTS_ONLY = "A call of the engine takes the weights only: load_checkpoint(..., load_optimizer_states=False)"
+
 
 OTHER_WORLD_SIZE = (
     "To go on with another number of processes, make a universal checkpoint of it: "
@@ -36,60 +36,10 @@ OTHER_WORLD_SIZE = (
 )
 
 
-def follow(engine: Any) -> None:
-    """Let the ADOPT of a DeepSpeed engine see which tensors have a gradient, and count their steps one by one.
-
-    All processes of the engine call this.
-
-    Raises:
-        ValueError: If the state is on NVMe and has fewer than 32 bits.
-    """
-    optimizer = engine.basic_optimizer
-    bits = {group["state_bits"] for group in optimizer.param_groups} - {32}
-    if bits and is_on_nvme(engine):
-        raise ValueError(
-            f"state_bits={min(bits)} with the optimizer on NVMe: DeepSpeed reads the moments back as float32 numbers, "
-            'whatever they were, as Adam\'s are. Write state_bits=32, or "device": "cpu" in "offload_optimizer"'
-        )
-    compat.universal_checkpoint_info(engine.module)  # is there from now on
-    flat_groups = compat.zero_flat_groups(engine.optimizer)
-    whole = compat.zero_whole_tensors(engine)
-    arrivals = Arrivals(
-        engine,
-        [Shared(group.tensors, group.process_group) for group in flat_groups]
-        + [Shared([model for model, _ in pairs], process_group) for process_group, pairs in whole],
-    )
-    engine.adopt_arrivals = arrivals
-    for number, group in enumerate(flat_groups):
-        partition = Partition(
-            tensors=len(group.tensors),
-            stretches=[Stretch(*stretch) for stretch in group.stretches],
-            arrived=functools.partial(arrivals.take, number),
-            total=functools.partial(arrivals.total, number),
-            number=number * torch.distributed.get_world_size() + torch.distributed.get_rank(),
-        )
-        optimizer.set_partition(group.flat, partition)
-
-    if whole:
-
-        def forget_made_up_gradients(*unused: Any) -> None:
-            for index, (_, pairs) in enumerate(whole, start=len(flat_groups)):
-                for (_, stepped), there in zip(pairs, arrivals.take(index), strict=True):
-                    if there is False:
-                        stepped.grad = None
-
-        optimizer.register_step_pre_hook(forget_made_up_gradients)
-
-    compat.clear_used_gradients(engine.optimizer)
-
-
-# -- checkpoints -------------------------------------------------------------------------------------------------------
-
-
 def save_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
     """`DeepSpeedEngine.save_checkpoint` that writes the step counts where a universal checkpoint keeps them."""
     if is_adopt_optimizer(getattr(engine, "basic_optimizer", None)):
-        info = compat.universal_checkpoint_info(engine.module)
+        info = universal_checkpoint_info(engine.module)
         counts = _step_counts(engine)
         info.pop(COUNTS, None)
         if len(set(counts.values())) > 1:
@@ -109,13 +59,13 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
         RuntimeError: If the optimizer is on NVMe, from where DeepSpeed does not bring all of its state back.
     """
     optimizer: Any = getattr(engine, "basic_optimizer", None)
-    saved = [] if optimizer is None else compat.saved_groups(original, engine, args, kwargs)
+    saved = [] if optimizer is None else saved_groups(original, engine, args, kwargs)
     if not is_adopt_optimizer(optimizer):
         if loading.is_adopt(saved):
             refused = guard.refusal(type(optimizer).__name__, "the state in the checkpoint")
             raise ValueError(f"{refused}. {WEIGHTS_ONLY}")
         return original(engine, *args, **kwargs)
-    if engine.zero_nvme_offload_optimizer() and compat.loads_state(original, engine, args, kwargs):
+    if engine.zero_nvme_offload_optimizer() and loads_state(original, engine, args, kwargs):
         raise RuntimeError(NO_NVME_RESUME)
     from deepspeed.runtime.zero.utils import ZeRORuntimeException
 
@@ -140,40 +90,9 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
     if groups and universal:
         for group, there in zip(here, groups, strict=True):
             group.update({name: value for name, value in there.items() if name != "params"})
-        _set_step_counts(engine, (client_state or {}).get(compat.UNIVERSAL_INFO, {}).get(COUNTS, {}))
+        _set_step_counts(engine, (client_state or {}).get(UNIVERSAL_INFO, {}).get(COUNTS, {}))
     differences.warn(before, optimizer.param_groups)
     return load_path, client_state
-
-
-def is_on_nvme(engine: Any) -> bool:
-    """Return whether `engine` is a DeepSpeed engine whose optimizer is an ADOPT with its state on NVMe."""
-    return is_adopt_optimizer(getattr(engine, "basic_optimizer", None)) and bool(engine.zero_nvme_offload_optimizer())
-
-
-def load_weights(engine: Any, folder: str) -> None:
-    """Load the weights that the Trainer has saved in `folder` into the model of a ZeRO 3 engine, one after the other.
-
-    All processes call this. The float32 copies of the optimizer stay as they are: the weights are not trained further.
-
-    Raises:
-        FileNotFoundError: If there are no weights in the folder.
-    """
-    from deepspeed.runtime.zero import GatheredParameters
-    from safetensors import safe_open
-
-    files = sorted(glob.glob(os.path.join(glob.escape(folder), "model*.safetensors")))
-    if not files:
-        raise FileNotFoundError(
-            f"{folder} has no model.safetensors: the Trainer saves it under ZeRO 3 if the DeepSpeed config has "
-            '"stage3_gather_16bit_weights_on_model_save": true'
-        )
-    tensors = dict(engine.module.named_parameters(remove_duplicate=False)) | dict(engine.module.named_buffers())
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  it is no dictionary
-                with GatheredParameters([tensors[name]], modifier_rank=0), torch.no_grad():
-                    if torch.distributed.get_rank() == 0 or not hasattr(tensors[name], "ds_id"):
-                        tensors[name].copy_(file.get_tensor(name))
 
 
 def _step_counts(engine: Any) -> dict[str, float]:
@@ -181,7 +100,7 @@ def _step_counts(engine: Any) -> dict[str, float]:
     names = {p: name for name, p in engine.module.named_parameters()}
     optimizer = engine.basic_optimizer
     counts: dict[str, float] = {}
-    for group in compat.zero_flat_groups(engine.optimizer):
+    for group in internals.zero_flat_groups(engine.optimizer):
         state = optimizer.state.get(group.flat)
         if state:
             steps = optimizer.partition_of(group.flat).steps(state)
@@ -191,7 +110,72 @@ def _step_counts(engine: Any) -> dict[str, float]:
 
 def _set_step_counts(engine: Any, counts: dict[str, float]) -> None:
     names = {p: name for name, p in engine.module.named_parameters()}
-    for group in compat.zero_flat_groups(engine.optimizer):
+    for group in internals.zero_flat_groups(engine.optimizer):
         state = engine.basic_optimizer.state.get(group.flat)
         if state and counts:
             state["tensor_steps"] = [counts[names[tensor]] for tensor in group.tensors]
+
+
+# -- universal_checkpoint_info: what DeepSpeed's converter wants to find in a checkpoint of stages 1 and 2 -------------
+# Issue: `ds_to_universal` refuses a checkpoint without it, unless told to --inject_missing_state.
+# Why:   the engine saves the attribute of this name that it finds at the model; a client is expected to set it.
+# Remove when: the engine writes it by itself.
+
+UNIVERSAL_INFO = "universal_checkpoint_info"
+
+
+def universal_checkpoint_info(model: Any) -> dict[str, Any]:
+    """The dictionary of that name, made if the model has none: no tensor has a rule of its own."""
+    from deepspeed.checkpoint import constants
+
+    info: dict[str, Any] | None = getattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, None)
+    if info is None:
+        info = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
+        setattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, info)
+    return info
+
+
+# -- Checkpoints: the param groups as they were saved ------------------------------------------------------------------
+# Issue: of a universal checkpoint stage 3 gives every param group the hyperparameters of the first, so that biases and
+#        norms are decayed from then on, and no stage asks whether it is the state of this optimizer. Of others the
+#        weights are loaded before the optimizer can say that the state is of another one.
+# Why:   the checkpoint has the groups as they were saved.
+# Remove when: DeepSpeed asks the optimizer first, and loads universal checkpoints through its load_state_dict.
+
+
+def loads_state(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call of `load_checkpoint` asks for the optimizer's state."""
+    call = inspect.signature(load_checkpoint).bind(engine, *args, **kwargs)
+    call.apply_defaults()
+    return bool(call.arguments.get("load_optimizer_states")) and not call.arguments.get("load_module_only")
+
+
+def saved_groups(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) -> list[dict[str, Any]]:
+    """Return the param groups of the optimizer's state that a call of `load_checkpoint` will load.
+
+    None if it loads no state, or if DeepSpeed will not find the file either and says what is missing.
+    """
+    if not loads_state(load_checkpoint, engine, args, kwargs):
+        return []
+    call = inspect.signature(load_checkpoint).bind(engine, *args, **kwargs)
+    call.apply_defaults()
+    folder, tag, universal = str(call.arguments["load_dir"]), call.arguments["tag"], engine.load_universal_checkpoint()
+    latest = os.path.join(folder, "latest_universal" if universal else "latest")
+    if tag is None and os.path.isfile(latest):
+        with open(latest, encoding="utf-8") as file:
+            tag = file.read().strip()
+    folder = os.path.join(folder, str(tag))
+    names = (os.path.join("zero", "optimizer_state.pt"),) if universal else ("*optim_states.pt", "*model_states.pt")
+    for name in names:
+        for path in sorted(glob.glob(os.path.join(glob.escape(folder), name)))[:1]:
+            saved = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=False)
+            return _groups_in(saved)
+    return []
+
+
+def _groups_in(saved: Any) -> list[dict[str, Any]]:
+    """Return the param groups in a file of a checkpoint, where each stage has them in other dictionaries."""
+    while isinstance(saved, Mapping) and "param_groups" not in saved:
+        inside = [saved[key] for key in ("optimizer_state_dict", "base_optimizer_state", "optimizer") if key in saved]
+        saved = inside[0] if inside else None
+    return list(saved["param_groups"]) if isinstance(saved, Mapping) else []

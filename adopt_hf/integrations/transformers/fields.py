@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from adopt_hf.integrations import compat
+from adopt_hf.integrations.transformers import patches
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -27,12 +27,12 @@ _warned = False
 
 def register(before_optim: Callable[[Any], None]) -> None:
     """Note from now on which of Adam's fields are assigned. Call `before_optim(value)` before `optim` is."""
-    compat.wrap_training_arguments(functools.partial(_assign, before_optim), _set_optimizer)
+    patches.wrap_training_arguments(functools.partial(_assign, before_optim), _set_optimizer)
 
 
 def unregister() -> None:
     """Undo `register()`."""
-    compat.unwrap_training_arguments()
+    patches.unwrap_training_arguments()
 
 
 def set_by_user(args: "TrainingArguments") -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adopt_hf.integrations import compat
+from adopt_hf.integrations.deepspeed import internals
 
 logger = logging.getLogger("adopt_hf")
 
@@ -53,7 +53,7 @@ class Arrivals:
             for tensor in one.tensors
             if tensor.requires_grad
         ]
-        compat.before_backward(engine, self._begin_pass)
+        internals.before_backward(engine, self._begin_pass)
 
     def _begin_pass(self, engine: Any) -> None:
         # DeepSpeed counts micro-batches by calls of its step(); Accelerate only calls that at the last one.
@@ -85,7 +85,7 @@ class Arrivals:
         for any of these, hooks may not see gradients here: the answer is None for each then.
 
         Raises:
-            RuntimeError: If DeepSpeed has lost or repeated a gradient, see `compat.loses_gradients`.
+            RuntimeError: If DeepSpeed has lost or repeated a gradient, see `internals.loses_gradients`.
         """
         engine = self.engine()
         assert engine is not None  # it is calling
@@ -107,7 +107,7 @@ class Arrivals:
         # The last step of an epoch may have fewer micro-batches than the others.
         counted = engine.global_steps == self.step and self.passes
         steps = self.passes if counted else engine.gradient_accumulation_steps()
-        partly = compat.loses_gradients(engine)  # where the single micro-batches matter
+        partly = internals.loses_gradients(engine)  # where the single micro-batches matter
         seen = torch.zeros(1 + len(tensors), steps if partly else 1, dtype=torch.uint8, device="cpu")
         for row, tensor in zip(seen[1:], tensors, strict=True):
             skipped, micro_batches = self.micro_batches.pop(tensor, (-1, set()))

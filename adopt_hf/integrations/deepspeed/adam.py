@@ -1,0 +1,60 @@
+"""Functions of DeepSpeed that are written for Adam: each keeps ADOPT as it is, or is refused by name."""
+
+import inspect
+import logging
+from typing import Any
+
+from adopt_hf.integrations.deepspeed import internals
+from adopt_hf.optimizer import is_adopt_optimizer
+
+logger = logging.getLogger("adopt_hf")
+
+
+_told_of_betas = False
+
+
+def one_cycle(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    """The constructor of DeepSpeed's OneCycle, which leaves the betas of an ADOPT as they are.
+
+    Raises:
+        ValueError: `cycle_momentum` is set to true.
+    """
+    global _told_of_betas
+    call = inspect.signature(original).bind(scheduler, *args, **kwargs)
+    inner = call.arguments["optimizer"]
+    while not is_adopt_optimizer(inner) and hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    if is_adopt_optimizer(inner):
+        if call.arguments.get("cycle_momentum"):
+            raise ValueError(
+                "the optimizer is ADOPT, and cycle_momentum=True makes DeepSpeed's OneCycle scheduler set beta2 to 0.99"
+                ' and, with decay_mom_rate, beta1 to more than 1: write "cycle_momentum": false in the params of the '
+                '"scheduler" block (ADOPT then keeps its own betas), or use torch.optim.lr_scheduler.OneCycleLR, which '
+                "only cycles beta1"
+            )
+        if "cycle_momentum" not in call.arguments and not _told_of_betas:
+            _told_of_betas = True
+            logger.warning(
+                "DeepSpeed's OneCycle scheduler only cycles the learning rate of ADOPT: its cycle_momentum, which is "
+                "on by default, would set beta2 to 0.99. ADOPT keeps its own betas, as with cycle_momentum=False"
+            )
+        call.arguments["cycle_momentum"] = False
+    original(*call.args, **call.kwargs)
+
+
+def offload_states(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
+    """`DeepSpeedEngine.offload_states` that refuses what stage 3 only does with FusedAdam.
+
+    Raises:
+        ValueError: it is asked to move the moments or the float32 weights of ADOPT in stage 3.
+    """
+    if is_adopt_optimizer(getattr(engine, "basic_optimizer", None)) and engine.zero_optimization_stage() == 3:
+        call = inspect.signature(original).bind(engine, *args, **kwargs)
+        moved = internals.states_of_fused_adam(engine, call.arguments.get("include"))
+        if moved:
+            raise ValueError(
+                f"the optimizer is ADOPT, and offload_states would move {' and '.join(moved)}, which DeepSpeed does in "
+                "stage 3 with its FusedAdam only: leave them out of `include` (lp_params, lp_grads and "
+                "contiguous_grad_buffer work), use stage 2, or offload the optimizer (offload_optimizer)"
+            )
+    return original(engine, *args, **kwargs)

@@ -1,0 +1,61 @@
+"""What ADOPT has to know inside a DeepSpeed engine: which tensors have a gradient, and what their step counts are.
+
+DeepSpeed shows an optimizer flat partitions. Where a tensor has no gradient it fills in zeros, or leaves an old one in
+its place. Hooks on the model's own parameters bring back what is lost, so that every stage trains as one process.
+"""
+
+import functools
+from typing import Any
+
+import torch
+
+from adopt_hf.distributed.flat import Partition, Stretch
+from adopt_hf.integrations.deepspeed import checkpoints, ds_config, internals
+from adopt_hf.integrations.deepspeed.arrivals import Arrivals, Shared
+
+
+def follow(engine: Any) -> None:
+    """Let the ADOPT of a DeepSpeed engine see which tensors have a gradient, and count their steps one by one.
+
+    All processes of the engine call this.
+
+    Raises:
+        ValueError: If the state is on NVMe and has fewer than 32 bits.
+    """
+    optimizer = engine.basic_optimizer
+    bits = {group["state_bits"] for group in optimizer.param_groups} - {32}
+    if bits and ds_config.is_on_nvme(engine):
+        raise ValueError(
+            f"state_bits={min(bits)} with the optimizer on NVMe: DeepSpeed reads the moments back as float32 numbers, "
+            'whatever they were, as Adam\'s are. Write state_bits=32, or "device": "cpu" in "offload_optimizer"'
+        )
+    checkpoints.universal_checkpoint_info(engine.module)  # is there from now on
+    flat_groups = internals.zero_flat_groups(engine.optimizer)
+    whole = internals.zero_whole_tensors(engine)
+    arrivals = Arrivals(
+        engine,
+        [Shared(group.tensors, group.process_group) for group in flat_groups]
+        + [Shared([model for model, _ in pairs], process_group) for process_group, pairs in whole],
+    )
+    engine.adopt_arrivals = arrivals
+    for number, group in enumerate(flat_groups):
+        partition = Partition(
+            tensors=len(group.tensors),
+            stretches=[Stretch(*stretch) for stretch in group.stretches],
+            arrived=functools.partial(arrivals.take, number),
+            total=functools.partial(arrivals.total, number),
+            number=number * torch.distributed.get_world_size() + torch.distributed.get_rank(),
+        )
+        optimizer.set_partition(group.flat, partition)
+
+    if whole:
+
+        def forget_made_up_gradients(*unused: Any) -> None:
+            for index, (_, pairs) in enumerate(whole, start=len(flat_groups)):
+                for (_, stepped), there in zip(pairs, arrivals.take(index), strict=True):
+                    if there is False:
+                        stepped.grad = None
+
+        optimizer.register_step_pre_hook(forget_made_up_gradients)
+
+    internals.clear_used_gradients(engine.optimizer)

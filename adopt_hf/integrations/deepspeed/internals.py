@@ -1,0 +1,232 @@
+"""The inside of DeepSpeed: everything that is no public interface of it and that ADOPT has to read or change."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adopt_hf.integrations import patching
+
+
+def states_of_fused_adam(engine: Any, include: Any) -> list[str]:
+    """Return those of the states that `offload_states` is to move which stage 3 only moves for FusedAdam."""
+    from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as Kind
+
+    if engine.zero_use_cpu_optimizer():  # they are on the CPU, and left out
+        return []
+    return [kind.value for kind in (Kind.optim_states, Kind.hp_params) if include is None or kind in include]
+
+
+def support_in_zero(optimizer_class: type) -> None:
+    """Let ZeRO call the class tested; it asks for the very class, and not for those it is derived from."""
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+
+    if optimizer_class not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(optimizer_class)
+
+
+# -- Gradients of tensors that have none -------------------------------------------------------------------------------
+# Issue: stage 3 keeps a tensor's last gradient in its buffer, and adds to it, or counts it in the norm, when the tensor
+#        has none in the next step; an inf there makes it skip the next steps, too. With the optimizer offloaded, stages
+#        2 and 3 lose or repeat the gradient of a tensor that has one only in some of the micro-batches of a step.
+# Why:   the first can be put right from outside, the second not.
+# Remove when: DeepSpeed clears its buffers.
+
+
+def loses_gradients(engine: Any) -> bool:
+    """Whether gradients are lost that come in some of the micro-batches of a step alone."""
+    offload = engine.zero_offload_optimizer()
+    offloaded = engine.zero_use_cpu_optimizer() or (offload is not None and offload.device != "none")
+    return offloaded and engine.zero_optimization_stage() >= 2
+
+
+def before_backward(engine: Any, call: Callable[[Any], None]) -> None:
+    """Let `call(engine)` happen before each of the engine's backward passes."""
+    original, of = type(engine).backward, weakref.ref(engine)  # the engine is not to keep itself alive
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        call(of())
+        return original(of(), *args, **kwargs)
+
+    engine.backward = backward
+
+
+def clear_used_gradients(optimizer: Any) -> None:
+    """Clear the gradients of a ZeRO 3 optimizer after each of its steps, one that an overflow skips included."""
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+
+    if not isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        return
+    original, of = type(optimizer).step, weakref.ref(optimizer)  # the optimizer is not to keep itself alive
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = original(of(), *args, **kwargs)
+        buffer = getattr(of(), "grad_partitions_flat_buffer", None)
+        if buffer is not None:
+            buffer.zero_()
+        return result
+
+    optimizer.step = step
+
+
+# -- Param groups of experts -------------------------------------------------------------------------------------------
+# Issue: the experts of DeepSpeed's mixture need param groups of their own. It makes them for an optimizer that the
+#        config names, but not for one that a function makes, and needs names for the groups that it divides.
+# Why:   a block of ours is a function to DeepSpeed.
+# Remove when: DeepSpeed can be told of an optimizer class.
+
+
+def expert_groups(params: Any) -> list[Any]:
+    """Return `params`, parameters or param groups, with DeepSpeed's experts in groups of their own."""
+    from deepspeed.moe.utils import configure_moe_param_groups, is_moe_param
+
+    given: list[Any] = list(params)
+    groups = [p for p in given if isinstance(p, dict)]
+    tensors = [p for group in groups for p in group["params"]] if groups else given
+    if not any(map(is_moe_param, tensors)):
+        return given
+    if groups:
+        given = [{"name": f"group{i}"} | group for i, group in enumerate(groups)]
+    divided: list[Any] = configure_moe_param_groups(given)
+    return divided
+
+
+# -- ZeRO's optimizers: which tensors a flat partition is made of ------------------------------------------------------
+# Issue: ADOPT counts steps tensor by tensor, and ZeRO hands it one flat tensor for many.
+# Why:   their lists of groups are the only place that knows.
+# Remove when: DeepSpeed tells an optimizer what its partitions hold.
+
+
+class FlatGroup(NamedTuple):
+    """A flat parameter of this process, and what is in it."""
+
+    flat: Tensor
+    tensors: list[Tensor]  # of the model, those of other processes too, in the same order everywhere
+    stretches: list[tuple[int, int, int]]  # (index of the tensor, start, numel), this process's
+    process_group: Any  # of torch.distributed: the processes that share the tensors
+
+
+def zero_flat_groups(optimizer: Any) -> list[FlatGroup]:
+    """What the optimizer of a DeepSpeed engine has flattened; nothing for an optimizer that is not ZeRO's.
+
+    Raises:
+        ImportError: this DeepSpeed has changed ZeRO's optimizers.
+    """
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    try:
+        if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+            return [
+                FlatGroup(flat, list(tensors), _consecutive(tensors), _group_of_all(tensors, optimizer))
+                for flat, tensors in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True)
+            ]
+        if isinstance(optimizer, DeepSpeedZeroOptimizer):
+            return [
+                FlatGroup(flat, list(tensors), _cut(flat, tensors, offsets, process_group), process_group)
+                for flat, tensors, offsets, process_group in zip(
+                    optimizer.single_partition_of_fp32_groups,
+                    optimizer.round_robin_bit16_groups,  # in the order of the flat tensor, with round robin or without
+                    optimizer.round_robin_bit16_offsets,
+                    optimizer.real_dp_process_group,
+                    strict=True,
+                )
+            ]
+        if isinstance(optimizer, BF16_Optimizer):
+            return [
+                FlatGroup(flat, list(tensors), _linked(tensors), process_group)
+                for flat, tensors, process_group in zip(
+                    optimizer.fp32_groups_flat_partition,
+                    optimizer.bf16_groups,
+                    optimizer.real_dp_process_group,
+                    strict=True,
+                )
+            ]
+        return []
+    except AttributeError as error:
+        raise _changed(optimizer, error) from error
+
+
+def _group_of_all(tensors: Any, optimizer: Any) -> Any:
+    """Return the processes among which stage 3 divides each of the tensors: the experts of AutoEP have their own."""
+    groups = [getattr(tensor, "ds_process_group", optimizer.dp_process_group) for tensor in tensors]
+    by_ranks = {tuple(torch.distributed.get_process_group_ranks(group)): group for group in groups}
+    if len(by_ranks) > 1:
+        raise RuntimeError(
+            "one param group has tensors that are divided among different processes "
+            f"({' and '.join(map(str, sorted(by_ranks)))}), and ADOPT counts the steps of a group's tensors together: "
+            "put the experts into param groups of their own"
+        )
+    return groups[0]
+
+
+def zero_whole_tensors(engine: Any) -> list[tuple[Any, list[tuple[Tensor, Tensor]]]]:
+    """Return the tensors that stage 0 leaves whole, by the processes that average their gradients.
+
+    Returns:
+        For each process group the pairs of a tensor of the model and the one that is stepped for it, which is its fp32
+        copy or itself. No groups in other stages.
+
+    Raises:
+        ImportError: this DeepSpeed has changed the optimizer of stage 0, or its groups.
+    """
+    from deepspeed.moe.utils import is_moe_param
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    optimizer = engine.optimizer
+    try:
+        if isinstance(optimizer, FP16_UnfusedOptimizer):
+            both = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+            pairs = [pair for group in both for pair in zip(*group, strict=True)]
+        elif isinstance(optimizer, torch.optim.Optimizer):
+            pairs = [(p, p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        else:
+            pairs = []
+        found: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+        for model, stepped in pairs:
+            of_experts = is_moe_param(model)
+            group = (
+                engine.expert_data_parallel_group[model.group_name] if of_experts else engine.seq_data_parallel_group
+            )
+            found.setdefault(group, []).append((model, stepped))
+    except AttributeError as error:
+        raise _changed(optimizer, error) from error
+    return list(found.items())
+
+
+def _changed(optimizer: Any, error: AttributeError) -> ImportError:
+    kind = type(optimizer).__name__
+    return ImportError(
+        f"deepspeed {patching._version('deepspeed')} has changed {kind} ({error}): adopt_hf must be updated"
+    )
+
+
+def _consecutive(tensors: Any) -> list[tuple[int, int, int]]:
+    """Stage 3: each process has its part of every tensor, one after the other."""
+    stretches, start = [], 0
+    for index, tensor in enumerate(tensors):
+        stretches.append((index, start, tensor.partition_numel()))
+        start += tensor.partition_numel()
+    return stretches
+
+
+def _cut(flat: Tensor, tensors: Any, offsets: Any, process_group: Any) -> list[tuple[int, int, int]]:
+    """Stages 1 and 2: the flattened group is cut into as many pieces as there are processes, wherever the cuts fall."""
+    size = flat.numel()
+    start = torch.distributed.get_rank(process_group) * size
+    stretches = []
+    for index, (tensor, offset) in enumerate(zip(tensors, offsets, strict=True)):
+        low, high = max(offset, start), min(offset + tensor.numel(), start + size)
+        if low < high:
+            stretches.append((index, low - start, high - low))
+    return sorted(stretches, key=lambda stretch: stretch[1])
+
+
+def _linked(tensors: Any) -> list[tuple[int, int, int]]:
+    """Stage 1 in bf16 with float32 gradients: the same, and each tensor knows its piece."""
+    mappings = [(index, tensor._hp_mapping) for index, tensor in enumerate(tensors) if tensor._hp_mapping is not None]
+    addresses = [(index, mapping.get_hp_fragment_address()) for index, mapping in mappings]
+    return sorted(((i, address.start, address.numel) for i, address in addresses), key=lambda stretch: stretch[1])

@@ -1,0 +1,139 @@
+"""DeepSpeed under the Trainer: ADOPT's block of a config, the param groups, and what the Trainer was given."""
+
+from typing import TYPE_CHECKING, Any
+
+from adopt_hf.integrations import peft
+from adopt_hf.integrations.deepspeed import ds_config
+from adopt_hf.integrations.transformers import arguments, names
+from adopt_hf.integrations.transformers.names import NAME
+from adopt_hf.optimizer import ADOPTW, is_adopt_optimizer
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+def _process_deepspeed_config(
+    original: Any, hf_config: Any, args: "TrainingArguments", *rest: Any, **kwargs: Any
+) -> Any:
+    """`trainer_config_process` that fills ADOPT's block by ADOPT's rules, and refuses another beside `optim="adopt"`.
+
+    Raises:
+        ValueError: `optim="adopt"`, and the DeepSpeed config has another optimizer.
+    """
+    config = hf_config.config
+    if ds_config.is_adopt_block(config):
+        block = config.pop("optimizer")  # hidden from the original, which knows Adam's fields alone
+        try:
+            result = original(hf_config, args, *rest, **kwargs)
+        finally:
+            config["optimizer"] = block
+        hf_config.mismatches += _fill_block(config, args)
+        return result
+    if args.optim in names._registered and "optimizer" in config:
+        raise ValueError(
+            f'optim="{getattr(args.optim, "value", args.optim)}" asks for ADOPT, and {_another_block(config)}'
+        )
+    return original(hf_config, args, *rest, **kwargs)
+
+
+def _another_block(config: dict[str, Any]) -> str:
+    block = config["optimizer"]
+    other = block.get("type") if isinstance(block, dict) else block
+    return (
+        f'the "optimizer" block of the DeepSpeed config for {other!r}: remove that block (the line "optimizer": '
+        f'{{"type": "{other}", ...}}) to train with ADOPT, or write "type": "ADOPT" in it'
+    )
+
+
+def _deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> Any:
+    """`deepspeed_init` that does not drop an ADOPT which the Trainer was given.
+
+    Raises:
+        ValueError: it would train with another optimizer, or could not load the best model at the end.
+    """
+    config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config
+    by_class = arguments._was_given_the_class(trainer)
+    if by_class or trainer.args.optim in names._registered or ds_config.is_adopt_block(config):
+        _refuse_best_model_from_nvme(trainer, config)
+    if (by_class or is_adopt_optimizer(trainer.optimizer)) and not ds_config.is_adopt_block(config):
+        if "optimizer" in config:
+            raise ValueError(f"the Trainer was given ADOPT, and {_another_block(config)}")
+        if not by_class and trainer.args.optim not in names._registered:
+            raise ValueError(
+                f"the Trainer was given an ADOPT in `optimizers`, which it drops under DeepSpeed to build "
+                f'optim="{trainer.args.optim.value}": write optim="{NAME}", or give optimizer_cls_and_kwargs'
+            )
+    return original(trainer, *rest, **kwargs)
+
+
+def _refuse_best_model_from_nvme(trainer: Any, config: dict[str, Any]) -> None:
+    """Raise ValueError if the best model is to be loaded at the end and only the optimizer's disk will have it."""
+    optimization = config.get("zero_optimization") or {}
+    if not trainer.args.load_best_model_at_end or ds_config.offload_device(config) != "nvme":
+        return
+    gathered = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
+    missing = ""
+    if hasattr(trainer.model, "peft_config"):
+        missing = "with an adapter that is not possible: leave load_best_model_at_end out"
+    elif not any(optimization.get(key) for key in gathered):
+        missing = f'write "{gathered[0]}": true in "zero_optimization" of the DeepSpeed config'
+    if missing:
+        raise ValueError(
+            "load_best_model_at_end=True with the optimizer on NVMe: DeepSpeed does not load weights from such a "
+            f"checkpoint, so they are taken from its model.safetensors; {missing}"
+        )
+
+
+def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:
+    """Make the block of a DeepSpeed config a complete ADOPTW's, in place. Returns what contradicts `args`, by line."""
+    wanted, set_by_user, _ = arguments._resolve(args)
+    written = ds_config.block_kwargs(config, auto_is_filled=True)
+    betas = dict(zip(("beta1", "beta2"), written.get("betas", ()), strict=False))
+    in_block: dict[str, Any] = {**written, **betas}
+    mismatches = [
+        f"- ds optimizer.params.{'betas' if name in betas else name}={in_block[name]} vs hf {name}={value}"
+        for name, value in set_by_user.items()
+        if name in in_block and in_block[name] != value
+    ]
+    config["optimizer"] |= {"type": ADOPTW.__name__, "params": wanted | written}
+    return mismatches
+
+
+def _deepspeed_optimizer(original: Any, trainer: Any, hf_config: Any, *rest: Any, **kwargs: Any) -> Any:
+    """`deepspeed_optim_sched` that hands the Trainer's groups to an ADOPT which DeepSpeed builds.
+
+    Raises:
+        ValueError: LoRA+ is asked for, and the DeepSpeed config has a scheduler.
+    """
+    by_deepspeed = ds_config.is_adopt_block(hf_config.config)
+    if by_deepspeed or trainer.args.optim in names._registered or arguments._was_given_the_class(trainer):
+        _refuse_scheduler(hf_config.config, trainer.args.optim_args)
+    optimizer, scheduler = original(trainer, hf_config, *rest, **kwargs)
+    if by_deepspeed:
+        numbers = ds_config.block_kwargs(hf_config.config)
+        loraplus = arguments._resolve(trainer.args).loraplus
+        optimizer.params = _groups(trainer, numbers, loraplus)
+        arguments._say(trainer.args, numbers, loraplus)
+    return optimizer, scheduler
+
+
+def _refuse_scheduler(config: dict[str, Any], text: str | None) -> None:
+    if "scheduler" in config and "loraplus_lr_ratio" in (text or ""):
+        raise ValueError(
+            f'optim_args: {text!r} asks for LoRA+, and the "scheduler" block of the DeepSpeed config sets one learning '
+            "rate for all param groups: remove that block; lr_scheduler_type and warmup_steps of TrainingArguments "
+            "keep the ratio"
+        )
+
+
+def _groups(trainer: Any, numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> list[dict[str, Any]]:
+    """The Trainer's param groups for an ADOPT with `numbers`, none of them empty."""
+    if loraplus is not None:
+        return peft.loraplus_groups(trainer.model, loraplus, numbers["lr"], numbers["weight_decay"])
+    decayed = set(trainer.get_decay_parameter_names(trainer.model))
+    trainable = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in trainable if name in decayed]},
+        {"params": [p for name, p in trainable if name not in decayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

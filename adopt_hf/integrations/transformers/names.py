@@ -1,0 +1,155 @@
+"""The names of ADOPT in `transformers.TrainingArguments`: members of an enum, or errors that say why there are none."""
+
+import copyreg
+import enum
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from adopt_hf.integrations import patching
+from adopt_hf.integrations.transformers import ARGUMENTS
+
+NAME = "adopt"
+
+
+EIGHT_BITS, LAYERWISE = "adopt_8bit", "adopt_layerwise"
+
+
+NAMES = (NAME, EIGHT_BITS, LAYERWISE)
+
+
+_registered: set[str] = set()  # those of them that mean this package's ADOPT: a transformers may have one itself
+
+
+logger = logging.getLogger("adopt_hf")
+
+
+def add_names() -> None:
+    """Make `TrainingArguments(optim="adopt")` and `--optim adopt` mean ADOPT."""
+    for name in NAMES:
+        if add_optimizer_name(name, _reduce_optimizer_name):
+            _registered.add(name)
+        else:
+            logger.warning(
+                "transformers has optim=%r itself: that name builds the optimizer of transformers, and not adopt_hf's. "
+                "For adopt_hf's write Trainer(optimizer_cls_and_kwargs=adopt_hf.trainer_kwargs(args))",
+                name,
+            )
+
+
+def remove_names() -> None:
+    """Undo `add_names` and `explain_names`, but for what the Trainer does with them."""
+    for name in NAMES:
+        remove_optimizer_name(name)
+    _registered.clear()
+
+
+def _reduce_optimizer_name(member: Any) -> tuple[Any, tuple[str]]:
+    """How an OptimizerNames is pickled: ours brings along the import that makes it known again."""
+    return (_optimizer_name if member.value in _registered else type(member)), (member.value,)
+
+
+def _optimizer_name(value: str) -> Any:
+    from transformers.training_args import OptimizerNames
+
+    return OptimizerNames(value)
+
+
+# -- OptimizerNames: a member for us -----------------------------------------------------------------------------------
+# Issue: TrainingArguments turns `optim` into an OptimizerNames, a closed enum; there is no way to add a name.
+# Why:   a real member works everywhere a name does: the argument parser, JSON, YAML, pickle, comparison with the text.
+# Remove when: transformers lets a package register an optimizer name.
+
+
+def add_optimizer_name(value: str, reduce: Callable[[Any], Any]) -> bool:
+    """Make `OptimizerNames(value)` a member; members are pickled by `reduce`.
+
+    Returns:
+        Whether the member is this package's. If transformers has the name itself, its own is left as it is.
+    """
+    from transformers.training_args import OptimizerNames
+
+    member = OptimizerNames._value2member_map_.get(value)
+    if member is None:
+        remove_optimizer_name(value)  # which only explained itself until now
+        member = _new_member(value)
+        OptimizerNames._value2member_map_[value] = member
+        type.__setattr__(OptimizerNames, member._name_, member)
+    elif not _is_added(member):
+        return False
+    copyreg.pickle(OptimizerNames, reduce)  # again for a member of another copy of this module
+    return True
+
+
+def _new_member(value: str) -> Any:
+    """Return a member that iteration over OptimizerNames shows, and that `OptimizerNames(value)` does not find yet."""
+    from transformers.training_args import OptimizerNames
+
+    member: Any = str.__new__(OptimizerNames, value)
+    member._name_, member._value_ = value.upper(), value
+    member.__objclass__ = OptimizerNames
+    member._sort_order_ = len(OptimizerNames._member_names_)
+    member._adopt_hf_added = True
+    OptimizerNames._member_names_.append(member._name_)
+    OptimizerNames._member_map_[member._name_] = member
+    return member
+
+
+def has_optimizer_names() -> bool:
+    """Whether OptimizerNames is there, and is the enum that it was."""
+    names = patching._in(ARGUMENTS, "OptimizerNames")
+    return isinstance(names, enum.EnumMeta) and hasattr(names, "_value2member_map_")
+
+
+def _is_added(member: Any) -> bool:
+    return getattr(member, "_adopt_hf_added", False)
+
+
+def remove_optimizer_name(value: str) -> None:
+    """Undo `add_optimizer_name` and `explain_optimizer_name`. A name that transformers has itself stays."""
+    if not has_optimizer_names():
+        return
+    from transformers.training_args import OptimizerNames
+
+    member: Any = OptimizerNames._member_map_.get(value.upper())
+    if not _is_added(member):
+        return
+    name = member._name_
+    OptimizerNames._member_names_.remove(name)
+    del OptimizerNames._member_map_[name]
+    if OptimizerNames._value2member_map_.pop(value, None) is not None:
+        type.__delattr__(OptimizerNames, name)
+    if not any(map(_is_added, OptimizerNames._member_map_.values())):
+        copyreg.dispatch_table.pop(OptimizerNames, None)
+    explained: Any = vars(OptimizerNames).get("_missing_")
+    if hasattr(explained, "_adopt_hf_reasons"):
+        explained._adopt_hf_reasons.pop(value, None)
+        if not explained._adopt_hf_reasons:
+            type.__delattr__(OptimizerNames, "_missing_")
+
+
+def explain_optimizer_name(value: str, reason: str) -> None:
+    """Let `OptimizerNames(value)` raise ImportError(reason), unless transformers has the name itself.
+
+    Every other unknown name fails as before.
+    """
+    from transformers.training_args import OptimizerNames
+
+    if value.upper() in OptimizerNames._member_map_:
+        return
+    _new_member(value)  # a choice of the argument parser, which lists the members
+    original: Any = vars(OptimizerNames).get("_missing_")
+    if hasattr(original, "_adopt_hf_reasons"):
+        original._adopt_hf_reasons[value] = reason
+        return
+    reasons: dict[object, str] = {value: reason}
+    inherited: Any = OptimizerNames._missing_
+
+    def _missing_(cls: Any, missing: object) -> Any:
+        if missing in reasons:
+            raise ImportError(reasons[missing])
+        return inherited(missing)
+
+    explained: Any = classmethod(_missing_)
+    explained._adopt_hf_reasons = reasons
+    type.__setattr__(OptimizerNames, "_missing_", explained)
