@@ -4,14 +4,32 @@ It patches torch, transformers, accelerate and DeepSpeed. None of them but torch
 when it has been imported.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from adopt_hf.integrations import accelerate, guard
-from adopt_hf.integrations.after_import import when_imported_no_more
-from adopt_hf.integrations.deepspeed import patches as deepspeed_patches
-from adopt_hf.integrations.transformers import patches as transformers_patches
-from adopt_hf.integrations.transformers import registration as transformers_registration
+from adopt_hf.integrations.deepspeed import patches as of_deepspeed
+from adopt_hf.integrations.patching import Patch
+from adopt_hf.integrations.transformers import patches as of_transformers
+from adopt_hf.integrations.transformers import registration as transformers
 from adopt_hf.integrations.transformers.arguments import trainer_kwargs
 
-__all__ = ["register", "register_on_import", "trainer_kwargs", "unregister"]
+__all__ = ["PATCHED", "Patched", "register", "register_on_import", "trainer_kwargs", "unregister"]
+
+
+class Patched(NamedTuple):
+    """A package that is patched."""
+
+    patches: tuple[Patch, ...]
+    mismatch: Callable[[], str | None]  # imports the package, and says why its version does not fit
+
+
+PATCHED = {
+    "torch": Patched(guard.PATCHES, lambda: None),
+    "transformers": Patched(of_transformers.PATCHES, of_transformers.mismatch),
+    "accelerate": Patched(accelerate.PACKAGE.patches, accelerate.mismatch),
+    "deepspeed": Patched(of_deepspeed.PATCHES, of_deepspeed.mismatch),
+}
 
 
 def register() -> None:
@@ -24,28 +42,27 @@ def register() -> None:
         ImportError: transformers is not installed, too old, or has changed what this relies on; says which.
     """
     _register_others()
-    reason = transformers_patches.transformers_mismatch()
+    reason = of_transformers.mismatch()
     if reason:
         raise ImportError(reason)
-    transformers_registration._register_transformers()
+    transformers.register()
 
 
 def unregister() -> None:
     """Undo `register()`, and what `import adopt_hf` has arranged: the other packages are as they were."""
-    for module, step in transformers_registration.STEPS.items():
-        when_imported_no_more(module, step.undo)
+    transformers.unregister()
     accelerate.unregister()
-    deepspeed_patches.unregister()
+    of_deepspeed.unregister()
     guard.unregister()
 
 
 def register_on_import() -> None:
     """Arrange `register()` for what has been imported or will be. An unfit transformers lets the names say why."""
     _register_others()
-    transformers_registration._register_transformers()
+    transformers.register()
 
 
 def _register_others() -> None:
     guard.register()
     accelerate.register()
-    deepspeed_patches.register()
+    of_deepspeed.register()

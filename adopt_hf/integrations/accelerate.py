@@ -1,42 +1,17 @@
 """ADOPT in `accelerate.Accelerator`: a prepared ADOPT stays ADOPT, also where DeepSpeed offloads it."""
 
-import functools
-import sys
 from typing import Any
 
 from adopt_hf.integrations import guard, patching
 from adopt_hf.integrations.after_import import when_imported, when_imported_no_more
 from adopt_hf.integrations.deepspeed.ds_config import forget_auto, is_adopt_block, is_auto, keep_adopt
+from adopt_hf.integrations.patching import Package, Patch
 from adopt_hf.optimizer import is_adopt_optimizer
 
-ACCELERATE_MIN = "1.10"
 FILLED = ("lr", "weight_decay")  # by Accelerate, from its DummyOptim
 
 
-def register() -> None:
-    """Look at what is prepared, once accelerate is imported. A second call does nothing."""
-    when_imported("accelerate", _register_now)
-
-
-def unregister() -> None:
-    """Undo `register()`."""
-    when_imported_no_more("accelerate", _unregister_now)
-
-
-def _register_now() -> None:
-    reason = accelerate_mismatch()
-    wrap_accelerator_prepare(_prepare if reason is None else functools.partial(_refuse, reason))
-    wrap_accelerated_load(guard.load_state_dict)
-    guard.wrap_fsdp_load("accelerate.accelerator", guard.load_fsdp_optimizer)
-
-
-def _unregister_now() -> None:
-    unwrap_accelerator_prepare()
-    unwrap_accelerated_load()
-    guard.unwrap_fsdp_load("accelerate.accelerator")
-
-
-def _prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
+def prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None:
         config = plugin.deepspeed_config
@@ -63,7 +38,7 @@ def _check_kept(given: Any, got: Any) -> None:
         )
 
 
-def _refuse(reason: str, original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
+def refuse(reason: str, original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
     """`Accelerator.prepare` of an Accelerate that is not known: ADOPT is an error, the rest is unchanged."""
     if any(map(is_adopt_optimizer, args)):
         raise ImportError(reason)
@@ -91,61 +66,56 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
 
 
-# -- Accelerator.prepare: ADOPT stays ADOPT under ZeRO-Offload ---------------------------------------------------------
-# Issue: where the DeepSpeed config offloads the optimizer, Accelerate replaces every optimizer that it does not know by
-#        DeepSpeedCPUAdam, without a word.
-# Why:   `prepare` is the public method in which it happens; in front of it the config can still say no.
-# Remove when: Accelerate keeps the optimizer that it was given, or raises.
+PREPARE = Patch(
+    target="accelerate:Accelerator.prepare",
+    around=prepare,
+    takes="self",
+    issue="If the DeepSpeed config offloads the optimizer, Accelerate replaces every optimizer that it does not know "
+    "by DeepSpeedCPUAdam, without a word.",
+    why="`prepare` is the public method in which it happens. In front of it the config can still say no.",
+    remove_when="Accelerate keeps the optimizer that it was given, or raises an error.",
+    refuse=refuse,
+)
+LOADS = (
+    Patch(
+        target="accelerate.optimizer:AcceleratedOptimizer.load_state_dict",
+        around=guard.load_state_dict,
+        takes="self",
+        issue="Optimizers with a `load_state_dict` of their own, as those of bitsandbytes, do not call torch's method.",
+        why="The Trainer and Accelerate load every optimizer through this wrapper of theirs.",
+        remove_when="The patch of torch's method is removed.",
+        optional=True,
+    ),
+    Patch(
+        target="accelerate.accelerator:load_fsdp_optimizer",
+        around=guard.load_fsdp_optimizer,
+        takes=guard.FSDP_LOAD_TAKES,
+        issue="As for the Trainer's: torch fails with a KeyError if the state is another optimizer's.",
+        why="`Accelerator.load_state` has imported this public function by name.",
+        remove_when="torch says there which optimizer the state is of.",
+        optional=True,
+    ),
+)
+PACKAGE = Package("accelerate", "1.10", "ADOPT", (PREPARE, *LOADS))
 
 
-def accelerate_mismatch() -> str | None:
-    """Why ADOPT cannot be kept by the imported Accelerate, or None."""
+def mismatch() -> str | None:
+    """Return why ADOPT cannot be kept by the installed Accelerate, or None. Imports it."""
     import accelerate
 
-    installed = getattr(accelerate, "__version__", "of unknown version")
-    if "self" not in patching._parameters(getattr(accelerate, "Accelerator", None), "prepare"):
-        return f"accelerate {installed} has changed Accelerator.prepare: adopt_hf must be updated"
-    if patching._is_older(installed, ACCELERATE_MIN):
-        return f"ADOPT needs accelerate {ACCELERATE_MIN} or later, installed is {installed}"
-    return None
+    return PACKAGE.mismatch(accelerate)
 
 
-def wrap_accelerator_prepare(around: patching.Around) -> None:
-    """Put `around` around `Accelerator.prepare`, if there is such a method."""
-    import accelerate
-
-    if hasattr(accelerate, "Accelerator") and hasattr(accelerate.Accelerator, "prepare"):
-        patching.wrap(accelerate.Accelerator, "prepare", around)
+def register() -> None:
+    """Look at what is prepared, once accelerate is imported. A second call does nothing."""
+    when_imported("accelerate", _install)
 
 
-def unwrap_accelerator_prepare() -> None:
-    """Undo `wrap_accelerator_prepare`."""
-    import accelerate
-
-    if hasattr(accelerate, "Accelerator") and hasattr(accelerate.Accelerator, "prepare"):
-        patching.unwrap(accelerate.Accelerator, "prepare")
+def unregister() -> None:
+    """Undo `register()`."""
+    when_imported_no_more("accelerate", lambda: patching.uninstall(PACKAGE.patches))
 
 
-# -- AcceleratedOptimizer.load_state_dict: the same, for classes with a method of their own ----------------------------
-# Issue: bitsandbytes' optimizers do not call torch's method.
-# Why:   the Trainer and Accelerate load every optimizer through this wrapper of theirs.
-# Remove when: the one above is removed.
-
-
-def wrap_accelerated_load(around: patching.Around) -> None:
-    """Put `around` around `AcceleratedOptimizer.load_state_dict`, if there is such a method."""
-    owner = _accelerated_optimizer()
-    if owner is not None:
-        patching.wrap(owner, "load_state_dict", around)
-
-
-def unwrap_accelerated_load() -> None:
-    """Undo `wrap_accelerated_load`."""
-    owner = _accelerated_optimizer()
-    if owner is not None:
-        patching.unwrap(owner, "load_state_dict")
-
-
-def _accelerated_optimizer() -> Any:
-    """Return the class of which Accelerate makes prepared optimizers, or None for a stand-in of the package."""
-    return getattr(sys.modules.get("accelerate.optimizer"), "AcceleratedOptimizer", None)
+def _install() -> None:
+    patching.install([PREPARE], mismatch())
+    patching.install(LOADS)

@@ -4,7 +4,6 @@ The state has Adam's names, which FSDP, distributed checkpoints and DeepSpeed's 
 divides normalised gradients by sqrt(v) once more, and moves the weights by thousands of learning rates in one step.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,9 @@ from typing import Any
 import torch
 
 from adopt_hf.integrations import patching
+from adopt_hf.integrations.patching import Patch
 from adopt_hf.optimizer import is_adopt_optimizer
 from adopt_hf.state import loading
-
-
-def register() -> None:
-    """Let the optimizers of torch, and those that Accelerate has prepared, refuse ADOPT's state."""
-    wrap_optimizer_load(load_state_dict)
-
-
-def unregister() -> None:
-    """Undo `register()`."""
-    unwrap_optimizer_load()
 
 
 def load_state_dict(original: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -65,6 +55,9 @@ def refusal(name: str, what: str = "the saved state") -> str:
 
 
 # -- FSDP --------------------------------------------------------------------------------------------------------------
+
+
+FSDP_LOAD_TAKES = "fsdp_plugin, accelerator, optimizer, model, input_dir, optimizer_index"
 
 
 def load_fsdp_optimizer(
@@ -113,38 +106,28 @@ def _saved_groups(folder: Path, index: int) -> list[dict[str, Any]]:
     return []  # Accelerate says what is missing
 
 
-# -- Optimizer.load_state_dict: ADOPT's state in another optimizer -----------------------------------------------------
-# Issue: Adam, AdamW and whatever has states of these names take ADOPT's without a word, and the next step moves the
-#        weights by thousands of learning rates.
-# Why:   the Trainer, Accelerate, TRL, FSDP and distributed checkpoints all end in this public method. No form of the
-#        state stops Adam that older checkpoints and DCP can be read with (docs/integrations.md, "Another optimizer").
-# Remove when: torch's optimizers ask which optimizer a state is of.
+# -- torch -------------------------------------------------------------------------------------------------------------
+
+PATCHES = (
+    Patch(
+        target="torch.optim:Optimizer.load_state_dict",
+        around=load_state_dict,
+        takes="self",
+        issue="Adam, AdamW and every optimizer with states of these names take ADOPT's without a word, and the next "
+        "step moves the weights by thousands of learning rates.",
+        why="The Trainer, Accelerate, TRL, FSDP and distributed checkpoints all end in this public method. No form of "
+        'the state stops Adam that older checkpoints and DCP can be read with (docs/integrations.md, "Another '
+        'optimizer").',
+        remove_when="torch's optimizers ask which optimizer a state is of.",
+    ),
+)
 
 
-def wrap_optimizer_load(around: patching.Around) -> None:
-    """Put `around` around `torch.optim.Optimizer.load_state_dict`."""
-    patching.wrap(torch.optim.Optimizer, "load_state_dict", around)
+def register() -> None:
+    """Let the optimizers of torch refuse ADOPT's state."""
+    patching.install(PATCHES)
 
 
-def unwrap_optimizer_load() -> None:
-    """Undo `wrap_optimizer_load`. RuntimeError if another library has wrapped the method since."""
-    patching.unwrap(torch.optim.Optimizer, "load_state_dict")
-
-
-# -- load_fsdp_optimizer: which optimizer a checkpoint of FSDP is of ---------------------------------------------------
-# Issue: torch's distributed checkpoints die with a KeyError of a name in the param groups when the state is another
-#        optimizer's.
-# Why:   both callers, the Trainer and `Accelerator.load_state`, have imported this public function by name.
-# Remove when: torch says there which optimizer it is.
-
-
-def wrap_fsdp_load(module: str, around: patching.Around) -> None:
-    """Put `around` around the `load_fsdp_optimizer` that `module`, if it is imported, calls."""
-    if hasattr(sys.modules.get(module), "load_fsdp_optimizer"):
-        patching.wrap(sys.modules[module], "load_fsdp_optimizer", around)
-
-
-def unwrap_fsdp_load(module: str) -> None:
-    """Undo `wrap_fsdp_load`."""
-    if hasattr(sys.modules.get(module), "load_fsdp_optimizer"):
-        patching.unwrap(sys.modules[module], "load_fsdp_optimizer")
+def unregister() -> None:
+    """Undo `register()`."""
+    patching.uninstall(PATCHES)

@@ -1,18 +1,158 @@
-"""How a function of another package is replaced and put back, and whether its version fits."""
+"""Replace functions of other packages, and put them back. Every replacement is a row, a `Patch`, in the file of a wing.
+
+Rows stand in `transformers/patches.py`, `deepspeed/patches.py`, `accelerate.py` and `guard.py` (torch). Whether a
+version fits, `python -m adopt_hf env` and the table of docs/integrations.md are views of the rows.
+"""
 
 import functools
 import importlib
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-Around = Callable[..., Any]  # around(original, *args, **kwargs): what is called in the place of the original
+Around = Callable[..., Any]  # around(original, *args, **kwargs): what is called instead of the original
 
 
-def wrap(owner: Any, name: str, around: Around) -> None:
-    """Let `owner.name(...)` be `around(original, ...)`, for a function, a method or a static method. Twice is once.
+@dataclass(frozen=True)
+class Patch:
+    """A function of another package that is replaced: a function, a method or a static method.
+
+    Args:
+        target: The module, a colon and the name in it, as in "transformers.trainer:Trainer._load_best_model".
+        around: Called as `around(original, *args, **kwargs)` instead of the function.
+        takes: The parameters that the function must have for the patch to fit, written as in a `def`: the first ones
+            in their order, and behind a "*" those that may stand anywhere. If `around` takes no other arguments, the
+            function may have no other parameters.
+        issue: What goes wrong without the patch.
+        why: The reason for replacing this function and no other.
+        remove_when: The change of the other package that makes the patch unnecessary.
+        called: The name of the function in error messages. Default: the name in `target`.
+        optional: Whether ADOPT can do without the patch. It is left out of a version with another function, or none.
+        refuse: Called as `refuse(reason, original, *args, **kwargs)` instead of the function in a version that does not
+            fit, where ADOPT is an error. Default: the function stays as it is there.
+    """
+
+    target: str
+    around: Around
+    takes: str
+    issue: str
+    why: str
+    remove_when: str
+    called: str = ""
+    optional: bool = False
+    refuse: Around | None = None
+
+    @property
+    def module(self) -> str:
+        """The full name of the module that the function is looked up in."""
+        return self.target.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        """The name of the function in error messages."""
+        return self.called or self.target.partition(":")[2]
+
+    def mismatch(self) -> str | None:
+        """Return why the patch does not fit the function that is there, or None. Imports nothing."""
+        owner, name = self._place()
+        function = _function(owner, name)
+        if not inspect.isroutine(function):
+            return "there is no such function"
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except ValueError:  # a function in C without a text of its signature
+            return "its parameters cannot be seen"
+        there = [parameter.name for parameter in parameters]
+        first, _, others = (part.replace(",", " ").split() for part in self.takes.partition("*"))
+        fits = there[: len(first)] == first and {*others} <= {*there}
+        if fits and (_takes_anything(self.around) or len(there) == len(first)):
+            return None
+        return f"it takes ({', '.join(there)}) and not ({self.takes})"
+
+    def is_installed(self) -> bool:
+        """Return whether the function is replaced, by this copy of the package or by another one."""
+        return hasattr(_function(*self._place()), "_adopt_hf_wraps")
+
+    def _place(self) -> tuple[Any, str]:
+        """Return the module or class that the function is in, and the name there. None if there is no such thing."""
+        *path, name = self.target.partition(":")[2].split(".")
+        owner: Any = sys.modules.get(self.module)  # a test may have put a stand-in there
+        for one in path:
+            owner = getattr(owner, one, None)
+        return owner, name
+
+
+class Package(NamedTuple):
+    """A package with functions that are replaced.
+
+    Args:
+        name: Its name, for people and for pip.
+        minimum: The oldest version that fits.
+        use: What needs it, in an error message.
+        patches: Its rows.
+        changed: Returns the name of anything else that the patches rely on and that has changed, or None.
+    """
+
+    name: str
+    minimum: str
+    use: str
+    patches: tuple[Patch, ...]
+    changed: Callable[[], str | None] = lambda: None
+
+    def too_old(self, installed: str) -> str | None:
+        """Return why the version `installed` does not fit, or None."""
+        from packaging.version import Version  # transformers, Accelerate and DeepSpeed depend on it, torch does not
+
+        if Version(installed) < Version(self.minimum):
+            return f"{self.use} needs {self.name} {self.minimum} or later, installed is {installed}"
+        return None
+
+    def mismatch(self, module: Any) -> str | None:
+        """Return why the patches do not fit `module`, which is the package, or None."""
+        installed = getattr(module, "__version__", None)
+        old = self.too_old(installed) if installed is not None else None
+        return old or self.says_changed(installed or "of unknown version", changed(self.patches) or self.changed())
+
+    def says_changed(self, installed: str, name: str | None) -> str | None:
+        """Return the error message for the changed function `name`, or None if there is none."""
+        return f"{self.name} {installed} has changed {name}: adopt_hf must be updated" if name else None
+
+
+def changed(patches: Iterable[Patch]) -> str | None:
+    """Return the name of the first function that has changed and that ADOPT cannot do without, or None."""
+    return next((patch.name for patch in patches if not patch.optional and patch.mismatch()), None)
+
+
+def install(patches: Iterable[Patch], reason: str | None = None) -> None:
+    """Replace the functions of `patches`, for which `changed` has returned None. A second call does nothing.
+
+    Args:
+        patches: Rows of modules that have been imported.
+        reason: The reason why the package does not fit. Only the rows with a `refuse` are installed then.
+    """
+    for patch in patches:
+        owner, name = patch._place()
+        if reason is None and patch.mismatch() is None:
+            _wrap(owner, name, patch.around)
+        elif reason is not None and patch.refuse is not None and inspect.isroutine(_function(owner, name)):
+            _wrap(owner, name, functools.partial(patch.refuse, reason))
+
+
+def uninstall(patches: Iterable[Patch]) -> None:
+    """Put the functions of `patches` back.
+
+    Raises:
+        RuntimeError: If another library has wrapped one of them since.
+    """
+    for patch in patches:
+        _unwrap(*patch._place())
+
+
+def _wrap(owner: Any, name: str, around: Around) -> None:
+    """Let `owner.name(...)` be `around(original, ...)`. Twice is once.
 
     The wrapper of another copy of this module (of a notebook or a test runner that imports it again) is replaced.
     """
@@ -32,8 +172,8 @@ def wrap(owner: Any, name: str, around: Around) -> None:
     setattr(owner, name, staticmethod(wrapper) if isinstance(found, staticmethod) else wrapper)
 
 
-def unwrap(owner: Any, name: str) -> None:
-    """Undo `wrap`. RuntimeError if another library has wrapped the function since."""
+def _unwrap(owner: Any, name: str) -> None:
+    """Undo `_wrap`. RuntimeError if another library has wrapped the function since."""
     found = inspect.getattr_static(owner, name, None)
     wrapper = found.__func__ if isinstance(found, staticmethod) else found
     original = getattr(wrapper, "_adopt_hf_wraps", None)
@@ -47,14 +187,24 @@ def unwrap(owner: Any, name: str) -> None:
         setattr(owner, name, original)
 
 
-def _version(package: str) -> str:
+def _function(owner: Any, name: str) -> Any:
+    """Return the function as it was written: with the parameter `self` or `cls`, if it has one. None: there is none."""
+    found = inspect.getattr_static(owner, name, None)
+    return found.__func__ if isinstance(found, staticmethod | classmethod) else found
+
+
+def _takes_anything(around: Around) -> bool:
+    kinds = {parameter.kind for parameter in inspect.signature(around).parameters.values()}
+    return bool(kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
+
+
+def version(package: str) -> str:
+    """Return the installed version of `package`.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: If it is not installed.
+    """
     return importlib.metadata.version(package)
-
-
-def _is_older(installed: str, minimum: str) -> bool:
-    from packaging.version import Version  # transformers, Accelerate and DeepSpeed depend on it, torch does not
-
-    return Version(installed) < Version(minimum)
 
 
 def import_failure(*modules: str) -> str | None:
@@ -72,14 +222,3 @@ def failure_of(module: str, error: BaseException) -> str:
     while error.__cause__ is not None:  # transformers wraps the error of a dependency in one of its own
         error = error.__cause__
     return f"{module} cannot be imported ({' '.join(f'{type(error).__name__}: {error}'.split())})"
-
-
-def _parameters(owner: Any, name: str) -> list[str]:
-    """The names of the parameters of `owner.name`; none if there is no such function."""
-    function = getattr(owner, name, None)
-    return list(inspect.signature(function).parameters) if inspect.isroutine(function) else []
-
-
-def _in(module: str, name: str) -> Any:
-    """Return `name` of a module, or None if one of them is not there: a test may have put a stand-in in its place."""
-    return getattr(sys.modules.get(module), name, None)

@@ -306,7 +306,7 @@ def test_without_transformers(python: Any, no_transformers: dict[str, str], tmp_
 def test_which_versions_fit(version: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule alone; what it asks of the code is there in the installed one."""
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    reason = patches.transformers_mismatch()
+    reason = patches.mismatch()
     assert (reason is None) == fits, reason
     if reason is not None:
         assert version in reason
@@ -316,7 +316,7 @@ def test_which_versions_fit(version: str, fits: bool, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["_load_from_checkpoint", "_load_best_model"])
 def test_a_changed_way_to_load_checkpoints_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, name, lambda model, folder: None)
-    reason = patches.transformers_mismatch()
+    reason = patches.mismatch()
     assert reason is not None
     assert f"has changed Trainer.{name}: adopt_hf must be updated" in reason
 
@@ -328,10 +328,10 @@ def test_a_name_of_transformers_stays(caplog: pytest.LogCaptureFixture, monkeypa
     """As it would be after a pull request there: the name is theirs, before, in and after `register`."""
     before = list(OptimizerNames)
     monkeypatch.setattr(names, "NAMES", ("stable_adamw", "adopt_here"))
-    monkeypatch.setattr(names, "_registered", set())
+    monkeypatch.setattr(names, "registered", set())
     try:
         adopt_hf.register()
-        assert names._registered == {"adopt_here"}
+        assert names.registered == {"adopt_here"}
         assert OptimizerNames("adopt_here") in list(OptimizerNames)
         said = [record for record in caplog.records if "transformers has optim='stable_adamw' itself" in record.message]
         assert [record.levelname for record in said] == ["WARNING"]

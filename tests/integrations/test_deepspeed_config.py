@@ -139,7 +139,7 @@ def test_a_block_beside_an_adopt_has_no_effect_and_a_warning_says_so(
     for _ in range(2):
         optimizer: Any = (lambda params: cls(params, lr=0.5)) if is_function else cls(model.parameters(), lr=0.5)
         made = {"optimizer": {"type": name, "params": {"lr": 0.1}}}
-        used = door._initialize(initialize, model=model, optimizer=optimizer, config=made)
+        used = door.initialize(initialize, model=model, optimizer=optimizer, config=made)
         assert (type(used), used.param_groups[0]["lr"]) == (cls, 0.5)
     assert [record.levelname for record in caplog.records] == ["WARNING"], "once a process"
     assert f'was given ADOPT, and a config with an "optimizer" block of type {name}' in caplog.text
@@ -150,9 +150,9 @@ def test_another_optimizer_beside_an_adopt_block_is_refused(is_function: bool) -
     model = torch.nn.Linear(2, 2)
     optimizer = make_adamw if is_function else make_adamw(model.parameters())
     with pytest.raises(ValueError, match=r"block of the DeepSpeed config asks for adoptw, and .* was given AdamW"):
-        door._initialize(initialize, model=model, optimizer=optimizer, config={"optimizer": {"type": "adoptw"}})
+        door.initialize(initialize, model=model, optimizer=optimizer, config={"optimizer": {"type": "adoptw"}})
     other = {"optimizer": {"type": "Lion"}}
-    used = door._initialize(initialize, model=model, optimizer=optimizer, config=other)
+    used = door.initialize(initialize, model=model, optimizer=optimizer, config=other)
     assert type(used) is torch.optim.AdamW, "what is not of ADOPT is DeepSpeed's"
 
 

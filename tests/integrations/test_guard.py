@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainerCallback
 
 from adopt_hf import ADOPT, LayerwiseADOPT
-from adopt_hf.integrations import accelerate, guard
+from adopt_hf.integrations import accelerate, guard, patching
 
 NEEDS_ARGUMENTS = {"LBFGS": {"lr": 1.0}, "SGD": {"lr": 0.1, "momentum": 0.9}}
 OTHERS = sorted(
@@ -219,7 +219,7 @@ def test_fsdp2(kind: str, owner: str, saved: Any, loaded: Any, tmp_path: Path, m
 @pytest.mark.usefixtures("registered")
 def test_unregistered_it_is_torchs_method() -> None:
     guard.unregister()
-    accelerate.unwrap_accelerated_load()
+    patching.uninstall(accelerate.LOADS)
     _, adopt = trained(ADOPT)
     _, other = trained(torch.optim.AdamW)
     other.load_state_dict(adopt.state_dict())  # what the patch is for; remove it when torch refuses

@@ -336,4 +336,4 @@ def test_an_own_loop_imports_torch_only(imports: str, python: Callable[..., str]
 
 
 def test_modules_that_are_waited_for_exist() -> None:
-    assert [name for name in registration.STEPS if name not in sys.modules] == []
+    assert [name for name in registration.MODULES if name not in sys.modules] == []

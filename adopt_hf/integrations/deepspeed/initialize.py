@@ -27,7 +27,7 @@ from adopt_hf.state import formats
 logger = logging.getLogger("adopt_hf")
 
 
-def _initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
+def initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
     """`deepspeed.initialize` for which ADOPT is one of its own optimizers."""
     call = inspect.signature(original).bind(*args, **kwargs)
     given, where = _config_of(call.arguments)
@@ -91,7 +91,7 @@ def _warn_of_block(name: str) -> None:
     )
 
 
-def _engine(original: Any, engine: Any, *args: Any, **kwargs: Any) -> None:
+def make_engine(original: Any, engine: Any, *args: Any, **kwargs: Any) -> None:
     """The constructor of an engine, after which its ADOPT knows the model's tensors."""
     original(engine, *args, **kwargs)
     if is_adopt_optimizer(getattr(engine, "basic_optimizer", None)):
@@ -142,7 +142,7 @@ def _class_of(optimizer: Any) -> type:
     return made if isinstance(made, type) else type(made)
 
 
-def _refuse(reason: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+def refuse(reason: str, original: Any, *args: Any, **kwargs: Any) -> Any:
     """`deepspeed.initialize` of a DeepSpeed that is not known: ADOPT is an error, the rest is left alone."""
     everything = [*args, *kwargs.values()]
     if any(_makes_adopt(x) or (isinstance(x, Mapping) and is_adopt_block(x)) for x in everything):

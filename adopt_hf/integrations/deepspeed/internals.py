@@ -1,5 +1,6 @@
 """The inside of DeepSpeed: everything that is no public interface of it and that ADOPT has to read or change."""
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,12 +20,32 @@ def states_of_fused_adam(engine: Any, include: Any) -> list[str]:
     return [kind.value for kind in (Kind.optim_states, Kind.hp_params) if include is None or kind in include]
 
 
+# -- ZERO_SUPPORTED_OPTIMIZERS: the list of classes that ZeRO calls tested ---------------------------------------------
+# Issue: other classes need "zero_allow_untested_optimizer" in the config, and are warned of.
+# Why:   the tests here run ADOPT in every stage.
+# Remove when: DeepSpeed has ADOPT in the list, or none.
+
+
 def support_in_zero(optimizer_class: type) -> None:
     """Let ZeRO call the class tested; it asks for the very class, and not for those it is derived from."""
-    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+    supported = _supported()
+    if optimizer_class not in supported:
+        supported.append(optimizer_class)
 
-    if optimizer_class not in ZERO_SUPPORTED_OPTIMIZERS:
-        ZERO_SUPPORTED_OPTIMIZERS.append(optimizer_class)
+
+def support_in_zero_no_more(is_ours: Callable[[object], bool]) -> None:
+    """Undo `support_in_zero` for the classes that are ours, if the list is one."""
+    if has_list_of_supported():
+        _supported()[:] = [c for c in _supported() if not is_ours(c)]
+
+
+def has_list_of_supported() -> bool:
+    """Return whether ZeRO has this list. Imports nothing: DeepSpeed imports the module."""
+    return isinstance(_supported(), list)
+
+
+def _supported() -> Any:
+    return getattr(sys.modules.get("deepspeed.runtime.zero.utils"), "ZERO_SUPPORTED_OPTIMIZERS", None)
 
 
 # -- Gradients of tensors that have none -------------------------------------------------------------------------------
@@ -200,7 +221,7 @@ def zero_whole_tensors(engine: Any) -> list[tuple[Any, list[tuple[Tensor, Tensor
 def _changed(optimizer: Any, error: AttributeError) -> ImportError:
     kind = type(optimizer).__name__
     return ImportError(
-        f"deepspeed {patching._version('deepspeed')} has changed {kind} ({error}): adopt_hf must be updated"
+        f"deepspeed {patching.version('deepspeed')} has changed {kind} ({error}): adopt_hf must be updated"
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.integrations import peft
-from adopt_hf.integrations.transformers import fields, optim_args
+from adopt_hf.integrations.transformers import fields, names, optim_args
 from adopt_hf.integrations.transformers.groups import Regroup
 from adopt_hf.integrations.transformers.names import EIGHT_BITS, LAYERWISE, NAME
 from adopt_hf.layerwise import LayerwiseADOPTW
@@ -46,14 +46,14 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
             show which numbers `optim_args` replaces, or embeddings are to be found without the model.
         ImportError: LoRA+ is asked for, and peft is not installed.
     """
-    kwargs, _, loraplus = _resolve(args)
+    kwargs, _, loraplus = resolve(args)
     cls = _layerwise(args) if args.optim == LAYERWISE else ADOPTW
     if model is not None:
         formats.keep_float32(embeddings(model))
     groups = None
     if loraplus is not None:
         groups = peft.loraplus_groups(model, loraplus, kwargs["lr"], kwargs["weight_decay"])
-    _say(args, kwargs, loraplus)
+    say(args, kwargs, loraplus)
     if kwargs["state_bits"] == 8 and args.deepspeed_plugin is not None:
         kwargs["float32_apart"] = True
     ours = {"weight_decay": args.weight_decay, "lr": args.learning_rate}
@@ -63,6 +63,11 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
         unseen_embeddings=model is None and kwargs["state_bits"] == 8,
     )
     return cls, {**kwargs, "regroup": regroup} if regroup else kwargs
+
+
+def get_optimizer_cls_and_kwargs(original: Any, args: "TrainingArguments", model: "nn.Module | None" = None) -> Any:
+    """`Trainer.get_optimizer_cls_and_kwargs` that makes ADOPT of ADOPT's names."""
+    return trainer_kwargs(args, model) if args.optim in names.registered else original(args, model)
 
 
 def _layerwise(args: "TrainingArguments") -> type[ADOPTW]:
@@ -105,7 +110,7 @@ def _warn_of_clipping(norm: float) -> None:
     )
 
 
-def _say(args: "TrainingArguments", numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> None:
+def say(args: "TrainingArguments", numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> None:
     """Log what the run uses in one INFO line, and warn if that is not what was written in `args`."""
     of_loraplus = {} if loraplus is None else dict(zip(peft.HYPERPARAMETERS, loraplus, strict=True))
     said = (f"{name}={value}" for name, value in {**numbers, **of_loraplus}.items())
@@ -114,7 +119,7 @@ def _say(args: "TrainingArguments", numbers: dict[str, Any], loraplus: peft.Lora
     fields.warn_of_replaced(args, {"beta1": beta1, "beta2": beta2, "eps": numbers.get("eps", DEFAULTS["eps"])})
 
 
-class _Resolved(NamedTuple):
+class Resolved(NamedTuple):
     """What TrainingArguments stand for, checked."""
 
     kwargs: dict[str, Any]  # the arguments of ADOPT
@@ -122,7 +127,7 @@ class _Resolved(NamedTuple):
     loraplus: peft.LoraPlus | None
 
 
-def _resolve(args: "TrainingArguments") -> _Resolved:
+def resolve(args: "TrainingArguments") -> Resolved:
     """Read `args`.
 
     `lr` and `weight_decay` count as set: TrainingArguments has no value for them that means anything else.
@@ -148,10 +153,10 @@ def _resolve(args: "TrainingArguments") -> _Resolved:
     values |= set_by_user
     kwargs = {"lr": values.pop("lr"), "betas": (values.pop("beta1"), values.pop("beta2")), **values}
     checked = ADOPT([{"params": []}], **kwargs).defaults  # now, with ADOPT's own words
-    return _Resolved({name: checked[name] for name in kwargs}, set_by_user, loraplus)
+    return Resolved({name: checked[name] for name in kwargs}, set_by_user, loraplus)
 
 
-def _was_given_the_class(trainer: Any) -> bool:
+def was_given_the_class(trainer: Any) -> bool:
     """Whether the Trainer has ADOPT, or a class derived from it, in `optimizer_cls_and_kwargs`."""
     cls = (getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,))[0]
     return is_adopt_optimizer(cls)

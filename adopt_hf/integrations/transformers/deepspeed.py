@@ -1,10 +1,14 @@
-"""DeepSpeed under the Trainer: ADOPT's block of a config, the param groups, and what the Trainer was given."""
+"""DeepSpeed under the Trainer: ADOPT's block of a config, param groups, what the Trainer was given, the best model."""
 
+import glob
+import os
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from adopt_hf.integrations import peft
 from adopt_hf.integrations.deepspeed import ds_config
-from adopt_hf.integrations.transformers import arguments, names
+from adopt_hf.integrations.transformers import arguments, names, weights
 from adopt_hf.integrations.transformers.names import NAME
 from adopt_hf.optimizer import ADOPTW, is_adopt_optimizer
 
@@ -12,9 +16,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-def _process_deepspeed_config(
-    original: Any, hf_config: Any, args: "TrainingArguments", *rest: Any, **kwargs: Any
-) -> Any:
+def trainer_config_process(original: Any, hf_config: Any, args: "TrainingArguments", *rest: Any, **kwargs: Any) -> Any:
     """`trainer_config_process` that fills ADOPT's block by ADOPT's rules, and refuses another beside `optim="adopt"`.
 
     Raises:
@@ -29,7 +31,7 @@ def _process_deepspeed_config(
             config["optimizer"] = block
         hf_config.mismatches += _fill_block(config, args)
         return result
-    if args.optim in names._registered and "optimizer" in config:
+    if args.optim in names.registered and "optimizer" in config:
         raise ValueError(
             f'optim="{getattr(args.optim, "value", args.optim)}" asks for ADOPT, and {_another_block(config)}'
         )
@@ -45,20 +47,20 @@ def _another_block(config: dict[str, Any]) -> str:
     )
 
 
-def _deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> Any:
+def deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> Any:
     """`deepspeed_init` that does not drop an ADOPT which the Trainer was given.
 
     Raises:
         ValueError: it would train with another optimizer, or could not load the best model at the end.
     """
     config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config
-    by_class = arguments._was_given_the_class(trainer)
-    if by_class or trainer.args.optim in names._registered or ds_config.is_adopt_block(config):
+    by_class = arguments.was_given_the_class(trainer)
+    if by_class or trainer.args.optim in names.registered or ds_config.is_adopt_block(config):
         _refuse_best_model_from_nvme(trainer, config)
     if (by_class or is_adopt_optimizer(trainer.optimizer)) and not ds_config.is_adopt_block(config):
         if "optimizer" in config:
             raise ValueError(f"the Trainer was given ADOPT, and {_another_block(config)}")
-        if not by_class and trainer.args.optim not in names._registered:
+        if not by_class and trainer.args.optim not in names.registered:
             raise ValueError(
                 f"the Trainer was given an ADOPT in `optimizers`, which it drops under DeepSpeed to build "
                 f'optim="{trainer.args.optim.value}": write optim="{NAME}", or give optimizer_cls_and_kwargs'
@@ -86,7 +88,7 @@ def _refuse_best_model_from_nvme(trainer: Any, config: dict[str, Any]) -> None:
 
 def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:
     """Make the block of a DeepSpeed config a complete ADOPTW's, in place. Returns what contradicts `args`, by line."""
-    wanted, set_by_user, _ = arguments._resolve(args)
+    wanted, set_by_user, _ = arguments.resolve(args)
     written = ds_config.block_kwargs(config, auto_is_filled=True)
     betas = dict(zip(("beta1", "beta2"), written.get("betas", ()), strict=False))
     in_block: dict[str, Any] = {**written, **betas}
@@ -99,21 +101,21 @@ def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:
     return mismatches
 
 
-def _deepspeed_optimizer(original: Any, trainer: Any, hf_config: Any, *rest: Any, **kwargs: Any) -> Any:
+def deepspeed_optim_sched(original: Any, trainer: Any, hf_config: Any, *rest: Any, **kwargs: Any) -> Any:
     """`deepspeed_optim_sched` that hands the Trainer's groups to an ADOPT which DeepSpeed builds.
 
     Raises:
         ValueError: LoRA+ is asked for, and the DeepSpeed config has a scheduler.
     """
     by_deepspeed = ds_config.is_adopt_block(hf_config.config)
-    if by_deepspeed or trainer.args.optim in names._registered or arguments._was_given_the_class(trainer):
+    if by_deepspeed or trainer.args.optim in names.registered or arguments.was_given_the_class(trainer):
         _refuse_scheduler(hf_config.config, trainer.args.optim_args)
     optimizer, scheduler = original(trainer, hf_config, *rest, **kwargs)
     if by_deepspeed:
         numbers = ds_config.block_kwargs(hf_config.config)
-        loraplus = arguments._resolve(trainer.args).loraplus
+        loraplus = arguments.resolve(trainer.args).loraplus
         optimizer.params = _groups(trainer, numbers, loraplus)
-        arguments._say(trainer.args, numbers, loraplus)
+        arguments.say(trainer.args, numbers, loraplus)
     return optimizer, scheduler
 
 
@@ -137,3 +139,36 @@ def _groups(trainer: Any, numbers: dict[str, Any], loraplus: peft.LoraPlus | Non
         {"params": [p for name, p in trainable if name not in decayed], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def load_best_model(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Trainer._load_best_model` that takes the weights from their file if the optimizer is an ADOPT on NVMe."""
+    if trainer.is_deepspeed_enabled and ds_config.is_on_nvme(trainer.model_wrapped):
+        return load_weights(trainer.model_wrapped, trainer.state.best_model_checkpoint)
+    return weights.load_from_checkpoint(original, trainer, *args, **kwargs)
+
+
+def load_weights(engine: Any, folder: str) -> None:
+    """Load the weights that the Trainer has saved in `folder` into the model of a ZeRO 3 engine, one after the other.
+
+    All processes call this. The float32 copies of the optimizer stay as they are: the weights are not trained further.
+
+    Raises:
+        FileNotFoundError: If there are no weights in the folder.
+    """
+    from deepspeed.zero import GatheredParameters
+    from safetensors import safe_open
+
+    files = sorted(glob.glob(os.path.join(glob.escape(folder), "model*.safetensors")))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} has no model.safetensors: the Trainer saves it under ZeRO 3 if the DeepSpeed config has "
+            '"stage3_gather_16bit_weights_on_model_save": true'
+        )
+    tensors = dict(engine.module.named_parameters(remove_duplicate=False)) | dict(engine.module.named_buffers())
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  it is no dictionary
+                with GatheredParameters([tensors[name]], modifier_rank=0), torch.no_grad():
+                    if torch.distributed.get_rank() == 0 or not hasattr(tensors[name], "ds_id"):
+                        tensors[name].copy_(file.get_tensor(name))

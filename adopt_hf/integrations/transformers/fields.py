@@ -6,13 +6,11 @@ default counts as not set. It counts as set if it was assigned after constructio
 """
 
 import dataclasses
-import functools
 import inspect
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from adopt_hf.integrations.transformers import patches
+from adopt_hf.integrations.transformers import names
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -23,16 +21,6 @@ ASSIGNED = "_adopt_hf_assigned"  # in vars(args): the names of fields, which pic
 
 logger = logging.getLogger("adopt_hf")
 _warned = False
-
-
-def register(before_optim: Callable[[Any], None]) -> None:
-    """Note from now on which of Adam's fields are assigned. Call `before_optim(value)` before `optim` is."""
-    patches.wrap_training_arguments(functools.partial(_assign, before_optim), _set_optimizer)
-
-
-def unregister() -> None:
-    """Undo `register()`."""
-    patches.unwrap_training_arguments()
 
 
 def set_by_user(args: "TrainingArguments") -> dict[str, float]:
@@ -79,15 +67,17 @@ def _defaults(args: "TrainingArguments") -> dict[str, float]:
     return {name: defaults[field] for name, field in ADAM.items()}
 
 
-def _assign(before_optim: Callable[[Any], None], original: Any, args: Any, name: str, value: Any) -> None:
+def assign(original: Any, args: Any, name: str, value: Any) -> None:
+    """`TrainingArguments.__setattr__` that notes which of Adam's fields are assigned, and checks a name of ADOPT."""
     if name == "optim":
-        before_optim(value)
+        names.before_use(value)
     if name in ADAM.values() and name in vars(args):  # the first time is the constructor's
         vars(args)[ASSIGNED] = vars(args).get(ASSIGNED, frozenset()) | {name}
     original(args, name, value)
 
 
-def _set_optimizer(original: Any, args: Any, /, *values: Any, **named: Any) -> Any:
+def set_optimizer(original: Any, args: Any, /, *values: Any, **named: Any) -> Any:
+    """`TrainingArguments.set_optimizer` that notes which of Adam's numbers are written in the call."""
     written = inspect.signature(original).bind(args, *values, **named).arguments
     result = original(args, *values, **named)
     vars(args)[ASSIGNED] = frozenset(field for name, field in OF_SET_OPTIMIZER.items() if name in written)

@@ -3,32 +3,32 @@
 import copyreg
 import enum
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from adopt_hf.integrations import patching
 from adopt_hf.integrations.transformers import ARGUMENTS
 
 NAME = "adopt"
-
-
 EIGHT_BITS, LAYERWISE = "adopt_8bit", "adopt_layerwise"
-
-
 NAMES = (NAME, EIGHT_BITS, LAYERWISE)
-
-
-_registered: set[str] = set()  # those of them that mean this package's ADOPT: a transformers may have one itself
-
+registered: set[str] = set()  # those of them that mean this package's ADOPT: a transformers may have one itself
+_check: Callable[[], None] | None = None  # called before a name is used
 
 logger = logging.getLogger("adopt_hf")
 
 
-def add_names() -> None:
-    """Make `TrainingArguments(optim="adopt")` and `--optim adopt` mean ADOPT."""
+def add_names(check: Callable[[], None]) -> None:
+    """Make `TrainingArguments(optim="adopt")` and `--optim adopt` mean ADOPT.
+
+    Args:
+        check: Called before a name is used. It raises ImportError if ADOPT cannot be.
+    """
+    global _check
+    _check = check
     for name in NAMES:
         if add_optimizer_name(name, _reduce_optimizer_name):
-            _registered.add(name)
+            registered.add(name)
         else:
             logger.warning(
                 "transformers has optim=%r itself: that name builds the optimizer of transformers, and not adopt_hf's. "
@@ -37,16 +37,44 @@ def add_names() -> None:
             )
 
 
+def before_use(optim: Any) -> None:
+    """Check that the Trainer fits, before a field `optim` is given the value `optim`.
+
+    Raises:
+        ImportError: If it is one of the names, and ADOPT cannot be used.
+    """
+    if optim in NAMES and _check is not None:
+        _check()
+
+
+def explain_names(reason: str) -> None:
+    """Let every use of the names raise ImportError(reason), instead of what `add_names` has made of them."""
+    registered.clear()
+    for name in NAMES:
+        remove_optimizer_name(name)
+        explain_optimizer_name(name, reason)
+
+
+def refuse(reason: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Trainer.get_optimizer_cls_and_kwargs` of a version that does not fit: ADOPT is an error, the rest is unchanged.
+
+    Arguments with one of the names were made, or unpickled, before the Trainer was imported.
+    """
+    if any(getattr(argument, "optim", None) in NAMES for argument in (*args, *kwargs.values())):
+        raise ImportError(reason)
+    return original(*args, **kwargs)
+
+
 def remove_names() -> None:
     """Undo `add_names` and `explain_names`, but for what the Trainer does with them."""
     for name in NAMES:
         remove_optimizer_name(name)
-    _registered.clear()
+    registered.clear()
 
 
 def _reduce_optimizer_name(member: Any) -> tuple[Any, tuple[str]]:
     """How an OptimizerNames is pickled: ours brings along the import that makes it known again."""
-    return (_optimizer_name if member.value in _registered else type(member)), (member.value,)
+    return (_optimizer_name if member.value in registered else type(member)), (member.value,)
 
 
 def _optimizer_name(value: str) -> Any:
@@ -97,7 +125,7 @@ def _new_member(value: str) -> Any:
 
 def has_optimizer_names() -> bool:
     """Whether OptimizerNames is there, and is the enum that it was."""
-    names = patching._in(ARGUMENTS, "OptimizerNames")
+    names = getattr(sys.modules.get(ARGUMENTS), "OptimizerNames", None)  # a test may have put a stand-in there
     return isinstance(names, enum.EnumMeta) and hasattr(names, "_value2member_map_")
 
 

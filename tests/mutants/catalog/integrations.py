@@ -136,7 +136,7 @@ MUTANTS = (
     Mutant(
         "import-trainer-not-asked",
         f"{INTEGRATIONS}transformers/registration.py",
-        "    reason = patches.transformers_mismatch()\n    if reason:\n        _refuse(reason)\n",
+        "    reason = patches.mismatch()\n    if reason:\n        _refuse(reason)\n",
         "    reason = None\n    if reason:\n        _refuse(reason)\n",
         ("tests/integrations/test_compat.py", "-m", "slow", "-k", "imported_later"),
         "TrainingArguments would take a name that the Trainer then does not know",
