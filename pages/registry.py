@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-from pages import bits, defaults, evidence, launches, lora, markers, measured, options, recipes, speed
+from pages import bits, defaults, evidence, launches, lora, markers, measured, options, patches, recipes, speed
 from pages.conditions import ROOT
 
 COMMAND = "make docs-numbers"
@@ -12,6 +12,7 @@ COMMAND = "make docs-numbers"
 TEXTS: dict[str, Callable[[], str]] = {
     **options.TEXTS,
     **launches.TEXTS,
+    **patches.TEXTS,
     **measured.TEXTS,
     **lora.TEXTS,
     **speed.TEXTS,

@@ -25,6 +25,13 @@ ROOMS = (  # rooms of one line may import each other
     ("commands",),
     ("__init__", "__main__"),
 )
+WINGS = ("integrations.transformers", "integrations.deepspeed")
+INTO_WINGS = {  # module -> what it may import from inside of a wing that is not its own
+    "integrations.__init__": WINGS,  # the hall, which puts them together
+    "integrations.trainer": ("integrations.transformers.names",),  # a path of earlier versions
+    "integrations.transformers.deepspeed": ("integrations.deepspeed.ds_config",),
+    "integrations.accelerate": ("integrations.deepspeed.ds_config",),
+}
 CORE = {name for rooms in ROOMS[:7] for name in rooms}
 
 
@@ -54,6 +61,10 @@ def height(name: str) -> int:
     return next(i for i, rooms in enumerate(ROOMS) if name in rooms)
 
 
+def is_in(dotted: str, package: str) -> bool:
+    return f"{dotted}.".startswith(f"{package}.")
+
+
 def wrong_imports(source: str, module: str) -> list[str]:
     """Return what `module` (dotted, inside the package) imports and may not."""
     wrong = []
@@ -64,6 +75,8 @@ def wrong_imports(source: str, module: str) -> list[str]:
             target = room(rest) if room(rest) in known else "__init__"
             if height(target) > height(room(module)):
                 wrong.append(imported)
+            if any(is_in(rest, wing) and not is_in(module, wing) for wing in WINGS):
+                wrong += [] if any(is_in(rest, one) for one in INTO_WINGS.get(module, ())) else [imported]
         elif room(module) in CORE and top not in sys.stdlib_module_names:
             may = ("torch", "triton") if module.startswith("backends.triton.") else ("torch",)
             if top not in may:
@@ -90,6 +103,11 @@ def test_imports_point_one_way(path: Path) -> None:
         ("import numpy as np", "algorithm"),
         ("import triton", "backends.foreach"),
         ("from adopt_hf.commands import run", "integrations.trainer"),
+        ("from adopt_hf.integrations.deepspeed import gradients", "integrations.transformers.deepspeed"),
+        ("from adopt_hf.integrations.deepspeed.ds_config import config", "integrations.transformers.arguments"),
+        ("from adopt_hf.integrations.transformers import names", "integrations.deepspeed.ds_config"),
+        ("from adopt_hf.integrations.transformers.fields import assign", "integrations.accelerate"),
+        ("from adopt_hf.integrations.deepspeed.refused import REPLACEMENTS", "commands.env"),
     ],
 )
 def test_a_wrong_import_is_found(source: str, module: str) -> None:

@@ -34,8 +34,9 @@ COMMANDS = {
     ),
     "env": Command(
         env,
-        "versions, and which backend runs where, or why not",
-        "Versions, and which backend runs on each device, with the reason where one cannot.",
+        "versions, which backend runs where, which patches are in place, or why not",
+        "Versions, which backend runs on each device, and which functions of other packages are replaced, with the "
+        "reason where one cannot.",
     ),
     "memory": Command(
         memory,

@@ -1,15 +1,17 @@
-"""What `python -m adopt_hf env` says: versions, and which backend runs where, with the reason where one cannot."""
+"""Say for `python -m adopt_hf env` which versions are here, which backend runs where, and what is patched."""
 
 import argparse
+import contextlib
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from adopt_hf import backends
+from adopt_hf import backends, integrations
 from adopt_hf.backends import cache
 from adopt_hf.commands import device_check
+from adopt_hf.integrations import patching
 
 PACKAGES = ("adopt_hf", "torch", "triton", "transformers", "accelerate", "deepspeed", "peft", "trl")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -36,7 +38,7 @@ def main(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
 
 
 def report() -> str:
-    """Return the text, some fifteen lines."""
+    """Return the text, some forty lines. Imports transformers, accelerate and DeepSpeed, if they are installed."""
     lines = [f"Python {platform.python_version()} on {platform.platform()}"]
     lines += [f"{name} {_version(name)}" for name in PACKAGES]
     lines.append(f"torch threads: {torch.get_num_threads()}")
@@ -47,6 +49,9 @@ def report() -> str:
         lines.append(f"  backend='auto' with 8-bit moments: {_runs('auto', device, rounded=True)}")
         if device.type == "cuda" and torch.version.hip is None:
             lines.append("  'auto' uses the Triton kernel once it has passed its check; --check does it now")
+    for name, patched in integrations.PATCHED.items():
+        lines += ["", f"functions of {name} that are to be replaced (docs/integrations.md says why):"]
+        lines += _patches(name, patched)
     return "\n".join(lines)
 
 
@@ -70,6 +75,24 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "is not installed"
+
+
+def _patches(name: str, patched: integrations.Patched) -> list[str]:
+    """Return a line for each function, which says whether it is replaced, and why not; one line without the package."""
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return [f"  {name} is not installed"]
+    with contextlib.redirect_stdout(sys.stderr):  # for what packages print when they are imported
+        reason = patching.import_failure(name) or patched.mismatch()
+    return [*([f"  {reason}"] if reason else []), *(f"  {p.target}: {_state(p, reason)}" for p in patched.patches)]
+
+
+def _state(patch: patching.Patch, reason: str | None) -> str:
+    if patch.is_installed():
+        return "replaced" if reason is None else "replaced by an error, for ADOPT"
+    why = patch.mismatch()
+    return f"not replaced ({why})" if why else "not replaced"
 
 
 def _cache() -> str:

@@ -39,7 +39,7 @@ OTHER_WORLD_SIZE = (
 def save_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
     """`DeepSpeedEngine.save_checkpoint` that writes the step counts where a universal checkpoint keeps them."""
     if is_adopt_optimizer(getattr(engine, "basic_optimizer", None)):
-        info = universal_checkpoint_info(engine.module)
+        info = internals.universal_checkpoint_info(engine.module)
         counts = _step_counts(engine)
         info.pop(COUNTS, None)
         if len(set(counts.values())) > 1:
@@ -67,8 +67,6 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
         return original(engine, *args, **kwargs)
     if engine.zero_nvme_offload_optimizer() and loads_state(original, engine, args, kwargs):
         raise RuntimeError(NO_NVME_RESUME)
-    from deepspeed.runtime.zero.utils import ZeRORuntimeException
-
     universal, here = engine.load_universal_checkpoint(), optimizer.param_groups
     if universal and saved and len(saved) != len(here):
         raise ValueError(
@@ -83,14 +81,14 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
     before = differences.numbers(optimizer.param_groups)
     try:
         load_path, client_state = original(engine, *args, **kwargs)
-    except ZeRORuntimeException as error:
+    except internals.zero_error() as error:
         if "world size" in str(error):
-            raise ZeRORuntimeException(f"{error} {OTHER_WORLD_SIZE}") from error
+            raise type(error)(f"{error} {OTHER_WORLD_SIZE}") from error
         raise
     if groups and universal:
         for group, there in zip(here, groups, strict=True):
             group.update({name: value for name, value in there.items() if name != "params"})
-        _set_step_counts(engine, (client_state or {}).get(UNIVERSAL_INFO, {}).get(COUNTS, {}))
+        _set_step_counts(engine, (client_state or {}).get(internals.UNIVERSAL_INFO, {}).get(COUNTS, {}))
     differences.warn(before, optimizer.param_groups)
     return load_path, client_state
 
@@ -116,31 +114,7 @@ def _set_step_counts(engine: Any, counts: dict[str, float]) -> None:
             state["tensor_steps"] = [counts[names[tensor]] for tensor in group.tensors]
 
 
-# -- universal_checkpoint_info: what DeepSpeed's converter wants to find in a checkpoint of stages 1 and 2 -------------
-# Issue: `ds_to_universal` refuses a checkpoint without it, unless told to --inject_missing_state.
-# Why:   the engine saves the attribute of this name that it finds at the model; a client is expected to set it.
-# Remove when: the engine writes it by itself.
-
-UNIVERSAL_INFO = "universal_checkpoint_info"
-
-
-def universal_checkpoint_info(model: Any) -> dict[str, Any]:
-    """The dictionary of that name, made if the model has none: no tensor has a rule of its own."""
-    from deepspeed.checkpoint import constants
-
-    info: dict[str, Any] | None = getattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, None)
-    if info is None:
-        info = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
-        setattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, info)
-    return info
-
-
-# -- Checkpoints: the param groups as they were saved ------------------------------------------------------------------
-# Issue: of a universal checkpoint stage 3 gives every param group the hyperparameters of the first, so that biases and
-#        norms are decayed from then on, and no stage asks whether it is the state of this optimizer. Of others the
-#        weights are loaded before the optimizer can say that the state is of another one.
-# Why:   the checkpoint has the groups as they were saved.
-# Remove when: DeepSpeed asks the optimizer first, and loads universal checkpoints through its load_state_dict.
+# -- what a checkpoint holds -------------------------------------------------------------------------------------------
 
 
 def loads_state(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) -> bool:

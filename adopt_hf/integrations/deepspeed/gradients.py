@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from adopt_hf.distributed.flat import Partition, Stretch
-from adopt_hf.integrations.deepspeed import checkpoints, ds_config, internals
+from adopt_hf.integrations.deepspeed import ds_config, internals
 from adopt_hf.integrations.deepspeed.arrivals import Arrivals, Shared
 
 
@@ -29,7 +29,7 @@ def follow(engine: Any) -> None:
             f"state_bits={min(bits)} with the optimizer on NVMe: DeepSpeed reads the moments back as float32 numbers, "
             'whatever they were, as Adam\'s are. Write state_bits=32, or "device": "cpu" in "offload_optimizer"'
         )
-    checkpoints.universal_checkpoint_info(engine.module)  # is there from now on
+    internals.universal_checkpoint_info(engine.module)  # is there from now on
     flat_groups = internals.zero_flat_groups(engine.optimizer)
     whole = internals.zero_whole_tensors(engine)
     arrivals = Arrivals(

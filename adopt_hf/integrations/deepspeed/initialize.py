@@ -112,11 +112,10 @@ def _loaded(config: Any) -> dict[str, Any] | None:
     if isinstance(config, dict):
         return config
     import hjson  # DeepSpeed reads its configs with it
-    from deepspeed.runtime.config_utils import dict_raise_error_on_duplicate_keys
 
     if os.path.isfile(config):
         with open(config, encoding="utf-8") as file:
-            return dict(hjson.load(file, object_pairs_hook=dict_raise_error_on_duplicate_keys))
+            return dict(hjson.load(file, object_pairs_hook=internals.refuse_duplicate_keys()))
     try:
         return dict(hjson.loads(base64.urlsafe_b64decode(config).decode("utf-8")))
     except (UnicodeDecodeError, ValueError):

@@ -251,3 +251,41 @@ def _linked(tensors: Any) -> list[tuple[int, int, int]]:
     mappings = [(index, tensor._hp_mapping) for index, tensor in enumerate(tensors) if tensor._hp_mapping is not None]
     addresses = [(index, mapping.get_hp_fragment_address()) for index, mapping in mappings]
     return sorted(((i, address.start, address.numel) for i, address in addresses), key=lambda stretch: stretch[1])
+
+
+# -- universal_checkpoint_info: what DeepSpeed's converter wants to find in a checkpoint of stages 1 and 2 -------------
+# Issue: `ds_to_universal` refuses a checkpoint without it, unless told to --inject_missing_state.
+# Why:   the engine saves the attribute of this name that it finds at the model; a client is expected to set it.
+# Remove when: the engine writes it by itself.
+
+UNIVERSAL_INFO = "universal_checkpoint_info"
+
+
+def universal_checkpoint_info(model: Any) -> dict[str, Any]:
+    """The dictionary of that name, made if the model has none: no tensor has a rule of its own."""
+    from deepspeed.checkpoint import constants
+
+    info: dict[str, Any] | None = getattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, None)
+    if info is None:
+        info = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
+        setattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, info)
+    return info
+
+
+# -- Checkpoints and configs -------------------------------------------------------------------------------------------
+
+
+def zero_error() -> type[Exception]:
+    """Return the class of the error about a checkpoint of another world size, among others."""
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
+
+    error: type[Exception] = ZeRORuntimeException
+    return error
+
+
+def refuse_duplicate_keys() -> Callable[..., Any]:
+    """Return the hook by which DeepSpeed refuses a config file that has a key twice."""
+    from deepspeed.runtime.config_utils import dict_raise_error_on_duplicate_keys
+
+    hook: Callable[..., Any] = dict_raise_error_on_duplicate_keys
+    return hook
