@@ -11,6 +11,7 @@ from deepspeed.runtime.lr_schedules import OneCycle
 from adopt_hf import ADOPT
 from adopt_hf.integrations.deepspeed import adam, ds_config
 from adopt_hf.integrations.deepspeed.ds_config import keep_adopt
+from adopt_hf.integrations.deepspeed.refused import REPLACEMENTS, Replacement
 
 ROOT = Path(__file__).parents[2]
 OFFLOADED = {"device": "cpu"}
@@ -26,6 +27,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         '"ratio": 0.5 in "offload_optimizer"',
     ),
     "mics": ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, '"mics_shard_size": 2'),
+    "mics, gathered by parts": (
+        {"zero_optimization": {"stage": 3, "mics_hierarchical_params_gather": True}},
+        '"mics_hierarchical_params_gather": true',
+    ),
     "elastic": ({"zero_optimization": {"stage": 1, "elastic_checkpoint": True}}, '"elastic_checkpoint": true'),
     "bf16 weights": (
         {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}, "zero_optimization": {"stage": 2}},
@@ -38,6 +43,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bf16, by its other name": (
         {"bfloat16": {"enabled": True, "bf16_master_weights_and_grads": True}},
         '"bf16_master_weights_and_grads": true in "bfloat16"',
+    ),
+    "bf16 states, by their other name": (
+        {"bfloat16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}},
+        '"bf16_optimizer_states": true in "bfloat16"',
     ),
     "fp16 weights": (
         {"fp16": {"enabled": True, "fp16_master_weights_and_grads": True}},
@@ -62,6 +71,16 @@ def test_what_steps_with_another_optimizer_is_refused(kind: str) -> None:
     with pytest.raises(ValueError, match=r"the optimizer is ADOPT, and .*remove that line") as error:
         keep_adopt(dict(made))
     assert line in str(error.value)
+
+
+@pytest.mark.parametrize("row", REPLACEMENTS, ids=lambda row: ".".join(row.path))
+def test_every_row_has_a_case(row: Replacement) -> None:
+    def has_it(made: Any) -> bool:
+        for key in row.path:
+            made = made.get(key) if isinstance(made, dict) else None
+        return made is not None
+
+    assert any(has_it(made) for made, _ in REFUSED.values()), "add a config with this option to REFUSED"
 
 
 def test_all_of_it_is_named_at_once() -> None:

@@ -142,6 +142,22 @@ MUTANTS = (
         "TrainingArguments would take a name that the Trainer then does not know",
     ),
     Mutant(
+        "patch-of-a-changed-function",
+        f"{INTEGRATIONS}patching.py",
+        "        if fits and (_takes_anything",
+        "        if True or (_takes_anything",
+        ("tests/integrations/test_patching.py", "-k", "fits"),
+        "a new version whose function takes other arguments would train with what they happen to mean",
+    ),
+    Mutant(
+        "patch-not-taken-back",
+        f"{INTEGRATIONS}patching.py",
+        "        delattr(owner, name)  # inherited\n",
+        "        setattr(owner, name, original)\n",
+        ("tests/integrations/test_patching.py", "-k", "twice"),
+        "after unregister() a class would keep a method of its own that hides its parent's",
+    ),
+    Mutant(
         "memory-padding-of-zero",
         "adopt_hf/memory.py",
         "FLAT_ALIGNMENT = 2",
