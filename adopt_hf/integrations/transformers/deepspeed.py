@@ -156,7 +156,7 @@ def load_weights(engine: Any, folder: str) -> None:
     Raises:
         FileNotFoundError: If there are no weights in the folder.
     """
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
     from safetensors import safe_open
 
     files = sorted(glob.glob(os.path.join(glob.escape(folder), "model*.safetensors")))
@@ -169,6 +169,6 @@ def load_weights(engine: Any, folder: str) -> None:
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  it is no dictionary
-                with GatheredParameters([tensors[name]], modifier_rank=0), torch.no_grad():
+                with deepspeed.zero.GatheredParameters([tensors[name]], modifier_rank=0), torch.no_grad():
                     if torch.distributed.get_rank() == 0 or not hasattr(tensors[name], "ds_id"):
                         tensors[name].copy_(file.get_tensor(name))
