@@ -90,9 +90,9 @@ def _signature(thing: Callable[..., Any]) -> str:
 
 
 def _public(module: str) -> Iterator[tuple[str, Any]]:
-    """Yield the public functions and classes that a module defines."""
+    """Yield the public functions and classes that a module or package defines."""
     for name, thing in sorted(vars(importlib.import_module(module)).items()):
-        if not name.startswith("_") and getattr(thing, "__module__", None) == module:
+        if not name.startswith("_") and f"{getattr(thing, '__module__', None)}.".startswith(f"{module}."):
             yield name, _described(thing)
 
 

@@ -103,7 +103,7 @@ MUTANTS = (
     ),
     Mutant(
         "checkpoints-sizes-not-compared",
-        f"{INTEGRATIONS}checkpoints.py",
+        f"{INTEGRATIONS}checkpoints/folders.py",
         "        if found != size:\n",
         "        if found > size:\n",
         OF_CHECKPOINTS,
@@ -111,7 +111,7 @@ MUTANTS = (
     ),
     Mutant(
         "checkpoints-mark-of-another-step",
-        f"{INTEGRATIONS}checkpoints.py",
+        f"{INTEGRATIONS}checkpoints/folders.py",
         "    if step_of(checkpoint) not in (None, step):",
         "    if step_of(checkpoint) is ...:",
         ("tests/integrations/test_checkpoints.py", "-k", "older_step or complete"),

@@ -1,0 +1,51 @@
+"""Which checkpoint is complete: a list of its files, written last, tells a finished one from what a killed run left.
+
+The Trainer writes a checkpoint file by file into the folder where it will be looked for, every process its own files,
+and resumes from whatever it finds there, with a fresh optimizer if that file is missing. With
+
+    Trainer(..., callbacks=[MarkComplete(save_total_limit=2)])
+
+a checkpoint gets a file `complete.json` once every process has written its part: the name and size of every file. What
+was interrupted, lost or cut off is known by it: `missing`, `last_complete`. Loops of one's own call `mark`.
+
+Processes may be killed at any moment; a machine that loses power may also lose files that were said to be written.
+"""
+
+from adopt_hf.integrations.checkpoints.disk import DiskFullError, names_a_full_disk
+from adopt_hf.integrations.checkpoints.folders import MARK, checkpoints_in, last_complete, missing, step_of
+from adopt_hf.integrations.checkpoints.layouts import check_layout, layout, layout_of
+from adopt_hf.integrations.checkpoints.marks import AlreadyFinishedError, MarkComplete, forget_later, mark, rotate
+from adopt_hf.integrations.checkpoints.resuming import (
+    TRAINER_STATE,
+    after_interrupt,
+    check_optimizer,
+    check_writable,
+    is_finished,
+    is_saved,
+    to_resume,
+)
+
+__all__ = [
+    "MARK",
+    "TRAINER_STATE",
+    "AlreadyFinishedError",
+    "DiskFullError",
+    "MarkComplete",
+    "after_interrupt",
+    "check_layout",
+    "check_optimizer",
+    "check_writable",
+    "checkpoints_in",
+    "forget_later",
+    "is_finished",
+    "is_saved",
+    "last_complete",
+    "layout",
+    "layout_of",
+    "mark",
+    "missing",
+    "names_a_full_disk",
+    "rotate",
+    "step_of",
+    "to_resume",
+]

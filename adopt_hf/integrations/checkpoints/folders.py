@@ -1,0 +1,51 @@
+"""The folders of a run's checkpoints: which are there, and which are complete."""
+
+import json
+import re
+from pathlib import Path
+
+MARK = "complete.json"
+
+
+def missing(checkpoint: Path) -> str | None:
+    """What `checkpoint` lacks, in a line that names the file; None if it is complete."""
+    try:
+        written = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
+        step, files = int(written["step"]), dict(written["files"])
+    except FileNotFoundError:
+        return f"no {MARK}, saving it was not finished"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MARK} cannot be read"
+    if step_of(checkpoint) not in (None, step):
+        return f"{MARK} is that of step {step}"
+    for name, size in files.items():
+        try:
+            found = (checkpoint / name).stat().st_size
+        except OSError:
+            return f"no {name}"
+        if found != size:
+            return f"{name} has {found} of {size} bytes"
+    return None
+
+
+def last_complete(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest complete checkpoint in `output_dir`, and the newer ones with what each lacks, newest first."""
+    skipped: list[tuple[Path, str]] = []
+    for checkpoint in reversed(checkpoints_in(output_dir)):
+        reason = missing(checkpoint)
+        if reason is None:
+            return checkpoint, skipped
+        skipped.append((checkpoint, reason))
+    return None, skipped
+
+
+def checkpoints_in(output_dir: Path) -> list[Path]:
+    """The folders checkpoint-<step> in `output_dir`, complete or not, oldest first."""
+    found = [(step, p) for p in output_dir.glob("checkpoint-*") if (step := step_of(p)) is not None and p.is_dir()]
+    return [p for _, p in sorted(found)]
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in the name of the folder, None if it has another name."""
+    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    return int(match[1]) if match else None

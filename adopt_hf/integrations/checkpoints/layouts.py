@@ -1,0 +1,38 @@
+"""The launch modes that can read a checkpoint."""
+
+import json
+from pathlib import Path
+
+from accelerate.state import AcceleratorState
+
+from adopt_hf.integrations.checkpoints.folders import MARK
+
+
+def layout() -> str:
+    """How this run's launch mode lays out a checkpoint; one is read again by a run with the same layout alone.
+
+    The Trainer would load what it knows of another one, and leave out the rest.
+    """
+    state = AcceleratorState()
+    kind = state.distributed_type.value
+    if kind == "DEEPSPEED":
+        return f"DeepSpeed ZeRO {state.deepspeed_plugin.zero_stage}"
+    if kind == "FSDP":
+        return f"FSDP{state.fsdp_plugin.fsdp_version} {state.fsdp_plugin.state_dict_type.name}"
+    return "whole"  # one process, or DDP
+
+
+def layout_of(checkpoint: Path) -> str:
+    """The layout in which a complete checkpoint was written."""
+    return str(json.loads((checkpoint / MARK).read_text(encoding="utf-8"))["layout"])
+
+
+def check_layout(checkpoint: Path) -> None:
+    """Raise ValueError if `checkpoint` was written in a launch mode whose files this process's cannot read."""
+    theirs: str | None = layout_of(checkpoint)
+    ours = layout()
+    if theirs != ours:
+        raise ValueError(
+            f"checkpoint {checkpoint} was written with another launcher config: its layout is {theirs!r}, this run's "
+            f"{ours!r}"
+        )

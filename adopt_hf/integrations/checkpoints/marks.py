@@ -1,0 +1,106 @@
+"""Mark checkpoints as complete, by hand or by a callback of the Trainer, and remove old ones."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from adopt_hf.integrations import guard
+from adopt_hf.integrations.checkpoints.folders import MARK, checkpoints_in, missing, step_of
+from adopt_hf.integrations.checkpoints.layouts import layout
+from adopt_hf.optimizer import is_adopt_optimizer
+
+logger = logging.getLogger("adopt_hf")
+
+
+class AlreadyFinishedError(RuntimeError):
+    """A run is resumed that has no step left to do."""
+
+
+class MarkComplete(TrainerCallback):
+    """Marks the Trainer's checkpoints as complete, and removes old ones.
+
+    A finished run that is resumed raises AlreadyFinishedError, with its weights loaded. The Trainer would do one step
+    more, which changes the model.
+
+    Args:
+        save_total_limit: complete checkpoints that are kept, None for all. Give it here and not to TrainingArguments:
+            the Trainer makes room before the new checkpoint is complete, and a run killed then has none.
+    """
+
+    def __init__(self, save_total_limit: int | None = None):
+        self.save_total_limit = save_total_limit
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps > 0:
+            raise AlreadyFinishedError(
+                f"finished already: the run in {args.output_dir} has done {state.global_step} of {state.max_steps} "
+                "steps"
+            )
+        if args.should_save:
+            forget_later(Path(str(args.output_dir)), state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.save_only_model:  # such a one is no checkpoint to resume from
+            return
+        PartialState().wait_for_everyone()
+        if args.should_save:
+            output_dir = Path(str(args.output_dir))
+            mark(output_dir / f"checkpoint-{state.global_step}", state.global_step, kwargs.get("optimizer"))
+            best = state.best_model_checkpoint
+            rotate(output_dir, self.save_total_limit, keep=[Path(best)] if best else [])
+
+
+def mark(checkpoint: Path, step: int, optimizer: Any = None) -> None:
+    """Declare that all that is in the folder `checkpoint` now is a complete checkpoint, taken after `step` steps.
+
+    For one process, when all have written their parts. If `optimizer` is given, `check_optimizer` knows its class.
+    """
+    (checkpoint / MARK).unlink(missing_ok=True)
+    files = {
+        p.relative_to(checkpoint).as_posix(): p.stat().st_size for p in sorted(checkpoint.rglob("*")) if p.is_file()
+    }
+    unfinished = checkpoint / f"{MARK}.unfinished"
+    files.pop(unfinished.name, None)  # of a run that was killed right here
+    written: dict[str, Any] = {"step": step, "layout": layout(), "files": files}
+    if optimizer is not None:
+        inner = guard.innermost(optimizer)
+        written["optimizer"] = {"class": type(inner).__name__, "is_adopt": is_adopt_optimizer(inner)}
+    unfinished.write_text(json.dumps(written, indent=1), encoding="utf-8")
+    os.replace(unfinished, checkpoint / MARK)
+
+
+def forget_later(output_dir: Path, step: int) -> None:
+    """Take the marks from the checkpoints after `step`, for a run that goes on from there.
+
+    It will write them anew, and half of the new files beside half of the old ones would pass for a complete checkpoint.
+    """
+    for checkpoint in checkpoints_in(output_dir):
+        later = step_of(checkpoint)
+        if later is not None and later > step and (checkpoint / MARK).exists():
+            logger.info("%s no longer counts as complete: the run goes on from step %d", checkpoint, step)
+            (checkpoint / MARK).unlink()
+
+
+def rotate(output_dir: Path, limit: int | None, keep: Collection[Path] = ()) -> None:
+    """Remove what is older than the newest `limit` complete checkpoints, but for those in `keep`."""
+    if limit is None or limit < 1:
+        return
+    complete = [p for p in checkpoints_in(output_dir) if missing(p) is None]
+    if len(complete) <= limit:
+        return
+    kept = {p.resolve() for p in keep}
+    for checkpoint in checkpoints_in(output_dir):
+        if checkpoint == complete[-limit]:
+            return
+        if checkpoint.resolve() not in kept:
+            (checkpoint / MARK).unlink(missing_ok=True)  # first: what is half removed is not complete
+            shutil.rmtree(checkpoint)
