@@ -36,7 +36,8 @@ RULE = """\
 - **Added on 2026-11-29, after one comparison had gone against the warm-up** (the longer long run, at AdamW's rate, by
   0.007 ± 0.007): a comparison at AdamW's rate that goes against it is run again with as many other seeds, and counts
   only if the interval of the other seeds is above 0, too. Of 22 comparisons of equals one goes against it by
-  chance in every second protocol."""
+  chance in every second protocol. Where both sides are best at AdamW's rate for every seed, "each at its best"
+  compares the same runs again, and has the same outcome."""
 AGAIN = 200  # the first of the other seeds
 
 Losses = Mapping[int, float]
@@ -201,7 +202,8 @@ def warmup(found: Found, tasks: Iterable[str], ours: str, paper: str) -> list[Co
         }
         for basis, (with_it, without) in pairs.items():
             result, again = outcome(with_it, without, found.seeds[task]), None
-            if result == "worse" and basis == "AdamW's rate":
+            the_same = (with_it, without) == pairs["AdamW's rate"]  # both are best at AdamW's rate for every seed
+            if result == "worse" and the_same:
                 other = found.again(task, ours), found.again(task, paper)
                 if outcome(*other, found.seeds[task]) != "not run yet":
                     result, again = outcome(*other, found.seeds[task]), difference(*other)

@@ -174,6 +174,20 @@ def test_a_comparison_that_goes_against_the_warm_up_is_run_again_with_other_seed
     assert comparisons(2.9)[0].outcome == "level"  # it went against it once, so it is no win
 
 
+@pytest.mark.parametrize(("other_rate", "expected"), [(3.5, "level"), (3.0, "worse")])
+def test_each_at_its_best_is_the_same_comparison_where_both_are_best_at_adamws_rate(other_rate, expected):
+    rows = []
+    for variant, mean in (("paper", 3.0), ("with", 3.1)):
+        noise = NOISE if variant == "with" else (0.0,) * SEEDS
+        rows += [row("a", variant, mean, noise=noise)]
+        rows += [row("a", variant, other_rate + 0.05 * (variant == "with"), lr=lr, noise=noise) for lr in RATES[1:]]
+        other = row("a", variant, 3.0, noise=noise)
+        other["settings"]["seeds"] = [decisions.AGAIN + seed for seed in range(SEEDS)]
+        rows.append(other)
+    at_adamws, at_best = warmup(gathered(rows), TASKS[:1], "with", "paper")
+    assert (at_adamws.outcome, at_best.outcome) == ("level", expected)
+
+
 def test_the_pilots_seeds_are_not_among_those_compared():
     pilot = row("a", "adamw-0.95", 1.0)
     pilot["settings"]["seeds"] = [100, 101, 102, 103, 104]
