@@ -95,7 +95,7 @@ def verdicts(protocol: ModuleType, found: Found) -> list[str]:
             f"{len(comparisons)} comparisons {len(run)} are run: better in {better}, worse in {len(worse)}"
             + (f" ({', '.join(worse)})" if worse else "")
             + f", level in {len(run) - better - len(worse)}."
-            + "".join(_repeated(protocol, one) for one in comparisons if one.again)
+            + "".join(dict.fromkeys(_repeated(protocol, one) for one in comparisons if one.again))
         )
     if any(one.open for one in scored):
         missing = {task for one in scored for task in one.missing}
