@@ -1,4 +1,4 @@
-"""ADOPT, defined once: the update, its hyperparameters with their ranges, and the numbers of one step.
+"""ADOPT, defined once: the update, and the numbers of one step.
 
 Source: Taniguchi et al., "ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal Rate", NeurIPS 2024
 (arXiv 2411.02853), Algorithm 2. Letters of the paper: theta parameter, g gradient, m first moment (`exp_avg`),
@@ -36,168 +36,13 @@ sooner, and the memory ends at that of beta2 (k = 0.8 is the schedule of Adafact
 """
 
 import math
-import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-LARGEST = torch.finfo(torch.float32).max  # beyond it a number is inf to float32 arithmetic
-WARMUP_EXPONENT = 1.0  # what beta2_warmup=True means
-RUNNING_MEAN = 1.0  # what it meant in the states that have True itself, of earlier versions
-
-
-@dataclass(frozen=True)
-class Hyperparameter:
-    """A number or a switch: its type, its default, and the range it must lie in, `low <= x < high`, or its values.
-
-    One with `true` is both: False, a number in `low < x <= high`, or True, which stands for the number `true`.
-    """
-
-    type: type[float] | type[int] | type[bool]
-    default: float | bool
-    high: float = LARGEST
-    optional: bool = False
-    low: float = 0.0
-    values: tuple[int, ...] = ()
-    true: float | None = None
-
-    @property
-    def allowed(self) -> str:
-        """The values that are accepted, in words."""
-        if self.type is bool:
-            return "True or False"
-        if self.true is not None:
-            return f"True, False or a number in ({self.low:g}, {self.high:g}]"
-        if self.values:
-            return f"one of {', '.join(map(str, self.values))}"
-        if self.type is int:
-            return f"a whole number in [{self.low:g}, {self.high:g})"
-        interval = f"a number in [{self.low:g}, {self.high:g})"
-        if self.high >= LARGEST:
-            interval = f"a finite number >= {self.low:g}"
-        return f"{interval} or None" if self.optional else interval
-
-    def check(self, name: str, value: object) -> float | bool | None:
-        """Return `value` as a plain Python float, int, bool or None.
-
-        Raises:
-            ValueError: outside the range or of another type; names `name`, the value and what is allowed.
-        """
-        if self.optional and value is None:
-            return None
-        if self.type is bool:
-            if isinstance(value, bool):
-                return value
-        elif self.true is not None:
-            if isinstance(value, bool):
-                return self.true if value else False
-            if isinstance(value, Real) and self.low < cast(float, value) <= self.high:
-                return float(value)
-        elif isinstance(value, Real) and not isinstance(value, bool) and self.low <= cast(float, value) < self.high:
-            if self.type is float:
-                return float(value)
-            whole: int = operator.index(math.trunc(value))
-            if value == whole and (not self.values or whole in self.values):
-                return whole
-        raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
-
-
-HYPERPARAMETERS = {
-    "lr": Hyperparameter(float, 1e-3),
-    "beta1": Hyperparameter(float, 0.9, high=1.0),
-    "beta2": Hyperparameter(float, 0.9999, high=1.0),
-    "eps": Hyperparameter(float, 1e-6),
-    "weight_decay": Hyperparameter(float, 0.0),
-    "decouple": Hyperparameter(bool, False),
-    "clip_exp": Hyperparameter(float, 0.25, high=5.0, optional=True),  # t counts in float32 up to 2**24
-    "beta2_warmup": Hyperparameter(float, False, high=1.0, true=WARMUP_EXPONENT),
-    "maximize": Hyperparameter(bool, False),
-}
-
-
-def check_betas(betas: object) -> tuple[float, float]:
-    """Return `betas` as a pair of floats.
-
-    Args:
-        betas: any sequence of two numbers (a tuple, a list, the list of a configuration library), or an array of them.
-
-    Raises:
-        ValueError: If it is no pair, or a beta lies outside [0, 1).
-    """
-    if isinstance(betas, Tensor) and betas.is_meta:
-        raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}, which holds none")
-    pair = betas.tolist() if hasattr(betas, "tolist") else betas  # numpy's arrays are no sequences
-    if not isinstance(pair, Sequence) or isinstance(pair, str | bytes | bytearray) or len(pair) != 2:
-        raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}")
-    beta1 = HYPERPARAMETERS["beta1"].check("beta1 = betas[0]", pair[0])
-    beta2 = HYPERPARAMETERS["beta2"].check("beta2 = betas[1]", pair[1])
-    return cast(float, beta1), cast(float, beta2)
-
-
-def check_lr(lr: object) -> float | Tensor:
-    """Return `lr` as a float, or as the one-element tensor that it is; ValueError if it is negative or not finite."""
-    if not isinstance(lr, Tensor):
-        return cast(float, HYPERPARAMETERS["lr"].check("lr", lr))
-    if lr.numel() != 1:
-        raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
-    if not lr.is_floating_point():
-        raise ValueError(f"Tensor lr must be floating point, got {lr.dtype}")
-    if lr.is_meta:
-        raise ValueError("Tensor lr must hold a number, got one on the meta device")
-    HYPERPARAMETERS["lr"].check("lr", lr.item())
-    return lr
-
-
-def check_group(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those entries of a param group that belong to the update, checked, as plain values.
-
-    Raises:
-        ValueError: a value outside its range; the message names the value and the range.
-    """
-    checked: dict[str, Any] = {}
-    for name, value in group.items():
-        if name == "betas":
-            checked[name] = check_betas(value)
-        elif name == "lr":
-            checked[name] = check_lr(value)
-        elif name in HYPERPARAMETERS and name not in ("beta1", "beta2"):
-            checked[name] = HYPERPARAMETERS[name].check(name, value)
-    return checked
-
-
-def check_numbers(group: Mapping[str, Any]) -> None:
-    """Check the numbers of a param group that a schedule may have written since they were last checked.
-
-    A tensor `lr` of a capturable group is not looked at: that would be to wait for its device.
-
-    Raises:
-        ValueError: If a number is outside its range; the message names it and the range.
-    """
-    try:
-        are_within = _are_within(group)
-    except TypeError:  # they are no numbers
-        are_within = False
-    if not are_within:
-        check_group(group)
-
-
-def _are_within(group: Mapping[str, Any]) -> bool:
-    lr, (beta1, beta2), clip_exp = group["lr"], group["betas"], group["clip_exp"]
-    if isinstance(lr, Tensor):
-        lr = 0.0 if group.get("capturable") else lr.item()
-    return bool(
-        0 <= lr < LARGEST
-        and 0 <= beta1 < 1
-        and 0 <= beta2 < 1
-        and 0 <= group["eps"] < LARGEST
-        and 0 <= group["weight_decay"] < LARGEST
-        and (clip_exp is None or 0 <= clip_exp < 5)
-        and 0 <= group["beta2_warmup"] <= 1  # False is 0, and check_group refuses 0 itself
-    )
+from adopt_hf.hyperparameters import WARMUP_EXPONENT, check_numbers, of_group
 
 
 class StepScalars(NamedTuple):
@@ -266,7 +111,7 @@ def capturable_group_for_compiler(group: Mapping[str, Any]) -> dict[str, Any]:
         is_tensor = isinstance(number, Tensor)
         return number if is_tensor else torch.tensor(number, dtype=torch.float64, device="cpu")
 
-    numbers = {name: value for name, value in group.items() if name in HYPERPARAMETERS}
+    numbers = {name: value for name, value in group.items() if name in of_group("update")}
     numbers |= {"lr": changing(group["lr"]), "betas": tuple(map(changing, group["betas"]))}
     if group["weight_decay"] != 0:
         numbers["weight_decay"] = changing(group["weight_decay"])
@@ -304,12 +149,6 @@ def warmup_exponent(group: Mapping[str, Any]) -> float:
     """Return the exponent k of a group's beta2_warmup, 0 if it has none."""
     warmup = group["beta2_warmup"]
     return WARMUP_EXPONENT if warmup is True else float(warmup)
-
-
-def keep_running_mean(group: dict[str, Any]) -> None:
-    """Write the exponent that True meant in an earlier version into a group of that time, in place."""
-    if group.get("beta2_warmup") is True:
-        group["beta2_warmup"] = RUNNING_MEAN
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:

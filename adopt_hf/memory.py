@@ -26,8 +26,9 @@ from dataclasses import dataclass
 
 import torch
 
+from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.memory_models import Model, nearest
-from adopt_hf.state import formats, quantization
+from adopt_hf.state import quantization
 
 MODES = {  # name -> as it is written for people
     "ddp": "DDP",
@@ -104,7 +105,7 @@ def state_bytes(
     Raises:
         ValueError: If a value or a combination is not allowed; says what is.
     """
-    formats.OPTIONS["state_bits"].check("state_bits", state_bits)
+    HYPERPARAMETERS["state_bits"].check("state_bits", state_bits)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
     if precision not in PRECISIONS:

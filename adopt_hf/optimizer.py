@@ -1,6 +1,6 @@
 """The optimizer: torch's interface, its hyperparameters, the dispatch of a step to backends, and loading."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any, overload
@@ -11,38 +11,12 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from adopt_hf import algorithm, backends
-from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.backends import capture
 from adopt_hf.distributed.flat import Partition
+from adopt_hf.hyperparameters import DEFAULTS, INSTEAD, OF_ADOPTW, check_group, keep_running_mean
 from adopt_hf.plan import entries
 from adopt_hf.plan.build import Kept
 from adopt_hf.state import conversion, differences, formats, loading, prepare
-
-DEFAULTS: dict[str, Any] = {
-    "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
-    "backend": "auto",
-    "capturable": backends.CAPTURABLE.default,
-    **{name: row.default for name, row in formats.OPTIONS.items()},
-    **{name: row.default for name, row in HYPERPARAMETERS.items() if name not in ("beta1", "beta2")},
-}
-
-# What other optimizers call things, and what to write here.
-INSTEAD = {
-    "clip_lambda": (
-        "write clip_exp=0.25 for clip_lambda=lambda step: step**0.25 (any other exponent likewise), "
-        "or clip_exp=None for clip_lambda=None"
-    ),
-    "beta1": "write betas=(beta1, beta2)",
-    "beta2": "write betas=(beta1, beta2)",
-    "decoupled": "write decouple=True",
-    "weight_decouple": "write decouple=True",
-    "foreach": "write backend='foreach' or backend='reference'",
-    "fused": "write backend='fused'",
-    "differentiable": (
-        "it is not supported. Autograd does not record the step, so no hyperparameter gets a gradient, not even an lr "
-        "that is a tensor with requires_grad=True"
-    ),
-}
 
 
 class ADOPT(Optimizer):
@@ -60,7 +34,7 @@ class ADOPT(Optimizer):
         decouple: weight decay like AdamW's: theta*(1 - lr*weight_decay), from the second step on.
         clip_exp: the normalised gradient is clipped to +-t**clip_exp, t being the completed steps; None: not at all.
         beta2_warmup: use min(beta2, 1 - (t+1)**-k), a memory that grows with t; k in (0, 1], or True for the k that is
-            measured best (`adopt_hf.algorithm.WARMUP_EXPONENT`). The param groups hold k, or False.
+            measured best (`adopt_hf.hyperparameters.WARMUP_EXPONENT`). The param groups hold k, or False.
         maximize: ascend instead of descend.
         backend: "auto" (the fastest that can run), "reference", "foreach" or "fused". A load keeps it as it is here.
         capturable: keep `step`, and `lr` if it is a tensor, on the parameters' device and never wait for it, so that a
@@ -140,7 +114,7 @@ class ADOPT(Optimizer):
             params = regroup(list(params))
         self.kept_plans: Kept = {}  # of the last step, see `adopt_hf.plan.kept`; not in a pickle
         self.has_noted_first_steps = False  # whether `adopt_hf.first_steps` has seen all that it looks at
-        super().__init__(params, defaults | _check_group(defaults))
+        super().__init__(params, defaults | check_group(defaults))
         if float32_apart:
             self.param_groups[:] = formats.float32_apart(self.param_groups)
 
@@ -156,7 +130,7 @@ class ADOPT(Optimizer):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
         for name in INSTEAD.keys() & param_group.keys():
             raise TypeError(f"ADOPT has no param group option {name!r}: {INSTEAD[name]}")
-        super().add_param_group(param_group | _check_group(param_group))
+        super().add_param_group(param_group | check_group(param_group))
         group = self.param_groups[-1]
         formats.note_marked(group)
         try:
@@ -255,7 +229,7 @@ class ADOPT(Optimizer):
         for name, default in DEFAULTS.items():  # what a pickle of an earlier version lacks
             self.defaults.setdefault(name, default)
         for group in (self.defaults, *self.param_groups):
-            algorithm.keep_running_mean(group)
+            keep_running_mean(group)
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -327,9 +301,6 @@ class ADOPT(Optimizer):
             prepare.convert(p, state, wanted, partition, group, member.number, block_size)
 
 
-OF_ADOPTW: dict[str, Any] = {"decouple": True, "beta2_warmup": True}  # where its defaults are not ADOPT's
-
-
 class ADOPTW(ADOPT):
     """ADOPT with the defaults of those who come from AdamW: decoupled weight decay, and a memory that warms up.
 
@@ -372,13 +343,3 @@ def is_adopt_optimizer(thing: object) -> bool:
     enough.
     """
     return getattr(thing, "_is_adopt", False) is True
-
-
-def _check_group(group: Mapping[str, Any]) -> dict[str, Any]:
-    checked = algorithm.check_group(group)
-    if "backend" in group:
-        checked["backend"] = backends.check_name(group["backend"])
-    for name, option in {"capturable": backends.CAPTURABLE, **formats.OPTIONS}.items():
-        if name in group:
-            checked[name] = option.check(name, group[name])
-    return checked

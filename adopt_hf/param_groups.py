@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adopt_hf.algorithm import HYPERPARAMETERS
+from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.state.formats import keep_float32
 
 # transformers.Trainer.get_decay_parameter_names; a test compares the two.

@@ -9,26 +9,11 @@ from typing import Any
 import torch
 
 import adopt_hf
-from adopt_hf.algorithm import WARMUP_EXPONENT
-from adopt_hf.integrations.deepspeed import ds_config
+from adopt_hf.hyperparameters import HYPERPARAMETERS, OPTIONS
 from adopt_hf.integrations.transformers import fields, optim_args
 
 CLASSES = ("ADOPT", "ADOPTW")
 FIELDS = {"lr": "learning_rate", "weight_decay": "weight_decay", "seed": "seed"}  # of TrainingArguments, beside Adam's
-WORDS = {  # options that stand in one row, and what they are
-    ("lr",): "float or one-element tensor",
-    ("betas",): "each in [0, 1)",
-    ("eps",): "lower bound of sqrt(v)",
-    ("weight_decay",): "",
-    ("decouple",): "weight decay as in AdamW; else L2",
-    ("clip_exp",): "the normalised gradient is clipped to t^clip_exp; `None`: not at all",
-    ("beta2_warmup",): f"min(beta2, 1 - (t+1)^-k): a memory that grows; k in (0, 1], or True: {WARMUP_EXPONENT:g}",
-    ("maximize",): "ascend",
-    ("backend",): '"fused", "foreach", "reference" ([backends](docs/backends.md))',
-    ("capturable",): "the step's numbers on the device, for CUDA graphs (not run on a GPU by us)",
-    ("state_bits", "block_size"): "bits of a moment: 32, 16 or 8, and elements of a block of 8-bit ones",
-    ("bf16_stochastic_round", "seed"): "round bfloat16 parameters so that small updates are not lost",
-}
 FOR_INTEGRATIONS = ("float32_apart", "regroup")  # in the docstring of ADOPT only
 
 
@@ -41,7 +26,7 @@ def keys() -> str:
 
 def deepspeed_keys() -> str:
     """The keys of `params` in an `"optimizer"` block."""
-    return code(ds_config.KEYS)
+    return code(OPTIONS)
 
 
 def code(names: Any) -> str:
@@ -52,19 +37,18 @@ def table() -> str:
     """Each option with the defaults of the classes and of the Trainer.
 
     Raises:
-        ValueError: If an argument of a class has no row, or a row has no argument.
+        ValueError: If a class has an argument that is no option, or the other way round.
     """
     classes = {name: defaults(getattr(adopt_hf, name)) for name in CLASSES if hasattr(adopt_hf, name)}
-    listed = [name for names in WORDS for name in names]
     for name, found in classes.items():
-        if sorted(found) != sorted(listed):
-            raise ValueError(f"the arguments of {name} are {sorted(found)}, the rows of WORDS {sorted(listed)}")
-    trainer = of_trainer()
+        if sorted(found) != sorted(OPTIONS):
+            raise ValueError(f"the arguments of {name} are {sorted(found)}, the options {sorted(OPTIONS)}")
     head = ["option", *(f"`{name}`" for name in classes), '`optim="adopt"`', "its field", "meaning"]
     lines = [head, ["---"] * len(head)]
-    for names, words in WORDS.items():
-        values = [", ".join(shown(found[name]) for name in names) for found in [*classes.values(), trainer]]
-        lines.append([code(names), *values, ", ".join(filter(None, map(field, names))), words])
+    for name in OPTIONS:
+        values = [shown(found[name]) for found in [*classes.values(), of_trainer()]]
+        words = "each in [0, 1)" if name == "betas" else HYPERPARAMETERS[name].help
+        lines.append([code([name]), *values, field(name), words])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

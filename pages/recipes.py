@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adopt_hf.algorithm import WARMUP_EXPONENT
+from adopt_hf.hyperparameters import WARMUP_EXPONENT
 from pages import conditions
 from pages.conditions import RESULTS, ROOT
 

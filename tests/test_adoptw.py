@@ -13,8 +13,8 @@ from torch import Tensor
 
 import adopt_hf
 from adopt_hf import ADOPT, ADOPTW, LayerwiseADOPT, LayerwiseADOPTW, algorithm
-from adopt_hf.algorithm import HYPERPARAMETERS, RUNNING_MEAN, WARMUP_EXPONENT
-from adopt_hf.optimizer import OF_ADOPTW, is_adopt_optimizer
+from adopt_hf.hyperparameters import HYPERPARAMETERS, OF_ADOPTW, RUNNING_MEAN, WARMUP_EXPONENT
+from adopt_hf.optimizer import is_adopt_optimizer
 
 PAIRS = [(ADOPT, ADOPTW), (LayerwiseADOPT, LayerwiseADOPTW)]
 

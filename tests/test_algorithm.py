@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adopt_hf import ADOPT, algorithm
-from adopt_hf.algorithm import HYPERPARAMETERS, step_scalars, update
+from adopt_hf import ADOPT, algorithm, hyperparameters
+from adopt_hf.algorithm import step_scalars, update
+from adopt_hf.hyperparameters import HYPERPARAMETERS
 from tests.oracle import Oracle, Settings
 
 finite = st.floats(-1e3, 1e3, allow_subnormal=False)
@@ -158,13 +159,15 @@ def test_scalars_for_the_compiler_are_the_same_numbers() -> None:
 )
 def test_bad_hyperparameters_are_named(group: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        algorithm.check_group(group)
+        hyperparameters.check_group(group)
 
 
 def test_hyperparameters_become_plain_values() -> None:
     """numpy's numbers pass for floats, but torch.load(weights_only=True) refuses them."""
     np = pytest.importorskip("numpy", reason="comes with transformers, not with torch")
-    checked = algorithm.check_group({"lr": np.float64(0.1), "eps": np.float32(0.5), "betas": [0, np.float64(0.5)]})
+    checked = hyperparameters.check_group(
+        {"lr": np.float64(0.1), "eps": np.float32(0.5), "betas": [0, np.float64(0.5)]}
+    )
     assert checked == {"lr": 0.1, "eps": 0.5, "betas": (0.0, 0.5)}
     assert [type(x) for x in (checked["lr"], checked["eps"], *checked["betas"])] == [float] * 4
 
@@ -195,7 +198,7 @@ PAIRS: list[Any] = [
 
 @pytest.mark.parametrize("betas", PAIRS, ids=lambda x: type(x).__name__)
 def test_any_pair_of_numbers_is_betas(betas: Any) -> None:
-    checked = algorithm.check_betas(betas)
+    checked = hyperparameters.check_betas(betas)
     assert checked == (0.5, 0.75)
     assert [type(x) for x in checked] == [float, float]
     group = ADOPT([torch.ones(1)], betas=betas).param_groups[0]
@@ -204,9 +207,9 @@ def test_any_pair_of_numbers_is_betas(betas: Any) -> None:
 
 def test_numpy_betas() -> None:
     np = pytest.importorskip("numpy", reason="comes with transformers, not with torch")
-    assert algorithm.check_betas(np.array([0.5, 0.75])) == (0.5, 0.75)
+    assert hyperparameters.check_betas(np.array([0.5, 0.75])) == (0.5, 0.75)
     with pytest.raises(ValueError, match="betas must be a pair"):
-        algorithm.check_betas(np.array(0.5))
+        hyperparameters.check_betas(np.array(0.5))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ def test_numpy_betas() -> None:
 )
 def test_what_is_no_pair_of_numbers(betas: Any) -> None:
     with pytest.raises(ValueError, match=r"betas\b"):
-        algorithm.check_betas(betas)
+        hyperparameters.check_betas(betas)
 
 
 def test_every_default_is_allowed() -> None:

@@ -25,6 +25,7 @@ from adopt_hf import ADOPT, backends
 from adopt_hf.algorithm import StepScalars, least_of, state_dtype, step_scalars, update
 from adopt_hf.backends import Backend, foreach, reference
 from adopt_hf.backends.bucket import Bucket
+from adopt_hf.hyperparameters import HYPERPARAMETERS
 from tests import triton_interpreter  # noqa: F401
 from tests.oracle import Settings
 
@@ -381,7 +382,7 @@ CPU = torch.device("cpu")
 
 def test_choose_refuses_what_cannot_run_and_says_why() -> None:
     with pytest.raises(ValueError, match=r"backend must be one of 'auto', .*, got 'triton'"):
-        backends.check_name("triton")
+        HYPERPARAMETERS["backend"].check("backend", "triton")
     with pytest.raises(
         RuntimeError, match=r"'fused' cannot run on meta tensors of torch.float32: .*meta tensors.*'auto'"
     ):

@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "adopt_hf"
 ROOMS = (  # rooms of one line may import each other
-    ("algorithm", "distributed", "first_steps"),
+    ("algorithm", "hyperparameters", "distributed", "first_steps"),
     ("state",),
     ("backends", "memory", "memory_models", "param_groups"),
     ("plan",),

@@ -37,8 +37,8 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from adopt_hf import ADOPT, backends
-from adopt_hf.algorithm import HYPERPARAMETERS, state_dtype
-from adopt_hf.state import formats
+from adopt_hf.algorithm import state_dtype
+from adopt_hf.hyperparameters import OPTIONS, of_group
 
 # Importing torch's test helpers forbids this process to assign torch.backends flags, which transformers' tests do.
 with mock.patch("torch.backends.disable_global_flags"):
@@ -167,13 +167,7 @@ ADOPT_INFO = OptimizerInfo(
     optim_error_inputs_func=optim_error_inputs,
     scheduler_inputs=([], [step_lr], [linear], [cosine], [step_lr, plateau]),
     supported_impls=BACKENDS,
-    not_og_supported_flags=(
-        "backend",
-        "capturable",
-        *formats.OPTIONS,
-        "betas",
-        *(name for name in HYPERPARAMETERS if name not in ("beta1", "beta2")),
-    ),
+    not_og_supported_flags=(*OPTIONS,),
     supports_sparse=False,
     supports_complex=True,
 )
@@ -281,9 +275,9 @@ def assert_close(a: list[Tensor], b: list[Tensor], steps: int) -> None:
 
 def test_the_inputs_leave_no_hyperparameter_out() -> None:
     arguments = set(inspect.signature(ADOPT).parameters) - {"params", "backend", "capturable", "unknown"}
-    arguments -= {*formats.OPTIONS, "float32_apart"}  # tests/test_storage.py
+    arguments -= {*of_group("storage"), "seed", "float32_apart"}  # tests/test_storage.py
     arguments.remove("regroup")  # tests/integrations/test_groups.py
-    assert arguments == set(HYPERPARAMETERS) - {"beta1", "beta2"} | {"betas"}
+    assert arguments == set(of_group("update")) - {"seed"}
     varied = [x.kwargs for x in ADOPT_INFO.optim_inputs_func("cpu")]
     assert {name for kwargs in varied for name in kwargs} == arguments
     assert any(isinstance(kwargs.get("lr"), Tensor) for kwargs in varied)

@@ -24,8 +24,9 @@ from adopt_hf.algorithm import step_scalars, update
 from adopt_hf.backends import reference
 from adopt_hf.backends.bucket import Memory, RoundedBucket
 from adopt_hf.backends.triton import launch as backend
+from adopt_hf.hyperparameters import BLOCK_SIZES
 from adopt_hf.state import quantization
-from adopt_hf.state.formats import BLOCK_SIZES, Storage
+from adopt_hf.state.formats import Storage
 from adopt_hf.state.rounding import GOLDEN, WORD, _mixed, to_bfloat16
 from tests import triton_interpreter  # noqa: F401
 from tests.oracle import Settings

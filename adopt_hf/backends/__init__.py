@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from adopt_hf.algorithm import Hyperparameter
 from adopt_hf.backends import foreach, reference, selfcheck
 from adopt_hf.backends.agreement import Kind
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.backends.cpu import launch as cpu_launch
 from adopt_hf.backends.triton import launch as triton_launch
+from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.state.formats import Storage
 
 logger = logging.getLogger("adopt_hf")
@@ -67,16 +67,8 @@ TABLE = {
     "reference": (REFERENCE,),
 }
 
-NAMES = tuple(TABLE)
-CAPTURABLE = Hyperparameter(bool, False)
+NAMES = tuple(TABLE)  # the values of the option `backend`
 PLAIN = Storage(32, 0, False)
-
-
-def check_name(name: object) -> str:
-    """Return `name`; ValueError if it is none of `NAMES`."""
-    if isinstance(name, str) and name in NAMES:
-        return name
-    raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
 
 
 class Wanted(NamedTuple):
@@ -124,7 +116,7 @@ def choose(
     wanted = Wanted(device, dtype.to_real(), capturable, plain, rounded)
     skipped: list[tuple[Backend, str]] = []
     disproved = False
-    for backend in TABLE[check_name(name)]:
+    for backend in TABLE[HYPERPARAMETERS["backend"].check("backend", name)]:
         if name == "auto" and backend.of_devices and device.type not in backend.of_devices:
             continue
         reason = _why_not(backend, wanted)

@@ -10,13 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from adopt_hf.algorithm import Hyperparameter
+from adopt_hf.hyperparameters import HYPERPARAMETERS, LORAPLUS
 from adopt_hf.param_groups import is_decayed
-
-HYPERPARAMETERS = {
-    "loraplus_lr_ratio": Hyperparameter(float, 1.0, low=1.0),  # peft's range: B learns as fast as A, or faster
-    "loraplus_lr_embedding": Hyperparameter(float, 1e-6),  # peft's default
-}
 
 
 class LoraPlus(NamedTuple):
@@ -32,7 +27,7 @@ def take_loraplus(values: dict[str, Any]) -> LoraPlus | None:
     Raises:
         ValueError: `loraplus_lr_embedding` without `loraplus_lr_ratio`.
     """
-    ratio, embedding = (values.pop(name, None) for name in HYPERPARAMETERS)
+    ratio, embedding = (values.pop(name, None) for name in LORAPLUS)
     if ratio is None:
         if embedding is not None:
             raise ValueError(

@@ -18,6 +18,7 @@ from torch import Tensor
 from adopt_hf import algorithm
 from adopt_hf.backends.bucket import CapturableBucket, RoundedBucket
 from adopt_hf.distributed.flat import Partition
+from adopt_hf.hyperparameters import check_numbers
 from adopt_hf.plan.entries import Entry, FlatEntry, Plan, Waiting, observed
 from adopt_hf.plan.known import Known
 from adopt_hf.state import rounding
@@ -130,7 +131,7 @@ class KeptPlan:
                 assert bucket.memory is not None  # from the function that made the plan
                 bucket.memory.grad_addresses = entry.mine(addresses)
             if isinstance(bucket, CapturableBucket):
-                algorithm.check_numbers(group)
+                check_numbers(group)
                 changing = _on_device(bucket.params[0].device, group, grad_scale, found_inf)
                 if compiling:
                     changing["group"] = algorithm.capturable_group_for_compiler(changing["group"])

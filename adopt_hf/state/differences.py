@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from adopt_hf.algorithm import HYPERPARAMETERS
+from adopt_hf.hyperparameters import of_group
 
 logger = logging.getLogger("adopt_hf")
-NAMES = ("lr", "betas", *(name for name in HYPERPARAMETERS if name not in ("lr", "beta1", "beta2")), "seed")
+NAMES = of_group("update")
 _told: set[str] = set()  # once a process
 
 

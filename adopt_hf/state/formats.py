@@ -12,17 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf.algorithm import Hyperparameter
 from adopt_hf.distributed.sharding import is_dtensor
+from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.state import quantization
 
-BLOCK_SIZES = tuple(2**i for i in range(6, 12))
-OPTIONS = {  # of a param group
-    "state_bits": Hyperparameter(int, 32, values=(8, 16, 32)),
-    "block_size": Hyperparameter(int, quantization.BLOCK_SIZE, values=BLOCK_SIZES),
-    "bf16_stochastic_round": Hyperparameter(bool, False),
-    "seed": Hyperparameter(int, 0, high=2.0**63),
-}
 MARK = "adopt_float32_state"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -104,7 +97,7 @@ def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool
         ValueError: If an option of the group, or the dtype of the parameter, was changed to what cannot be.
     """
     for name in ("state_bits", "block_size"):
-        OPTIONS[name].check(name, group[name])
+        HYPERPARAMETERS[name].check(name, group[name])
     _check_capturable(group)
     _check_dtype(p, group["state_bits"])
     round_param = group["bf16_stochastic_round"] and p.dtype == torch.bfloat16

@@ -7,17 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adopt_hf import algorithm
 from adopt_hf.distributed.flat import Partition
 from adopt_hf.distributed.sharding import is_dtensor
+from adopt_hf.hyperparameters import HYPERPARAMETERS, check_group, keep_running_mean, of_group
 from adopt_hf.state import conversion, formats, names, quantization, rounding
 
 # Options of torch-adopt's and timm's groups: how the update is computed, and variants of it that ADOPT here has not.
 FOREIGN_IMPLEMENTATION = {"foreach", "fused", "capturable", "max_lr_snapshot"}
-KEPT = (  # as they are here, or are not
-    *("backend", "capturable"),
-    *("state_bits", "block_size", "float32_state", "bf16_stochastic_round"),
-)
+KEPT = (*of_group("execution", "storage"), "float32_state")  # as they are here, or are not
 FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
 # torch's Adam, AdamW, NAdam and RAdam write these into the groups of a state that they load, ADOPT's too.
 OF_ADAM = {"amsgrad", "momentum_decay", "decoupled_weight_decay", "bias_correction"}
@@ -91,7 +88,7 @@ def members(saved_groups: Iterable[Mapping[str, Any]], groups: Iterable[Mapping[
     """Yield the parameters of `groups`, each with its id in the saved groups."""
     number = 0
     for index, (there, here) in enumerate(zip(saved_groups, groups, strict=True)):
-        block_size = there.get("block_size", formats.OPTIONS["block_size"].default)
+        block_size = there.get("block_size", HYPERPARAMETERS["block_size"].default)
         for position, (saved_id, p) in enumerate(zip(there["params"], here["params"], strict=True)):
             yield Member(saved_id, p, number, position, index, here, block_size)
             number += 1
@@ -203,14 +200,14 @@ def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[
             raise ValueError(f"the saved state was trained with {name}={value!r}, which ADOPT here does not have")
         if name not in FOREIGN_VARIANT | FOREIGN_IMPLEMENTATION:
             group["decouple" if name == "decoupled" else name] = value
-    algorithm.keep_running_mean(group)
+    keep_running_mean(group)
     group.setdefault("beta2_warmup", False)  # torch-adopt and timm have none
     kept = {name: here[name] for name in here if name not in ("params", "param_names", rounding.TENSOR_KEY)}
     for name in KEPT:
         group.pop(name, None)
-    for name in {"seed", rounding.TENSOR_KEY} & group.keys():
-        group[name] = formats.OPTIONS["seed"].check(name, group[name])
-    return kept | group | algorithm.check_group(group)
+    if rounding.TENSOR_KEY in group:
+        group[rounding.TENSOR_KEY] = HYPERPARAMETERS["seed"].check(rounding.TENSOR_KEY, group[rounding.TENSOR_KEY])
+    return kept | group | check_group(group)
 
 
 def _without_own(saved: Any, own: Mapping[str, Any]) -> Any:
@@ -313,7 +310,7 @@ def _check_codes(member: Member, saved: dict[str, Any], partition: Partition | N
     p, block_size = member.param, member.block_size
     for name in conversion.CODES[:2]:
         _check_shape(member.what, name, saved[name], p)
-    formats.OPTIONS["block_size"].check(f"block_size of {member.what}", block_size)
+    HYPERPARAMETERS["block_size"].check(f"block_size of {member.what}", block_size)
     here = member.group["block_size"]
     if here != block_size and member.group["state_bits"] == 8:
         raise ValueError(

@@ -27,9 +27,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.state.rounding import float_of, random_bits, word_of
 
-BLOCK_SIZE = 256
+BLOCK_SIZE = int(HYPERPARAMETERS["block_size"].default)
 SMALLEST_TENSOR = 4096  # elements; smaller ones keep float32 moments
 
 ONE = 0x3F800000  # the bits of 1.0

@@ -17,8 +17,8 @@ from accelerate import PartialState
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import ModelConfig, SFTConfig, TrlParser
 
-from adopt_hf.algorithm import HYPERPARAMETERS
 from adopt_hf.backends import cache
+from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError, after_interrupt
 from adopt_hf.integrations.transformers import optim_args
 

@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from adopt_hf import ADOPT, ADOPTW
-from adopt_hf.algorithm import WARMUP_EXPONENT
+from adopt_hf.hyperparameters import WARMUP_EXPONENT
 from adopt_hf.integrations.deepspeed import initialize as door
 from adopt_hf.integrations.deepspeed.checkpoints import OTHER_WORLD_SIZE
 from adopt_hf.integrations.deepspeed.ds_config import (

@@ -14,8 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adopt_hf import ADOPT, backends
-from adopt_hf.algorithm import LARGEST, WARMUP_EXPONENT
-from adopt_hf.integrations import peft
+from adopt_hf.hyperparameters import LARGEST, LORAPLUS, WARMUP_EXPONENT
 from adopt_hf.integrations.transformers.optim_args import KEYS, parse
 
 GOOD: list[tuple[str | None, dict[str, Any]]] = [
@@ -158,7 +157,7 @@ def test_keys_are_the_arguments_of_adopt() -> None:
     """Whatever ADOPT takes can be written, the betas also one by one; and what LoRA+ makes of its learning rate."""
     constructor = set(inspect.signature(ADOPT).parameters) - {"params", "unknown"}
     constructor -= {"float32_apart", "regroup"}  # depend on DeepSpeed and the Trainer, not on the user
-    assert set(KEYS) == constructor | {"beta1", "beta2", *peft.HYPERPARAMETERS}
+    assert set(KEYS) == constructor | {"beta1", "beta2", *LORAPLUS}
     assert set(VALUES) == set(KEYS) - {"betas"}, "the properties below leave a key out"
 
 

@@ -25,7 +25,7 @@ from transformers.training_args import OptimizerNames
 
 import adopt_hf
 from adopt_hf import ADOPTW, backends
-from adopt_hf.algorithm import WARMUP_EXPONENT
+from adopt_hf.hyperparameters import WARMUP_EXPONENT
 from tests.integrations.bitwise import equal
 
 DEFAULTS = {

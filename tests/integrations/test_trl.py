@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adopt_hf.algorithm import WARMUP_EXPONENT
+from adopt_hf.hyperparameters import WARMUP_EXPONENT
 
 Starter = Callable[..., "Future[CompletedProcess[str]]"]
 

@@ -4,19 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adopt_hf.algorithm import HYPERPARAMETERS
+from adopt_hf.hyperparameters import OPTIONS
 from adopt_hf.integrations.deepspeed.refused import REPLACEMENTS
 from adopt_hf.memory import OFFLOAD
 from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
-from adopt_hf.state import formats
-
-KEYS = (
-    *("lr", "betas"),
-    *(name for name in HYPERPARAMETERS if name not in ("lr", "beta1", "beta2")),
-    *("backend", "capturable"),
-    *formats.OPTIONS,
-)
-
 
 CLASSES: dict[str, type[ADOPT]] = {"adopt": ADOPT, "adoptw": ADOPTW}  # "type" of a block, in any case
 
@@ -118,9 +109,9 @@ def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dic
     """
     given = dict(config["optimizer"].get("params") or {})
     for key in given:
-        if key not in KEYS:
+        if key not in OPTIONS:
             raise ValueError(
-                f"DeepSpeed config: optimizer.params has the unknown key {key!r}; ADOPT's are {', '.join(KEYS)}"
+                f"DeepSpeed config: optimizer.params has the unknown key {key!r}; ADOPT's are {', '.join(OPTIONS)}"
             )
     for key in ("lr", "weight_decay"):
         if is_auto(given.get(key)) and not auto_is_filled:

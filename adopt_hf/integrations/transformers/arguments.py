@@ -5,13 +5,13 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adopt_hf.algorithm import HYPERPARAMETERS
+from adopt_hf.hyperparameters import DEFAULTS, HYPERPARAMETERS, LORAPLUS, OF_ADOPTW, OF_OPTIMIZER
 from adopt_hf.integrations import peft
 from adopt_hf.integrations.transformers import fields, names, optim_args
 from adopt_hf.integrations.transformers.groups import Regroup
 from adopt_hf.integrations.transformers.names import EIGHT_BITS, LAYERWISE, NAME
 from adopt_hf.layerwise import LayerwiseADOPTW
-from adopt_hf.optimizer import ADOPT, ADOPTW, DEFAULTS, OF_ADOPTW, is_adopt_optimizer
+from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
 from adopt_hf.param_groups import embeddings
 from adopt_hf.state import formats
 
@@ -112,7 +112,7 @@ def _warn_of_clipping(norm: float) -> None:
 
 def say(args: "TrainingArguments", numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> None:
     """Log what the run uses in one INFO line, and warn if that is not what was written in `args`."""
-    of_loraplus = {} if loraplus is None else dict(zip(peft.HYPERPARAMETERS, loraplus, strict=True))
+    of_loraplus = {} if loraplus is None else dict(zip(LORAPLUS, loraplus, strict=True))
     said = (f"{name}={value}" for name, value in {**numbers, **of_loraplus}.items())
     logger.info("ADOPT runs with %s", ", ".join(said))
     beta1, beta2 = numbers.get("betas", DEFAULTS["betas"])
@@ -135,11 +135,8 @@ def resolve(args: "TrainingArguments") -> Resolved:
     given = optim_args.parse(args.optim_args)
     loraplus = peft.take_loraplus(given)
     values: dict[str, Any] = {
-        **{name: hyperparameter.default for name, hyperparameter in HYPERPARAMETERS.items()},
+        **{name: HYPERPARAMETERS[name].default for name in OF_OPTIMIZER},
         **OF_ADOPTW,
-        "backend": "auto",
-        "capturable": False,
-        **{name: option.default for name, option in formats.OPTIONS.items()},
         "seed": args.seed,
     }
     if args.optim == EIGHT_BITS:

@@ -9,15 +9,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from adopt_hf import backends
-from adopt_hf.algorithm import HYPERPARAMETERS, Hyperparameter
-from adopt_hf.integrations import peft
-from adopt_hf.state import formats
+from adopt_hf.hyperparameters import HYPERPARAMETERS, LORAPLUS, OF_OPTIMIZER, Hyperparameter
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-OPTIMIZERS = HYPERPARAMETERS | {"capturable": backends.CAPTURABLE} | formats.OPTIONS
-TYPED = OPTIMIZERS | peft.HYPERPARAMETERS
-KEYS = (*OPTIMIZERS, "betas", "backend", *peft.HYPERPARAMETERS)
+KEYS = (*OF_OPTIMIZER, "betas", *LORAPLUS)
 
 Value = float | bool | str | None
 
@@ -28,8 +23,8 @@ def parse(text: str | None) -> dict[str, Value]:
     None, an empty text and the text "None" say nothing.
 
     Returns:
-        Checked values by key. The keys are those of `algorithm.HYPERPARAMETERS` ("beta1" and "beta2" one by one, also
-        when `betas=(...)` was written) and `storage.OPTIONS`, "backend", "capturable", and those of LoRA+.
+        Checked values by key. The keys are those of `HYPERPARAMETERS`, "beta1" and "beta2" one by one, also if
+        `betas=(...)` was written.
 
     Raises:
         ValueError: an unknown key, a key given twice, a malformed value or one out of range; says what is allowed.
@@ -65,9 +60,7 @@ def _read(key: str, raw: str) -> list[tuple[str, Value]]:
         if not pair:
             raise ValueError(f"optim_args: betas must be written betas=(beta1, beta2), got {raw!r}")
         return [("beta1", _typed("beta1", pair[1].strip())), ("beta2", _typed("beta2", pair[2].strip()))]
-    if key == "backend":
-        return [(key, _in_optim_args(backends.check_name, raw))]
-    if key not in TYPED:
+    if key not in HYPERPARAMETERS:
         close = difflib.get_close_matches(key, KEYS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"optim_args: unknown key {key!r}{hint}; {_allowed_keys()}")
@@ -75,7 +68,7 @@ def _read(key: str, raw: str) -> list[tuple[str, Value]]:
 
 
 def _typed(key: str, raw: str) -> Value:
-    hyperparameter = TYPED[key]
+    hyperparameter = HYPERPARAMETERS[key]
     return _in_optim_args(lambda value: hyperparameter.check(key, value), _from_text(hyperparameter, raw))
 
 
@@ -83,6 +76,8 @@ def _from_text(hyperparameter: Hyperparameter, raw: str) -> Value:
     """`raw` as the type of the hyperparameter, or as the text that it is where it cannot be read as that."""
     if hyperparameter.optional and raw.lower() in ("none", "null"):
         return None
+    if hyperparameter.type is str:
+        return raw
     if hyperparameter.type is bool:
         return True if raw.lower() in TRUE else False if raw.lower() in FALSE else raw
     if hyperparameter.true is not None and raw.lower() in {*TRUE, *FALSE} - {"1"}:  # which is a number here

@@ -31,9 +31,9 @@ MUTANTS = (
     ),
     Mutant(
         "trainer-coupled-decay",
-        "adopt_hf/optimizer.py",
-        'OF_ADOPTW: dict[str, Any] = {"decouple": True,',
-        'OF_ADOPTW: dict[str, Any] = {"decouple": False,',
+        "adopt_hf/hyperparameters.py",
+        '"weight decay as in AdamW; else L2", of_adoptw=True',
+        '"weight decay as in AdamW; else L2", of_adoptw=False',
         OF_TRAINER,
         "weight_decay would be L2 under the Trainer",
     ),
@@ -88,7 +88,7 @@ MUTANTS = (
     Mutant(
         "deepspeed-unknown-key-taken",
         f"{INTEGRATIONS}deepspeed/ds_config.py",
-        "        if key not in KEYS:\n",
+        "        if key not in OPTIONS:\n",
         "        if not key:\n",
         OF_DEEPSPEED,
         "a misspelt key of the block would be lost, or an error of Python",

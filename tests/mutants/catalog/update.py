@@ -44,7 +44,7 @@ MUTANTS = (
     ),
     Mutant(
         "state-true-is-the-present-exponent",
-        ALGORITHM,
+        "adopt_hf/hyperparameters.py",
         'group["beta2_warmup"] = RUNNING_MEAN',
         'group["beta2_warmup"] = WARMUP_EXPONENT',
         ("tests/test_adoptw.py",),

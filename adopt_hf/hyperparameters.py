@@ -1,0 +1,257 @@
+"""Every option of ADOPT, once: its type, default and range, what it decides, and a line of help.
+
+What checks options, what lists them and what keeps them is a view of `HYPERPARAMETERS`: the defaults of the classes,
+the keys of `optim_args` and of a DeepSpeed block, what a load keeps, and the tables of the docs.
+"""
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+LARGEST = torch.finfo(torch.float32).max  # beyond it a number is inf to float32 arithmetic
+WARMUP_EXPONENT = 1.0  # what beta2_warmup=True means
+RUNNING_MEAN = 1.0  # what it meant in the states that have True itself, of earlier versions
+BLOCK_SIZES = tuple(2**i for i in range(6, 12))
+
+# What an option decides. update: the numbers of the update; a load brings them. execution: how the update is computed.
+# storage: how the state is kept. Both stay as they are in a load. recipe: param groups, before the optimizer is made.
+Kind = Literal["update", "execution", "storage", "recipe"]
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """An option: its type, its default, and the range it must lie in, `low <= x < high`, or its values.
+
+    One with `true` is both: False, a number in `low < x <= high`, or True, which stands for the number `true`.
+    """
+
+    type: type[float] | type[int] | type[bool] | type[str]
+    default: float | bool | str
+    kind: Kind
+    help: str
+    high: float = LARGEST
+    optional: bool = False
+    low: float = 0.0
+    values: tuple[int, ...] | tuple[str, ...] = ()
+    true: float | None = None
+    of_adoptw: bool | None = None  # the default of ADOPTW, if it is another one
+
+    @property
+    def allowed(self) -> str:
+        """The values that are accepted, in words."""
+        if self.type is bool:
+            return "True or False"
+        if self.true is not None:
+            return f"True, False or a number in ({self.low:g}, {self.high:g}]"
+        if self.values:
+            return f"one of {', '.join(map(repr, self.values))}"
+        if self.type is int:
+            return f"a whole number in [{self.low:g}, {self.high:g})"
+        interval = f"a number in [{self.low:g}, {self.high:g})"
+        if self.high >= LARGEST:
+            interval = f"a finite number >= {self.low:g}"
+        return f"{interval} or None" if self.optional else interval
+
+    def check(self, name: str, value: object) -> Any:
+        """Return `value` as a plain Python float, int, bool, str or None.
+
+        Raises:
+            ValueError: If it is outside the range or of another type. The message names `name`, the value and what is
+                allowed.
+        """
+        if self.optional and value is None:
+            return None
+        if self.type is bool:
+            if isinstance(value, bool):
+                return value
+        elif self.type is str:
+            if isinstance(value, str) and value in self.values:
+                return value
+        elif self.true is not None:
+            if isinstance(value, bool):
+                return self.true if value else False
+            if isinstance(value, Real) and self.low < cast(float, value) <= self.high:
+                return float(value)
+        elif isinstance(value, Real) and not isinstance(value, bool) and self.low <= cast(float, value) < self.high:
+            if self.type is float:
+                return float(value)
+            whole: int = operator.index(math.trunc(value))
+            if value == whole and (not self.values or whole in self.values):
+                return whole
+        raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
+
+
+HYPERPARAMETERS = {
+    "lr": Hyperparameter(float, 1e-3, "update", "float or one-element tensor"),
+    "beta1": Hyperparameter(float, 0.9, "update", "in [0, 1)", high=1.0),
+    "beta2": Hyperparameter(float, 0.9999, "update", "in [0, 1)", high=1.0),
+    "eps": Hyperparameter(float, 1e-6, "update", "lower bound of sqrt(v)"),
+    "weight_decay": Hyperparameter(float, 0.0, "update", ""),
+    "decouple": Hyperparameter(bool, False, "update", "weight decay as in AdamW; else L2", of_adoptw=True),
+    "clip_exp": Hyperparameter(
+        float,
+        0.25,
+        "update",
+        "the normalised gradient is clipped to t^clip_exp; `None`: not at all",
+        high=5.0,  # t counts in float32 up to 2**24
+        optional=True,
+    ),
+    "beta2_warmup": Hyperparameter(
+        float,
+        False,
+        "update",
+        f"min(beta2, 1 - (t+1)^-k): a memory that grows; k in (0, 1], or True: {WARMUP_EXPONENT:g}",
+        high=1.0,
+        true=WARMUP_EXPONENT,
+        of_adoptw=True,
+    ),
+    "maximize": Hyperparameter(bool, False, "update", "ascend"),
+    "backend": Hyperparameter(
+        str,
+        "auto",
+        "execution",
+        '"fused", "foreach", "reference" ([backends](docs/backends.md))',
+        values=("auto", "fused", "foreach", "reference"),
+    ),
+    "capturable": Hyperparameter(
+        bool, False, "execution", "the step's numbers on the device, for CUDA graphs (not run on a GPU by us)"
+    ),
+    "state_bits": Hyperparameter(int, 32, "storage", "bits of a moment: 32, 16 or 8", values=(8, 16, 32)),
+    "block_size": Hyperparameter(int, 256, "storage", "elements of a block of 8-bit moments", values=BLOCK_SIZES),
+    "bf16_stochastic_round": Hyperparameter(
+        bool, False, "storage", "round bfloat16 parameters so that small updates are not lost"
+    ),
+    "seed": Hyperparameter(int, 0, "update", "of stochastic rounding", high=2.0**63),
+    # peft's range and default: B learns as fast as A, or faster
+    "loraplus_lr_ratio": Hyperparameter(float, 1.0, "recipe", "LoRA+: the learning rate of B over that of A", low=1.0),
+    "loraplus_lr_embedding": Hyperparameter(float, 1e-6, "recipe", "LoRA+: the learning rate of embeddings"),
+}
+LORAPLUS = tuple(name for name, row in HYPERPARAMETERS.items() if row.kind == "recipe")
+OF_OPTIMIZER = tuple(name for name in HYPERPARAMETERS if name not in LORAPLUS)
+
+
+def of_group(*kinds: Kind) -> tuple[str, ...]:
+    """Return the options of these kinds that a param group has; it has `betas` and not beta1 and beta2."""
+    names = [name for name, row in HYPERPARAMETERS.items() if row.kind in kinds and name != "beta2"]
+    return tuple("betas" if name == "beta1" else name for name in names)
+
+
+OPTIONS = of_group("update", "execution", "storage")
+DEFAULTS: dict[str, Any] = {  # of a param group of ADOPT
+    **{name: HYPERPARAMETERS[name].default for name in OPTIONS if name != "betas"},
+    "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
+}
+OF_ADOPTW: dict[str, Any] = {  # where its defaults are not ADOPT's
+    name: row.of_adoptw for name, row in HYPERPARAMETERS.items() if row.of_adoptw is not None
+}
+
+# What other optimizers call things, and what to write here.
+INSTEAD = {
+    "clip_lambda": (
+        "write clip_exp=0.25 for clip_lambda=lambda step: step**0.25 (any other exponent likewise), "
+        "or clip_exp=None for clip_lambda=None"
+    ),
+    "beta1": "write betas=(beta1, beta2)",
+    "beta2": "write betas=(beta1, beta2)",
+    "decoupled": "write decouple=True",
+    "weight_decouple": "write decouple=True",
+    "foreach": "write backend='foreach' or backend='reference'",
+    "fused": "write backend='fused'",
+    "differentiable": (
+        "it is not supported. Autograd does not record the step, so no hyperparameter gets a gradient, not even an lr "
+        "that is a tensor with requires_grad=True"
+    ),
+}
+
+
+def check_betas(betas: object) -> tuple[float, float]:
+    """Return `betas` as a pair of floats.
+
+    Args:
+        betas: any sequence of two numbers (a tuple, a list, the list of a configuration library), or an array of them.
+
+    Raises:
+        ValueError: If it is no pair, or a beta lies outside [0, 1).
+    """
+    if isinstance(betas, Tensor) and betas.is_meta:
+        raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}, which holds none")
+    pair = betas.tolist() if hasattr(betas, "tolist") else betas  # numpy's arrays are no sequences
+    if not isinstance(pair, Sequence) or isinstance(pair, str | bytes | bytearray) or len(pair) != 2:
+        raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}")
+    beta1 = HYPERPARAMETERS["beta1"].check("beta1 = betas[0]", pair[0])
+    beta2 = HYPERPARAMETERS["beta2"].check("beta2 = betas[1]", pair[1])
+    return cast(float, beta1), cast(float, beta2)
+
+
+def check_lr(lr: object) -> float | Tensor:
+    """Return `lr` as a float, or as the one-element tensor that it is; ValueError if it is negative or not finite."""
+    if not isinstance(lr, Tensor):
+        return cast(float, HYPERPARAMETERS["lr"].check("lr", lr))
+    if lr.numel() != 1:
+        raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
+    if not lr.is_floating_point():
+        raise ValueError(f"Tensor lr must be floating point, got {lr.dtype}")
+    if lr.is_meta:
+        raise ValueError("Tensor lr must hold a number, got one on the meta device")
+    HYPERPARAMETERS["lr"].check("lr", lr.item())
+    return lr
+
+
+def check_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those entries of a param group that are options, checked, as plain values.
+
+    Raises:
+        ValueError: a value outside its range; the message names the value and the range.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in group.items():
+        if name == "betas":
+            checked[name] = check_betas(value)
+        elif name == "lr":
+            checked[name] = check_lr(value)
+        elif name in OPTIONS:
+            checked[name] = HYPERPARAMETERS[name].check(name, value)
+    return checked
+
+
+def check_numbers(group: Mapping[str, Any]) -> None:
+    """Check the numbers of a param group that a schedule may have written since they were last checked.
+
+    A tensor `lr` of a capturable group is not looked at: that would be to wait for its device.
+
+    Raises:
+        ValueError: If a number is outside its range; the message names it and the range.
+    """
+    try:
+        are_within = _are_within(group)
+    except TypeError:  # they are no numbers
+        are_within = False
+    if not are_within:
+        check_group(group)
+
+
+def _are_within(group: Mapping[str, Any]) -> bool:
+    lr, (beta1, beta2), clip_exp = group["lr"], group["betas"], group["clip_exp"]
+    if isinstance(lr, Tensor):
+        lr = 0.0 if group.get("capturable") else lr.item()
+    return bool(
+        0 <= lr < LARGEST
+        and 0 <= beta1 < 1
+        and 0 <= beta2 < 1
+        and 0 <= group["eps"] < LARGEST
+        and 0 <= group["weight_decay"] < LARGEST
+        and (clip_exp is None or 0 <= clip_exp < 5)
+        and 0 <= group["beta2_warmup"] <= 1  # False is 0, and check_group refuses 0 itself
+    )
+
+
+def keep_running_mean(group: dict[str, Any]) -> None:
+    """Write the exponent that True meant in an earlier version into a group of that time, in place."""
+    if group.get("beta2_warmup") is True:
+        group["beta2_warmup"] = RUNNING_MEAN
