@@ -8,7 +8,8 @@ import pytest
 
 from adopt_hf.integrations.deepspeed.checkpoints import OTHER_WORLD_SIZE
 from adopt_hf.memory import state_bytes
-from pages import launches, markers, options, registry
+from experiments.harness import markers
+from experiments.pages import launches, options, registry
 from tests.distributed.matrix import COLUMNS, LOOPS, MODES, NOT_HERE, Matrix, is_within_bounds, seen_as
 from tests.mutants.catalog.docs import MUTANTS
 from tests.mutants.mutant import Mutant, apply

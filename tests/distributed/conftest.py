@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pages import conditions
+from experiments.harness import machine as conditions
 from tests.distributed.forks import OF_RECIPE, forks, kill
 from tests.distributed.matrix import Matrix
 

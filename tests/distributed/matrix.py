@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pages import conditions
+from experiments.harness import machine as conditions
 
 RESULTS = conditions.RESULTS / "launch_modes.json"
 COLUMNS = ("parity", "resume", "really ADOPT")

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import adopt_hf
-from pages import lora
+from experiments.pages import lora
 from tests.examples.test_llama_instruct import EXAMPLE, make_base, modules
 
 pytest.importorskip("trl", reason="trl is not installed")

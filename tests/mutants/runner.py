@@ -20,7 +20,7 @@ from typing import NamedTuple
 from tests.mutants.mutant import Mutant, NotApplicableError, apply
 
 KILLED, SURVIVED, TIMED_OUT, STALE, BROKEN = "killed", "survived", "timed out", "does not apply", "tests do not run"
-COPIED = ("adopt_hf", "benchmarks", "docs", "examples", "pages", "tests", "README.md", "CHANGELOG.md", "LICENSE")
+COPIED = ("adopt_hf", "docs", "examples", "experiments", "tests", "README.md", "CHANGELOG.md", "LICENSE")
 COPIED_CONFIG = ("pyproject.toml", "Makefile", "CONTRIBUTING.md", "constraints*.txt", ".ci")
 IMPORTED = ("torch", "hypothesis", "pytest", "transformers", "transformers.trainer", "accelerate", "peft", "triton")
 PASSED, FAILED = 0, 1  # exit codes of pytest
@@ -151,7 +151,7 @@ def _run_tests(tests: Sequence[str], folder: Path, log: Path) -> None:
         for name in [
             name
             for name in sys.modules
-            if name.split(".")[0] in ("adopt_hf", "benchmarks", "examples", "pages", "tests")
+            if name.split(".")[0] in ("adopt_hf", "examples", "experiments", "tests")
         ]:
             del sys.modules[name]
         sys.path[:] = [str(folder), *(entry for entry in sys.path if entry not in ("", str(Path.cwd())))]

@@ -47,7 +47,7 @@ MUTANTS = (
     ),
     Mutant(
         "docs-a-missing-argument",
-        "pages/options.py",
+        "experiments/pages/options.py",
         '    ("maximize",): "ascend",\n',
         "",
         OF_DOCS,
@@ -95,19 +95,19 @@ MUTANTS = (
     ),
     Mutant(
         "benchmarks-a-rerun-replaces",
-        "benchmarks/results.py",
+        "experiments/step/results.py",
         'return sorted((result for result in found if result["scale"] == 1), key=lambda result: result["date"])',
         'found = sorted(found, key=lambda result: result["date"])\n'
         '    return [result for result in found if result["scale"] == 1][-1:]',
-        ("tests/benchmarks/test_report.py",),
+        ("tests/experiments/test_report.py",),
         "a rerun would replace the numbers that it does not like",
     ),
     Mutant(
         "benchmarks-made-in-one-order",
-        "benchmarks/case.py",
+        "experiments/step/case.py",
         "for name in random.Random(seed).sample(names, len(names)):",
         "for name in names:",
-        ("tests/benchmarks/test_step.py", "-k", "drawn_order"),
+        ("tests/experiments/test_step.py", "-k", "drawn_order"),
         "one optimizer would always have the better places in memory",
     ),
     Mutant(

@@ -1,1 +1,0 @@
-"""The paper's experiments, rerun: `python -m examples.paper.all --quick`."""

@@ -1,0 +1,1 @@
+"""The protocol that chose the defaults: its tasks, its runs, its rule, its page."""

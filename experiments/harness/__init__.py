@@ -1,0 +1,1 @@
+"""What the experiments share: runs that are kept, conditions, statistics, text between markers."""

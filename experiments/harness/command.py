@@ -1,0 +1,102 @@
+"""What all experiments are started with: python -m experiments.paper.<experiment> [--quick | --full] [--folder F]."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from experiments.harness import runs as parts
+from experiments.harness.runs import FOLDER, RESULTS, InputError, Part
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options of one experiment and of all of them."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = found.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="offline, minutes on two cores; the default")
+    size.add_argument("--full", action="store_true", help="the full size, with the real data")
+    found.add_argument("--folder", type=Path, help=f"where the runs are kept; {FOLDER}, and {FOLDER}_full with --full")
+    found.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
+    found.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the runs, e.g. steps=1000 seeds=16"
+    )
+    found.add_argument(
+        "--missing", action="store_true", help="only the runs that docs/evidence.md is not yet written from"
+    )
+    return found
+
+
+def missing(wanted: Iterable[Part], results: Path = RESULTS) -> list[Part]:
+    """Return the parts that are not among the kept results."""
+    wanted = list(wanted)
+    experiments = {part.experiment for part in wanted}
+    there = {name: {parts.key(row["settings"]) for row in parts.kept(name, results)} for name in experiments}
+    return [part for part in wanted if parts.key(part.settings) not in there[part.experiment]]
+
+
+def folder(args: argparse.Namespace) -> Path:
+    return args.folder or (FOLDER.with_name(f"{FOLDER.name}_full") if args.full else FOLDER)
+
+
+def with_settings(wanted: Iterable[Part], assignments: Sequence[str]) -> list[Part]:
+    """The parts with these settings, NAME=VALUE each, in the place of their own; parts that become equal are one.
+
+    Raises:
+        InputError: no part has a setting of that name, or the value is of another type than theirs.
+    """
+    wanted = list(wanted)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        having = [part for part in wanted if name in part.settings]
+        if not equals or not having:
+            known = sorted({setting for part in wanted for setting in part.settings})
+            raise InputError(f"--set takes NAME=VALUE with a name among {', '.join(known)}; got {assignment!r}")
+        value = _value(text)
+        for part in having:
+            was = part.settings[name]
+            if type(was) is float and type(value) is int:
+                value = float(value)
+            if type(value) is not type(was):
+                raise InputError(f"--set {name} must be a {type(was).__name__}, as {was!r} is; got {text!r}")
+        wanted = [replace(part, settings={**part.settings, name: value}) if part in having else part for part in wanted]
+    different: dict[str, Part] = {}
+    for part in wanted:
+        different.setdefault(json.dumps([part.experiment, dict(part.settings)]), part)
+    return list(different.values())
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def fail(message: object) -> NoReturn:
+    print(f"{Path(sys.argv[0]).stem}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(experiment: ModuleType) -> None:
+    """Do what is left of the experiment; then print its table and its claims and draw its plot beside the runs."""
+    args = parser(experiment.__doc__).parse_args()
+    try:
+        wanted = with_settings(experiment.parts(not args.full), args.set)
+        todo = missing(wanted) if args.missing else wanted
+        rows = parts.run(todo, experiment.one, folder(args), args.workers)
+    except InputError as error:
+        fail(error)
+    if args.missing:
+        settings = {parts.key(part.settings) for part in wanted}
+        rows = [row for row in parts.kept(experiment.NAME) if parts.key(row["settings"]) in settings] + rows
+    print(f"\n{experiment.table(rows)}\n")
+    for claim in experiment.claims(rows):
+        print(f"- {claim.claim}: {claim.ours} ({claim.conditions}): {claim.verdict}")
+    plot = folder(args) / f"{experiment.NAME}.png"
+    experiment.plot(rows, plot)
+    print(f"\n{plot}")

@@ -1,0 +1,64 @@
+"""Functions called in a process of their own: clean memory, its own environment, and a crash stays there."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(function: Callable[..., Any], environment: Mapping[str, str], **arguments: Any) -> Any:
+    """What `function(**arguments)` returns in a new process with `environment` added to this one's.
+
+    Args:
+        function: of a module of this package; its arguments and its result go as JSON.
+
+    Raises:
+        RuntimeError: it raised, or the process died; the message is one line that says which.
+    """
+    with tempfile.TemporaryDirectory(prefix="adopt_hf_benchmark_") as folder:
+        answer = Path(folder) / "answer.json"
+        command = [sys.executable, "-m", "experiments.harness.fresh", function.__module__, function.__name__]
+        # Compilers write to the standard output; it belongs to the table.
+        done = subprocess.run(
+            [*command, json.dumps(arguments), str(answer)],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if not answer.exists():
+            end = one_line(done.stderr)[-300:]
+            raise RuntimeError(f"the process ended with {done.returncode}" + (f": {end}" if end else ""))
+        said = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in said:
+        raise RuntimeError(said["error"])
+    return said["result"]
+
+
+def one_line(text: object) -> str:
+    """`text` without line breaks; of an exception its type too."""
+    text = f"{type(text).__name__}: {text}" if isinstance(text, BaseException) else text
+    return " ".join(str(text).split())
+
+
+def _main(module: str, name: str, arguments: str, answer: str) -> None:
+    function = getattr(importlib.import_module(module), name)
+    try:
+        said = {"result": function(**json.loads(arguments))}
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller has to hear of it
+        said = {"error": one_line(error)[:500]}
+    Path(answer).write_text(json.dumps(said), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,146 @@
+"""Parts of an experiment: a run each, kept in a file of its own when it is over, so that nothing finished is run again.
+
+runs/paper/<experiment>/<name>.json holds the settings of a part, what came out, and under what conditions.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+FOLDER = Path("runs/paper")
+RESULTS = Path(__file__).parents[1] / "results"
+PACKAGES = ("torch", "transformers", "numpy")
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # of a worker; read when it imports torch
+One = Callable[..., dict[str, Any]]
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The text is one line, names it and says what is allowed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One run: `name` is that of its file, `settings` are plain values, all that decides what comes out."""
+
+    experiment: str
+    name: str
+    settings: Mapping[str, Any]
+
+    def file(self, folder: Path) -> Path:
+        return folder / self.experiment / f"{self.name}.json"
+
+
+def run(parts: Iterable[Part], one: One, folder: Path = FOLDER, workers: int = 1) -> list[dict[str, Any]]:
+    """Do the parts that are not in `folder`, `one(**settings)` each; returns the rows of all of them, in order.
+
+    A row is {"name", "settings", "result", "conditions"}.
+
+    Args:
+        one: a function of a module, if there are several workers.
+        workers: how many parts run at once, in processes of one thread each; 1: in this process.
+
+    Raises:
+        InputError: a file is there with the name of a part and with other settings; says which. Or workers < 1.
+    """
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
+    parts = list(parts)
+    rows = {part: _read(part, folder) for part in parts}
+    todo = [part for part in parts if rows[part] is None]
+    do = functools.partial(_do, one=one, folder=folder)
+    with tqdm(total=len(todo), desc=parts[0].experiment if parts else "", unit="run") as bar:
+        if workers == 1 or len(todo) < 2:
+            for part in todo:
+                rows[part] = do(part)
+                bar.update()
+        else:
+            os.environ.update(THREADS)
+            with multiprocessing.get_context("spawn").Pool(min(workers, len(todo))) as pool:
+                for _ in pool.imap_unordered(do, todo):
+                    bar.update()
+            rows |= {part: _read(part, folder) for part in todo}
+    return [rows[part] for part in parts]
+
+
+def read(experiment: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """The rows of all finished parts of an experiment, by name."""
+    return [json.loads(file.read_text()) for file in sorted((folder / experiment).glob("*.json"))]
+
+
+def kept(experiment: str, results: Path = RESULTS) -> list[dict[str, Any]]:
+    """Return the rows of an experiment that docs/evidence.md is written from; none if there are none."""
+    file = results / f"{experiment}.jsonl"
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def key(settings: Mapping[str, Any]) -> str:
+    """Return a name that two runs share if and only if their settings are the same."""
+    return json.dumps(dict(settings), sort_keys=True)
+
+
+def conditions() -> dict[str, Any]:
+    """Hardware, versions and date, the commit, and how busy the machine is: processes that run or wait to."""
+    described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
+    commit = subprocess.run(described, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "date": date.today().isoformat(),
+        "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "commit": commit or "unknown",
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    listed, names = Path("/proc/cpuinfo"), []
+    if listed.exists():
+        names = [x.split(":", 1)[1].strip() for x in listed.read_text().splitlines() if x.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _do(part: Part, one: One, folder: Path) -> dict[str, Any]:
+    """Do a part, in a worker or not, and keep its row: what has been done stays when the other process is killed."""
+    start = time.perf_counter()
+    before = conditions()  # the commit may be another one when it is over
+    result = one(**part.settings)
+    row = {
+        "name": part.name,
+        "settings": dict(part.settings),
+        "result": result,
+        "conditions": before | {"seconds": round(time.perf_counter() - start, 1)},
+    }
+    _write(part.file(folder), row)
+    return row
+
+
+def _read(part: Part, folder: Path) -> dict[str, Any] | None:
+    file = part.file(folder)
+    if not file.exists():
+        return None
+    row = json.loads(file.read_text())
+    if row["settings"] != json.loads(json.dumps(dict(part.settings))):
+        raise InputError(f"{file} is of other settings: {row['settings']}, not {dict(part.settings)}; remove it")
+    return row
+
+
+def _write(file: Path, row: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(file.name + f".{os.getpid()}.unfinished")
+    unfinished.write_text(json.dumps(row, indent=1), encoding="utf-8")
+    os.replace(unfinished, file)

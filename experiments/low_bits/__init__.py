@@ -1,0 +1,1 @@
+"""Fewer bits: the losses that training ends with, and how exactly the formats keep v."""

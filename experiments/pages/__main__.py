@@ -1,0 +1,29 @@
+"""Write every produced passage of the pages again, from the code and the kept results: `python -m pages`.
+
+`python -m pages --check` changes nothing, names what is stale, and exits with 1 if something is.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from experiments.pages import registry
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or check; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pages", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    args = parser.parse_args(arguments)
+    stale = registry.stale()
+    for line in stale:
+        print(line if args.check else line.replace("stale", "written again"))
+    if not args.check:
+        registry.rebuild()
+    return int(args.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

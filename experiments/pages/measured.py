@@ -1,0 +1,23 @@
+"""What the benchmarks have kept in benchmarks/results."""
+
+import json
+from collections.abc import Callable
+
+from experiments.low_bits import run as low_bits
+from experiments.low_bits import state_formats
+from experiments.step import report, results
+
+
+def formats() -> str:
+    return state_formats.table(json.loads(state_formats.RESULTS.read_text(encoding="utf-8")))
+
+
+def fewer_bits() -> str:
+    return low_bits.report([json.loads(line) for line in low_bits.RESULTS.read_text(encoding="utf-8").splitlines()])
+
+
+def steps() -> str:
+    return report.render(results.read_all(results.FOLDER))
+
+
+TEXTS: dict[str, Callable[[], str]] = {"tables": steps, "low bits": fewer_bits, "formats": formats}

@@ -1,0 +1,74 @@
+"""Every produced passage by its key, and the pages that they stand in."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+from experiments import recipes
+from experiments.harness import markers
+from experiments.harness.machine import ROOT
+from experiments.pages import bits, defaults, evidence, launches, lora, measured, options, patches, speed
+
+COMMAND = "make docs-numbers"
+
+TEXTS: dict[str, Callable[[], str]] = {
+    **options.TEXTS,
+    **launches.TEXTS,
+    **patches.TEXTS,
+    **measured.TEXTS,
+    **lora.TEXTS,
+    **speed.TEXTS,
+    **recipes.TEXTS,
+    **bits.TEXTS,
+    **defaults.TEXTS,
+    **evidence.TEXTS,
+}
+
+
+def pages(root: Path) -> list[Path]:
+    """Every Markdown page that may have produced passages."""
+    return sorted([*root.glob("*.md"), *(root / "docs").glob("*.md"), *(root / "examples").glob("*/README.md"), *(root / "experiments").glob("*/README.md")])
+
+
+@cache
+def text_of(key: str) -> str:
+    """Return the text of a passage, made once a process.
+
+    Raises:
+        KeyError: If nothing makes a passage of this name.
+    """
+    if key not in TEXTS:
+        raise KeyError(
+            f"nothing makes a passage {key!r}: experiments/pages/registry.py knows {', '.join(sorted(TEXTS))}"
+        )
+    return TEXTS[key]()
+
+
+def stale(root: Path = ROOT) -> list[str]:
+    """Return a line for each passage that is not what its program makes now."""
+    return [
+        f"{page.relative_to(root)}: {found.marker} is stale: run `{COMMAND}`"
+        for page, found in everything(root)
+        if found.text != text_of(found.key)
+    ]
+
+
+def everything(root: Path = ROOT) -> Iterator[tuple[Path, markers.Found]]:
+    """Yield each passage with its page."""
+    for page in pages(root):
+        try:
+            found = markers.passages(page.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{page.relative_to(root)}: {error}") from error
+        yield from ((page, one) for one in found)
+
+
+def rebuild(root: Path = ROOT) -> None:
+    """Write each page again whose passages have changed."""
+    found = list(everything(root))
+    texts = {key: text_of(key) for key in dict.fromkeys(one.key for _, one in found)}
+    for page in dict.fromkeys(page for page, _ in found):
+        before = page.read_text(encoding="utf-8")
+        after = markers.filled(before, texts)
+        if after != before:
+            page.write_text(after, encoding="utf-8")

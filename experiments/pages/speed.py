@@ -1,0 +1,120 @@
+"""What the kept runs of `experiments.step.run` and `experiments.training.run` show, in sentences: ranges over all of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from experiments.step import report, results, tables
+from experiments.step.goals import GOALS
+from experiments.step.peers import BASELINE, EIGHT_BITS, FEW_UNOBSERVED, HALF_UNOBSERVED, OURS
+from experiments.step.shapes import SHAPES
+
+LARGE = ("flat-124m", "gpt2-124m")
+SIXTEEN_BITS, DEEPSPEED = "adopt_hf-16bit", "deepspeed-cpu-adam"
+SHORT = {"flat-124m": "the flat tensor", "gpt2-124m": "GPT-2's tensors", "lora-40m": "LoRA's tensors"}
+THREADS = {1: "one thread", 2: "two threads"}
+Case = Mapping[str, Any]
+
+
+@cache
+def steps() -> tuple[Mapping[str, Any], ...]:
+    """The runs on a CPU."""
+    found = results.read_all(results.FOLDER)
+    return tuple(r for r in found if (r["benchmark"], r["device"]) == ("step", "cpu"))
+
+
+def cases(threads: int, shapes: Sequence[str] = LARGE) -> list[Case]:
+    """Each case of each run with this number of threads."""
+    return [c for r in steps() for c in r["cases"] if c["threads"] == threads and c["shape"] in shapes]
+
+
+def ratio(name: str, key: str, threads: int, shapes: Sequence[str] = LARGE) -> str:
+    """The range of a ratio of a row over all cases and runs."""
+    rows = [case["rows"].get(name, {"why": "not there"}) for case in cases(threads, shapes)]
+    return tables.medians([row for row in rows if not row["why"]], key)
+
+
+def to_deepspeed(threads: int) -> str:
+    """The range of our time over DeepSpeedCPUAdam's."""
+    rows = [case["rows"].get(DEEPSPEED, {"why": "not there"}) for case in cases(threads)]
+    return tables.span(1 / row["to_ours"]["median"] for row in rows if not row["why"])
+
+
+def short(case: Case) -> str:
+    """A few words for a case."""
+    shape, threads = case["shape"], case["threads"]
+    return f"{SHORT.get(shape, SHAPES[shape].title)}, {THREADS.get(threads, f'{threads} threads')}"
+
+
+def words() -> str:
+    """How a step of float32 compares, and each goal that a run has missed."""
+    dates = sorted(result["date"] for result in steps())
+    ours = " and ".join(f"{ratio(OURS, 'to_adamw', n)} with {THREADS[n]}" for n in THREADS)
+    cpu = " and ".join(ratio(OURS, "cpu_to_adamw", n) for n in THREADS)
+    deepspeed = " and ".join(f"{to_deepspeed(n)} with {THREADS[n]}" for n in THREADS)
+    lines = [
+        f"- **{len(steps())} runs** are kept, of {dates[0]} to {dates[-1]} and of the commits in the table; none is "
+        "left out. On the two shapes of 124M a step of ADOPT took, as a multiple of AdamW fused's time, "
+        f"{ours}; of its CPU time {cpu}; of DeepSpeedCPUAdam's time {deepspeed}. Which fused kernel is first changes "
+        "from run to run.",
+        "- **Goals that were missed**, in some runs or in all:",
+    ]
+    for goal in GOALS["cpu"]:
+        judged = {tuple(map(id, runs)): (runs[0], goal.verdict(runs)) for runs in report.grouped(steps())}
+        missed = [
+            f"{short(case)}: {verdict.replace('**', '')}"
+            for case, verdict in judged.values()
+            if "met in" in verdict or "NOT met" in verdict
+        ]
+        if missed:
+            lines.append(f"    - {goal.title}: {'; '.join(missed)}")
+    return "\n".join(lines)
+
+
+def fewer_bits() -> str:
+    """What a step with fewer bits takes, of a float32 one."""
+    each = {
+        name: ", ".join(
+            f"{ratio(name, 'to_ours', n, (shape,))} on {SHORT[shape]} with {THREADS[n]}"
+            for n in THREADS
+            for shape in LARGE
+        )
+        for name in (EIGHT_BITS, SIXTEEN_BITS)
+    }
+    return (
+        "A step with 8-bit moments takes, as a multiple of the float32 step's time and over all runs, "
+        f"{each[EIGHT_BITS]}. A step with 16-bit moments takes {each[SIXTEEN_BITS]}."
+    )
+
+
+def unobserved() -> str:
+    """What 8-bit steps take where elements were never observed, of an 8-bit step where all were."""
+    few, half = (ratio(name, "to_dense", 1, tuple(SHORT)) for name in (FEW_UNOBSERVED, HALF_UNOBSERVED))
+    return (
+        f"Where elements have never had a gradient, an 8-bit step takes {few} times (1 element in 256) and {half} "
+        "times (half of them) the CPU time of one where all have had one."
+    )
+
+
+def training() -> str:
+    """A whole training step with ADOPT over one with AdamW."""
+    found = results.read_all(results.FOLDER)
+    trained = [c["rows"] for r in found if (r["benchmark"], r["device"]) == ("train", "cpu") for c in r["cases"]]
+    return tables.medians([rows[OURS] for rows in trained if BASELINE in rows], "to_adamw")
+
+
+def goals(device: str) -> str:
+    """What a step is held to."""
+    return "; ".join(goal.title for goal in GOALS[device])
+
+
+TEXTS: dict[str, Callable[[], str]] = {
+    "speed in words": words,
+    "fewer bits in words": fewer_bits,
+    "unobserved in words": unobserved,
+    "speed of training": training,
+    "goals on a CPU": lambda: goals("cpu"),
+    "goals on a GPU": lambda: goals("cuda"),
+    "speed with one thread": lambda: ratio(OURS, "to_adamw", 1),
+    "speed with two threads": lambda: ratio(OURS, "to_adamw", 2),
+}

@@ -1,0 +1,137 @@
+"""A run of the recipe in examples/gpt2_pretraining, in this process: its data, tokenizer, arguments and Trainer.
+
+`QUICK` is what makes of its configs/stdlib.yaml something that one thread trains in half a minute.
+"""
+
+import contextlib
+import importlib
+import logging
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from experiments.harness.runs import InputError
+
+RECIPE = Path(__file__).parents[2] / "examples" / "gpt2_pretraining"
+STDLIB = RECIPE / "configs" / "stdlib.yaml"
+QUICK: dict[str, Any] = {
+    "n_embd": 64,
+    "block_size": 64,
+    "max_eval_blocks": 256,
+    "per_device_eval_batch_size": 64,
+    "logging_steps": 1,
+}
+PAPERS = "beta2_warmup=false"  # optim_args of the paper's ADOPT: beta2 from the first step
+# Nothing but the numbers is kept of a run.
+ALONE: dict[str, Any] = {
+    "report_to": "none",
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "disable_tqdm": True,
+    "sample_tokens": 0,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+
+
+@contextlib.contextmanager
+def recipe() -> Iterator[ModuleType]:
+    """The recipe's train.py, which imports its siblings by their bare names: inside, these are the recipe's."""
+    siblings = {path.stem for path in RECIPE.glob("*.py")}
+    before = {name: sys.modules.pop(name) for name in siblings & sys.modules.keys()}
+    sys.path.insert(0, str(RECIPE))
+    try:
+        yield importlib.import_module("train")
+    finally:
+        sys.path.remove(str(RECIPE))
+        for name in siblings:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No log lines below a warning."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def argv(config: Path, options: Mapping[str, Any]) -> list[str]:
+    """What the recipe's command line would be; an option that is None is left out."""
+    words = ["--config", str(config)]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Train and evaluate as the recipe's train.py does; nothing is left on disk but its cache of tokens.
+
+    Args:
+        config: a config of the recipe.
+        options: what is different, by the names of the recipe's command line.
+
+    Returns:
+        {"steps", "losses": the training loss (nats per token, to 4 decimals) at each logged step, "eval_steps",
+        "eval_losses", "eval_loss": on the held-out text, at the end, "sequences": in a step, "parameters",
+        "tokens_per_second", "threads"}.
+        A loss that is not finite is None: JSON has no NaN.
+
+    Raises:
+        InputError: an option is wrong, or there is no such text.
+    """
+    from transformers import PrinterCallback, Trainer, default_data_collator
+
+    with recipe() as module, quiet(), tempfile.TemporaryDirectory() as folder:
+        arguments, shared, report = (importlib.import_module(name) for name in ("arguments", "recipe", "report"))
+        try:
+            settings = arguments.parse([*argv(config, {**ALONE, **options}), "--output_dir", folder], __doc__)
+            prepared = shared.prepare(settings, "train.py")
+        except SystemExit:  # it has said why; a worker that exits would be waited for
+            raise InputError(f"{config.name} does not take {' '.join(argv(config, options)[2:])}") from None
+        except arguments.InputError as error:  # a class that another process does not know
+            raise InputError(str(error)) from None
+        args = prepared.args
+        trainer: Trainer = module.RecipeTrainer(
+            model=prepared.model,
+            args=args,
+            train_dataset=prepared.corpus.train,
+            eval_dataset=prepared.corpus.validation,
+            processing_class=prepared.corpus.tokenizer,
+            data_collator=default_data_collator,
+        )
+        trainer.remove_callback(PrinterCallback)  # its dictionaries would break the bar of the runs
+        began = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - began
+        last = trainer.evaluate()["eval_loss"]
+        history = trainer.state.log_history
+        steps, losses = report.curve(history, "loss")
+        eval_steps, eval_losses = report.curve(history, "eval_loss")
+    sequences = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {
+        "steps": steps,
+        "losses": [finite(round(loss, 4)) for loss in losses],
+        "eval_steps": eval_steps,
+        "eval_losses": [finite(loss) for loss in eval_losses],
+        "eval_loss": finite(last),
+        "sequences": sequences,
+        "parameters": prepared.model.num_parameters(),
+        "tokens_per_second": round(args.max_steps * sequences * settings.data.block_size / seconds),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

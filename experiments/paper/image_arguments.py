@@ -1,0 +1,151 @@
+"""What a run on images is told: a YAML config and command-line overrides, which win.
+
+The names are the fields of `ImageArguments` and of transformers.TrainingArguments. Whatever is wrong is one line on
+stderr and exit code 2.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+
+import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
+from examples.gpt2_pretraining.arguments import Parser, nearest
+from experiments.harness.runs import InputError
+
+CONFIGS = Path(__file__).parent / "configs"
+AUGMENTATIONS = ("none", "crop_flip", "timm")
+BY_CLASS = ("amsgrad", "adashift")
+
+
+@dataclass
+class ImageArguments:
+    """The data, the model from random weights, and the recipe beyond what TrainingArguments has."""
+
+    dataset_name: str = field(
+        default="digits",
+        metadata={"help": "'digits' for scikit-learn's, or what datasets.load_dataset takes: a name or a folder."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The configuration of the data set."})
+    image_column: str = field(default="image", metadata={"help": "The column with the images."})
+    label_column: str = field(default="label", metadata={"help": "The column with the class numbers."})
+    test_split: str = field(default="test", metadata={"help": "The split that is tested on; 'train' is trained on."})
+    validation_fraction: float = field(
+        default=0.0, metadata={"help": "Share of the training images held out, to choose hyperparameters by."}
+    )
+    model_type: str = field(
+        default="paper_mlp", metadata={"help": "What transformers.AutoConfig.for_model takes: resnet, swin, vit, ..."}
+    )
+    model_config: str = field(default="{}", metadata={"help": "JSON: the fields of its config that differ."})
+    small_stem: bool = field(
+        default=False, metadata={"help": "For a ResNet on small images: a first layer of 3x3, no stride, no pooling."}
+    )
+    image_size: int = field(default=8, metadata={"help": "Height and width that images are brought to."})
+    num_channels: int = field(default=1, metadata={"help": "1 (grey) or 3 (colour)."})
+    mean: float = field(default=0.5, metadata={"help": "Taken from pixels, which are in [0, 1]."})
+    std: float = field(default=0.5, metadata={"help": "Pixels are then divided by it."})
+    augmentation: str = field(
+        default="none",
+        metadata={
+            "help": "'none'; 'crop_flip': padding of an eighth and random crop, flip; 'timm': timm's transforms."
+        },
+    )
+    auto_augment: str = field(default="rand-m9-mstd0.5-inc1", metadata={"help": "timm's policy."})
+    random_erasing: float = field(default=0.25, metadata={"help": "timm's probability of it."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "timm's mixup; 0: none."})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "timm's cutmix; 0: none. With mixup, half and half."})
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "timm's average of the weights, which is then evaluated and saved; 0: none."}
+    )
+    optimizer: str | None = field(
+        default=None,
+        metadata={"help": f"An optimizer that --optim has no name for, instead of it: {', '.join(BY_CLASS)}."},
+    )
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("augmentation", AUGMENTATIONS), ("optimizer", (None, *BY_CLASS))):
+            if getattr(self, name) not in allowed:
+                texts = ", ".join(str(value) for value in allowed if value is not None)
+                raise InputError(f"{name} must be one of {texts}, got {getattr(self, name)!r}")
+        for name in ("validation_fraction", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.image_size < 1 or self.num_channels not in (1, 3) or self.std <= 0:
+            raise InputError(
+                "image_size must be at least 1, num_channels 1 or 3, std above 0, got "
+                f"{self.image_size}, {self.num_channels} and {self.std}"
+            )
+        try:
+            config = json.loads(self.model_config)
+        except json.JSONDecodeError as error:
+            raise InputError(f"model_config is not JSON: {error}: {self.model_config!r}") from None
+        if not isinstance(config, dict):
+            raise InputError(f"model_config must be a JSON object, got {self.model_config!r}")
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+    @property
+    def needs_timm(self) -> bool:
+        return self.mixes or self.ema_decay > 0 or self.augmentation == "timm"
+
+
+def parse(argv: Sequence[str], description: str | None) -> tuple[ImageArguments, TrainingArguments]:
+    """Parse `--config FILE.yaml` and whatever else is in `argv`, which wins.
+
+    Exits with code 2 and one line on stderr if something is wrong.
+    """
+    parser = Parser((ImageArguments, TrainingArguments), description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.yaml", default=str(CONFIGS / "digits_mlp.yaml"))
+    parser.set_defaults(optim="adopt", output_dir=None)
+    config = parser.parse_known_args(argv)[0].config
+    words = _read(config, parser)
+    values, unknown = parser.parse_known_args([*words, *argv])
+    if unknown:
+        name = unknown[0].split("=")[0]
+        parser.error(f"unknown argument {name}{nearest(name.lstrip('-').replace('-', '_'), vars(values))}")
+    if values.output_dir is None:
+        parser.set_defaults(output_dir=os.path.join("runs", Path(config).stem))
+    try:
+        images, training, _ = parser.parse_args_into_dataclasses([*words, *argv], look_for_args_file=False)
+    except (ValueError, TypeError, RuntimeError) as error:
+        parser.error(str(error))
+    training.remove_unused_columns = False  # images become tensors as late as the batch is made
+    return images, training
+
+
+def _read(path: str, parser: Parser) -> list[str]:
+    """A config as words of a command line."""
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        known = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
+        parser.error(f"config file {path}: {error.strerror}; {CONFIGS} has {known}")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(f"config file {path} is not valid YAML: {error}")
+    if not isinstance(settings, dict):
+        parser.error(f"config file {path} must hold 'name: value' lines, not a {type(settings).__name__}")
+    names = {f.name for cls in (ImageArguments, TrainingArguments) for f in dataclasses.fields(cls) if f.init}
+    words: list[str] = []
+    for name, value in settings.items():
+        if name not in names:
+            hint = nearest(str(name), names) or "; --help lists what is allowed"
+            parser.error(f"config file {path}: unknown key {name!r}{hint}")
+        words += [f"--{name}", *_words(value)]
+    return words
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [json.dumps(value) if isinstance(value, dict) else str(value)]

@@ -1,0 +1,81 @@
+"""Arguments that the benchmarks have in common, and errors of one line."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from experiments.step.peers import default_folder
+
+
+def positive(text: str) -> int:
+    """An integer from 1 on, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return value
+
+
+def share(text: str) -> float:
+    """A number in (0, 1], for argparse."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1], got {text}")
+    return value
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every benchmark."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=positive, default=9, help="interleaved, beside those to warm up (default: 9)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--peers-path",
+        type=Path,
+        default=default_folder(),
+        help="a folder with packages of the comparison that are kept apart (default: `peers` in the environment)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the JSON to write (default: experiments/results/step, by device, hardware and date)"
+    )
+
+
+def fail(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """One line, exit 2."""
+    parser.exit(2, f"{parser.prog}: error: {message}\n")
+
+
+def check_device(parser: argparse.ArgumentParser, device: str) -> None:
+    """End if it is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        fail(parser, "--device cuda, but torch finds no GPU here")
+
+
+def target(parser: argparse.ArgumentParser, out: Path | None, default: Path) -> Path:
+    """Where the JSON goes; ends before anything is measured if that would lose the numbers of another run."""
+    path = out or default
+    if path.exists():
+        fail(parser, f"{path} exists: name another file with --out, or remove it")
+    return path
+
+
+def command(module: str, arguments: list[str]) -> str:
+    """What was typed, as the docs show it; folders are left out, which differ everywhere."""
+    shown = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("--out", "--peers-path"):
+            skip = True
+        elif not argument.startswith(("--out=", "--peers-path=")):
+            shown.append(argument)
+    return shlex.join(["python", "-m", module, *shown])
+
+
+def say(line: str) -> None:
+    """On the standard error, which the tables are not on."""
+    print(line, file=sys.stderr)

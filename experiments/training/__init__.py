@@ -1,0 +1,1 @@
+"""Whole training steps: forward, backward, optimizer."""

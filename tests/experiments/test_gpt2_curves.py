@@ -1,0 +1,216 @@
+"""experiments/paper/gpt2_curves.py: the rule of spikes on made-up curves, the verdicts, and the command at toy size."""
+
+import json
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.paper import gpt2, gpt2_curves
+from experiments.paper.spikes import HEIGHT, smoothed, spikes, standard_error
+from tests.experiments.paper_command import call, shared_home
+
+FALLING = [3 + 4 * math.exp(-step / 30) for step in range(200)]
+
+
+def with_bump(height: float, start: int = 120, length: int = 30) -> list[float]:
+    return [loss + height * (start <= step < start + length) for step, loss in enumerate(FALLING)]
+
+
+# ----- the rule -----
+
+
+def test_a_falling_curve_has_no_spike() -> None:
+    found = spikes(FALLING)
+    assert found == (0, 0, 0.0, HEIGHT)
+
+
+def test_a_bump_is_one_spike_as_long_as_it_is_above() -> None:
+    found = spikes(with_bump(2.0))
+    assert found.count == 1
+    assert found.highest == pytest.approx(2.0, abs=0.1)
+    # Of 10 losses 3 of the bump bring the mean up by 0.6: in after 3, out when fewer than 3 are left.
+    assert found.steps == pytest.approx(30 + 10 - 2 * 3 + 1, abs=2)
+
+
+@pytest.mark.parametrize(("height", "count"), [(0.4, 0), (0.6, 1)])
+def test_only_what_is_higher_than_the_bar_counts(height: float, count: int) -> None:
+    assert spikes(with_bump(height)).count == count
+
+
+def test_two_bumps_are_two_spikes() -> None:
+    once = with_bump(2.0, start=60, length=20)
+    twice = [a + b - c for a, b, c in zip(once, with_bump(2.0), FALLING, strict=True)]
+    assert spikes(twice).count == 2
+
+
+def test_one_bad_batch_is_none() -> None:
+    assert spikes(with_bump(3.0, length=1)).count == 0
+
+
+def test_a_loss_that_is_not_finite_is_a_spike() -> None:
+    losses: list[float | None] = list(FALLING)
+    losses[150] = None
+    assert spikes(losses).count == 1
+    assert spikes(losses).steps == 10
+    assert spikes([*FALLING, *[None] * 50])[:3] == (1, 50, math.inf)
+    assert spikes([None] * 20).count == 1
+
+
+def test_noise_of_small_batches_is_none_but_a_spike_above_it_is() -> None:
+    rng = random.Random(0)
+    noise = [rng.gauss(0, 0.5) for _ in FALLING]
+    noisy = [loss + n for loss, n in zip(FALLING, noise, strict=True)]
+    assert standard_error(noisy) == pytest.approx(0.5 / math.sqrt(10), rel=0.2)
+    assert spikes(noisy, errors=0).highest > HEIGHT, "the plain height must be too low for this test to say anything"
+    assert spikes(noisy).count == 0
+    assert spikes([loss + n for loss, n in zip(with_bump(3.0), noise, strict=True)]).count == 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "options", "message"),
+    [
+        ([1.0] * 9, {}, "9 losses are fewer than a window of 10"),
+        (FALLING, {"window": 0}, "window must be at least 1"),
+        (FALLING, {"height": 0}, "height above 0"),
+        (FALLING, {"errors": -1}, "errors not negative"),
+    ],
+)
+def test_bad_arguments(losses: list[float], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spikes(losses, **options)
+
+
+def test_smoothed() -> None:
+    assert smoothed([1.0, 3.0, 5.0], window=2) == [2.0, 4.0]
+    assert smoothed([1.0, None, 5.0, 7.0], window=2) == [math.inf, math.inf, 6.0]
+
+
+# ----- the experiment -----
+
+
+def row(optimizer: str, batch: str, seed: int, loss: float | None, losses: list[float | None]) -> dict[str, Any]:
+    result = {
+        "steps": list(range(1, len(losses) + 1)), "losses": losses, "eval_steps": [100, 200],
+        "eval_losses": [4.0, loss], "eval_loss": loss, "sequences": {"large": 20, "small": 4}[batch],
+        "parameters": 1000,
+    }  # fmt: skip
+    settings = {"quick": True, "optimizer": optimizer, "batch": batch, "seed": seed, "block_size": 64}
+    return {"settings": settings, "result": result}
+
+
+ADOPTW = "ADOPTW, beta2_warmup=1"
+NOISE = (0.01, 0.0, -0.01)  # of a pair; what the seed does to both is a hundred times that
+
+
+def made_up(adam: list[float], adopt: list[float], shift: float) -> list[dict[str, Any]]:
+    """Rows whose small-batch curves are these; ADOPT's loss is `shift` above AdamW's."""
+    return [
+        row(name, batch, seed, 3.0 + seed + (shift + NOISE[seed] if name == "ADOPT" else 0), list(curve))
+        for name, curve in (("AdamW", adam), ("ADOPT", adopt), ("ADOPT, beta2=0.999", FALLING), (ADOPTW, FALLING))
+        for batch in gpt2_curves.BATCHES
+        for seed in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("adam", "adopt", "shift", "verdicts"),
+    [
+        (with_bump(2.0), FALLING, -0.5, ["reproduced"] * 3 + ["contradicted"]),
+        (FALLING, with_bump(2.0), 0.5, ["contradicted"] * 3 + ["reproduced"]),
+        (FALLING, FALLING, 0.005, ["not at this scale"] * 4),
+    ],
+)
+def test_verdicts_follow_from_the_numbers(
+    adam: list[float], adopt: list[float], shift: float, verdicts: list[str], tmp_path: Path
+) -> None:
+    rows = made_up(adam, adopt, shift)
+    assert [claim.verdict for claim in gpt2_curves.claims(rows)] == verdicts
+    assert f"ADOPT {shift:+.3f} ± 0.025 (3 pairs)" in gpt2_curves.claims(rows)[1].ours
+    gpt2_curves.plot(rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_diverged_is_said_to_have() -> None:
+    rows = made_up(FALLING, FALLING, -0.5)
+    rows[0]["result"]["eval_loss"] = None
+    assert "less AdamW: ADOPT diverged (3 pairs)" in gpt2_curves.claims(rows)[1].ours
+    assert gpt2_curves.claims(rows)[1].verdict == "not at this scale"
+    assert "| large, 20 sequences | AdamW | diverged |" in gpt2_curves.table(rows)
+
+
+def test_what_has_not_been_run_has_no_verdict(tmp_path: Path) -> None:
+    rows = [row for row in made_up(FALLING, FALLING, -0.5) if row["settings"]["optimizer"] != ADOPTW]
+    *others, warm = gpt2_curves.claims(rows)
+    assert (warm.verdict, warm.ours) == ("not at this scale", "ADOPTW less ADOPT: no pairs")
+    assert all("ADOPTW" not in claim.ours for claim in others)
+    assert "ADOPTW" not in gpt2_curves.table(rows)
+    gpt2_curves.plot(rows, tmp_path / "plot.png")
+
+
+def test_full_size_is_the_papers() -> None:
+    assert {name: a * b for name, (a, b) in gpt2_curves.BATCH[False].items()} == {"large": 480, "small": 96}
+    for quick in (True, False):
+        sizes = {name: a * b for name, (a, b) in gpt2_curves.BATCH[quick].items()}
+        assert sizes["large"] == 5 * sizes["small"]
+    assert len({part.name for part in gpt2_curves.parts(quick=True)}) == 24
+
+
+def test_the_recipes_modules_are_not_left_behind() -> None:
+    before = dict(sys.modules)
+    with gpt2.recipe() as train:
+        assert Path(train.__file__).parent == gpt2.RECIPE
+    assert not {path.stem for path in gpt2.RECIPE.glob("*.py")} & (sys.modules.keys() - before.keys())
+    assert str(gpt2.RECIPE) not in sys.path
+
+
+@pytest.mark.slow
+def test_the_command_at_toy_size(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    toy = ["--set", "max_steps=12", "warmup_steps=2", "n_embd=8", "block_size=8", "eval_steps=6", "seed=0"]
+    result = call(
+        "gpt2_curves",
+        "--quick",
+        "--workers",
+        1,
+        "--folder",
+        tmp_path / "runs",
+        *toy,
+        home=shared_home(tmp_path_factory),
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(file.read_text()) for file in (tmp_path / "runs" / "gpt2_curves").glob("*.json")]
+    assert len(rows) == 8
+    for found in rows:
+        assert found["result"]["steps"] == list(range(1, 13))
+        assert found["result"]["losses"][0] == pytest.approx(math.log(1024), rel=0.02)
+        assert found["result"]["eval_steps"][:2] == [6, 12]
+        assert found["result"]["sequences"] == {"large": 20, "small": 4}[found["settings"]["batch"]]
+    assert len({found["result"]["eval_loss"] for found in rows}) == 8, "eight different runs"
+    assert "| small, 4 sequences | ADOPT, beta2=0.999 |" in result.stdout
+    assert (tmp_path / "runs" / "gpt2_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--set", "optimizer=SGD"],
+            "optimizer must be one of 'AdamW', 'ADOPT', 'ADOPT, beta2=0.999', 'ADOPTW, beta2_warmup=1', got",
+        ),
+        (["--set", "n_embd=63"], "stdlib.yaml does not take"),
+        (["--set", "steps=3"], "--set takes NAME=VALUE with a name among"),
+        (["--workers", "0"], "workers must be at least 1, got 0"),
+    ],
+)
+def test_bad_input(
+    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpt2_curves", "--workers", "1", "--folder", str(tmp_path / "runs"), *argv])
+    with pytest.raises(SystemExit) as exit_:
+        gpt2_curves.main()
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
