@@ -24,7 +24,7 @@ demo-instruct: $(STAMP)
 	$(RUN) examples/llama_instruct/train.py --output_dir $(DEMO)-instruct
 
 paper: $(STAMP)
-	$(RUN) -m experiments.paper.all --quick
+	$(RUN) -m experiments paper --quick
 
 test: $(STAMP)
 	$(PYTEST)
@@ -40,11 +40,11 @@ test-long: $(STAMP)
 
 test-distributed-docs: $(STAMP)
 	$(RUN) -m pytest -m distributed $(addprefix tests/distributed/test_, matrix.py faults.py memory.py) --update-docs
-	$(RUN) -m experiments.pages
+	$(RUN) -m experiments report
 
 # Every table, list and number of README.md and docs/ that a program makes, from the code and the kept results.
 docs-numbers: $(STAMP)
-	$(RUN) -m experiments.pages
+	$(RUN) -m experiments report
 
 # The core and the integrations on the oldest versions that pyproject.toml allows, and on the newest that are known.
 # Each: a minute of installing (5 GB with the CUDA libraries that torch's wheel asks for), three of one core for tests.
@@ -79,19 +79,19 @@ check: $(STAMP)
 	$(RUN) -m mypy
 
 bench: $(STAMP)
-	$(RUN) -m experiments.step.run
+	$(RUN) -m experiments step
 
 bench-train: $(STAMP)
-	$(RUN) -m experiments.training.run
+	$(RUN) -m experiments training
 
 # The 8-bit AdamWs that it compares with lie apart, too: transformers and peft change with them.
 bench-low-bits: $(STAMP)
 	$(PIP) --no-deps --upgrade --target $(VENV)/low_bit_peers torchao bitsandbytes
-	$(RUN) -m experiments.low_bits.state_formats
-	$(RUN) -m experiments.low_bits.run
+	$(RUN) -m experiments state_formats
+	$(RUN) -m experiments low_bits
 
 bench-report: $(STAMP)
-	$(RUN) -m experiments.step.report
+	$(RUN) -m experiments report
 
 $(RUN):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("adopt_hf needs Python 3.10 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'

@@ -1,7 +1,7 @@
 """The losses that the offline recipes end with: what was run, and the tables of their READMEs.
 
-python -m experiments.recipes               # run all of them, one after the other, a thread each; a row each
-python -m experiments.recipes "demo, ADOPTW"
+python -m experiments recipes               # run all of them, one after the other, a thread each; a row each
+python -m experiments recipes "demo, ADOPTW"
 
 A run adds a row to docs/results/recipes.jsonl and replaces none; `make docs-numbers` shows all of them.
 """
@@ -47,7 +47,7 @@ RUNS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m experiments recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {'; '.join(RUNS)} (default: all)")
     parser.add_argument("--seed", type=int, default=0)
@@ -154,6 +154,3 @@ TEXTS: dict[str, Callable[[], str]] = {
     "losses of the LLaMA recipe": lambda: table("llama_instruct"),
     "behind AdamW in the demo": behind,
 }
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The decision on the defaults, from the rows of experiments/defaults/protocol.py, by a rule that is older than they: RULE.
+"""The decision on the defaults, from the rows of protocol.py, by a rule that is older than they: RULE.
 
 Losses of one seed are paired: it gives the initial weights and the order of the data. A difference counts if its 95 %
 interval (experiments/harness/paired.py) is on one side of 0.

@@ -1,9 +1,9 @@
 """The protocol that decides on ADOPT's defaults for people who come from AdamW, and the command that runs it.
 
-python -m experiments.defaults.protocol                # what is not run yet, then docs/defaults.md
-python -m experiments.defaults.protocol --page_only    # the page, from the rows that are kept
-python -m experiments.defaults.protocol --stages decide rates
-python -m experiments.defaults.protocol --left         # how much is left
+python -m experiments defaults                # what is not run yet, then docs/defaults.md
+python -m experiments defaults --page_only    # the page, from the rows that are kept
+python -m experiments defaults --stages decide rates
+python -m experiments defaults --left         # how much is left
 
 A part is one optimizer at one learning rate on one task, for some seeds at once. Each part is kept in runs/defaults
 when it is over, and all of them in experiments/results/defaults.jsonl. A call may be killed at any time; the next
@@ -278,7 +278,3 @@ def prepare(names: Iterable[str]) -> None:
     """Make what is made once, before there are several processes: tokens, and the pretrained model."""
     for name in names:
         next(TASKS[name].batches(0))
-
-
-if __name__ == "__main__":
-    main()

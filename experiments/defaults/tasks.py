@@ -1,6 +1,6 @@
-"""The tasks of the protocol in experiments/defaults/protocol.py: models, data, schedules and losses, all small and offline.
+"""The tasks of protocol.py: models, data, schedules and losses, all small and offline.
 
-A task trains several seeds at once (experiments/defaults/stacked.py) in a plain loop. The loop does what a Trainer with these
+A task trains several seeds at once (stacked.py) in a plain loop. The loop does what a Trainer with these
 settings does: every seed has an order of the data of its own, the learning rate follows a schedule, the norm of each
 seed's gradient is clipped, and only matrices decay. All seeds are evaluated on the same held-out data, once, after the
 last step.

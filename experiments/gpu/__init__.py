@@ -1,1 +1,1 @@
-"""The sections of `python -m experiments.gpu.run`: what a GPU has to show before adopt_hf's GPU path is trusted."""
+"""The sections of `python -m experiments gpu_check`: what a GPU has to show before adopt_hf's GPU path is trusted."""

@@ -1,7 +1,7 @@
-"""What a GPU has to show before adopt_hf's GPU path is trusted, in minutes: `python -m experiments.gpu.run --help`.
+"""What a GPU has to show before adopt_hf's GPU path is trusted, in minutes: `python -m experiments gpu_check --help`.
 
-On the GPU, in the root of a checkout:        python -m experiments.gpu.run --budget 420
-Without one, in Triton's interpreter:         TRITON_INTERPRET=1 python -m experiments.gpu.run --dry
+On the GPU, in the root of a checkout:        python -m experiments gpu_check --budget 420
+Without one, in Triton's interpreter:         TRITON_INTERPRET=1 python -m experiments gpu_check --dry
 
 torch, Triton, transformers, accelerate and peft are enough; nothing is downloaded. Each check is a line: PASS, FAIL or
 SKIP. A section that ends with an error is a FAIL, and the next one runs. The run ends with a table, and the file
@@ -13,7 +13,6 @@ import datetime
 import importlib
 import importlib.metadata
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.gpu.run", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments gpu_check", description=__doc__.splitlines()[0])
     parser.add_argument("--dry", action="store_true", help="without a GPU: toy sizes in Triton's interpreter")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--budget", type=options.positive, default=420, help="seconds for all of it (default: 420)")
@@ -112,7 +111,3 @@ def _as_on_a_gpu() -> Iterator[None]:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What all experiments are started with: python -m experiments.paper.<experiment> [--quick | --full] [--folder F]."""
+"""What all experiments are started with: python -m experiments <experiment> [--quick | --full] [--folder F]."""
 
 import argparse
 import json

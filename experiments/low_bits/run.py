@@ -1,7 +1,7 @@
 """What fewer bits cost: final held-out loss and bytes of bfloat16 parameters and of moments in 16 and 8 bits.
 
-python -m experiments.low_bits.run                # the runs that have not been done, then the report
-python -m experiments.low_bits.run --report_only
+python -m experiments low_bits                # the runs that have not been done, then the report
+python -m experiments low_bits --report_only
 
 The recipes of examples/gpt2_pretraining and examples/llama_instruct (all weights), offline, on the same tokens, one
 thread a run, with several seeds. A run is a file of runs/low_bits; finished ones are not done again. The report is a
@@ -31,7 +31,7 @@ from experiments.harness.runs import Part
 FOLDER = Path("runs/low_bits")
 RESULTS = ROOT / "experiments" / "results" / "low_bits.jsonl"
 PAGE, PLOT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "low_bits.png"
-BEGIN, END = "<!-- low bits: python -m experiments.low_bits.run -->", "<!-- end of low bits -->"
+BEGIN, END = "<!-- low bits: python -m experiments low_bits -->", "<!-- end of low bits -->"
 PEERS = Path(sys.prefix) / "low_bit_peers"  # see the Makefile
 SEEDS = (0, 1, 2)
 
@@ -265,7 +265,3 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set(title=RECIPES[recipe][0], xlabel="held-out loss (nats per token)")
         axes.grid(axis="x", alpha=0.25)
     figure.savefig(path, dpi=120)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""How well formats of few bits keep v at beta2 = 0.9999: `python -m experiments.low_bits.state_formats` (minutes, one thread).
+"""How well formats of few bits keep v at beta2 = 0.9999: `python -m experiments state_formats` (minutes, one thread).
 
 Each format holds v of the same elements over the same gradients; after 20,000 steps the table has, for each course of
 the gradients, the root mean square of log2(v / its float32 twin) in octaves, the mean of v / twin, and the share of v
@@ -155,7 +155,3 @@ class DecayingScale:
             torch.zeros_like(v), v, self.state.scales, BETA2 if t else 1.0, BLOCK, uniform(t)
         )
         return quantization.dequantize(Quantized(*self.state), BLOCK)[1]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What fewer bits cost, in sentences: from the rows of `experiments.low_bits.run` and `experiments.low_bits.state_formats`."""
+"""What fewer bits cost, in sentences: from the rows of `low_bits` and `state_formats`."""
 
 import json
 import statistics

@@ -27,7 +27,8 @@ TEXTS: dict[str, Callable[[], str]] = {
 
 def pages(root: Path) -> list[Path]:
     """Every Markdown page that may have produced passages."""
-    return sorted([*root.glob("*.md"), *(root / "docs").glob("*.md"), *(root / "examples").glob("*/README.md"), *(root / "experiments").glob("*/README.md")])
+    patterns = ("*.md", "docs/*.md", "examples/*/README.md", "experiments/*/README.md")
+    return sorted(path for pattern in patterns for path in root.glob(pattern))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What the kept runs of `experiments.step.run` and `experiments.training.run` show, in sentences: ranges over all of them."""
+"""What the kept runs of `step` and `training` show, in sentences: ranges over all of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache

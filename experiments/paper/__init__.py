@@ -1,1 +1,1 @@
-"""The paper's experiments, rerun: `python -m experiments.paper.all --quick`."""
+"""The paper's experiments, rerun: `python -m experiments paper --quick`."""

@@ -1,10 +1,9 @@
 """Ablation (figure 3): ADOPT without the decorrelation and without the reordering, on the toy problem; both are needed.
 
-python -m experiments.paper.ablation           # half a minute on two cores
-python -m experiments.paper.ablation --full    # ten times the steps
+python -m experiments ablation           # half a minute on two cores
+python -m experiments ablation --full    # ten times the steps
 """
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.harness import command
 from experiments.harness.claims import Claim, Verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper.descent import descend
@@ -110,11 +108,3 @@ def plot(rows: Iterable[Row], path: Path) -> None:
             handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=90)
-
-
-def main() -> None:
-    command.main(sys.modules[__name__])
-
-
-if __name__ == "__main__":
-    main()

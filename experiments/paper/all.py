@@ -1,7 +1,7 @@
 """The paper, rerun: every experiment's offline default, then docs/evidence.md.
 
-python -m experiments.paper.all --quick    # hours on two cores; docs/evidence.md says what each takes
-python -m experiments.paper.all --full     # days, GPUs, and data from the Hub
+python -m experiments paper --quick    # hours on two cores; docs/evidence.md says what each takes
+python -m experiments paper --full     # days, GPUs, and data from the Hub
 
 Finished runs are kept in the folder and not run again: an interrupted call goes on.
 """
@@ -33,7 +33,3 @@ def main() -> None:
         evidence.write(experiments.load(), folder, args.results, args.page)
     except InputError as error:
         command.fail(error)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Write docs/evidence.md and its plots from the results.
 
-python -m experiments.paper.evidence
-python -m experiments.paper.evidence --folder runs/paper_full    # what has been run at full size takes the place
+python -m experiments evidence
+python -m experiments evidence --folder runs/paper_full    # what has been run at full size takes the place
 
 The runs are kept in experiments/results/<experiment>.jsonl, a run a line, and the page is written from these files
 only. An experiment comes in when all its runs are in the folder, at one size; later runs of that size are added, and a
@@ -28,7 +28,7 @@ from experiments.paper import experiments
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "evidence.md"
-BEGIN, END = "<!-- results: python -m experiments.paper.evidence -->", "<!-- end of results -->"
+BEGIN, END = "<!-- results: python -m experiments evidence -->", "<!-- end of results -->"
 STAMP = "Made of"
 RULES = """\
 A verdict is computed from the numbers by the rule that stands with each experiment. What is trained with seeds is
@@ -166,14 +166,14 @@ def text(found: Iterable[tuple[ModuleType, Sequence[Row]]], plots: str) -> str:
     for module, rows in found:
         lines += ["", f"## {module.TITLE}", ""]
         if not rows:
-            lines.append(f"Not run yet: `python -m experiments.paper.{module.NAME}`.")
+            lines.append(f"Not run yet: `python -m experiments {module.NAME}`.")
             continue
         note = getattr(module, "NOTE", "")
         lines += [note, ""] if note else []
         lines += [module.table(rows), "", f"![{module.TITLE}]({plots}/{module.NAME}.png)", "", measured(module, rows)]
         absent = missing(module, rows)
         if absent:
-            lines += ["", f"{absent} more runs are not run yet: `python -m experiments.paper.{module.NAME} --missing`."]
+            lines += ["", f"{absent} more runs are not run yet: `python -m experiments {module.NAME} --missing`."]
     return "\n".join(lines)
 
 
@@ -195,10 +195,6 @@ def measured(module: ModuleType, rows: Sequence[Row]) -> str:
     busy = f" (of {len(loads)} runs the load was {min(loads):.1f} to {max(loads):.1f})" if loads else ""
     machine = f"{all_of('processor')}, {all_of('cpus')} cores{busy}"
     return (
-        f"`python -m experiments.paper.{module.NAME}`: {len(rows)} runs, {minutes:.1f} minutes of one thread in all, on "
+        f"`python -m experiments {module.NAME}`: {len(rows)} runs, {minutes:.1f} minutes of one thread in all, on "
         f"{all_of('date')} on {machine}; {versions}; commit {all_of('commit')}."
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """The experiments, in the order of docs/evidence.md: modules of this folder.
 
-Each offers NAME, TITLE, parts(quick), one(**settings), claims(rows), table(rows), plot(rows, path) and main(); and
+Each offers NAME, TITLE, parts(quick), one(**settings), claims(rows), table(rows) and plot(rows, path); and
 NOTE, if there is something to say under its title in docs/evidence.md: what is measured, and the rule of its verdicts.
 """
 
@@ -9,18 +9,9 @@ from collections.abc import Iterable
 from types import ModuleType
 
 from experiments.harness.runs import InputError
+from experiments.table import PAPER
 
-EXPERIMENTS = (
-    "toy",
-    "long_toy",
-    "ablation",
-    "image_classification",
-    "generative",
-    "gpt2_curves",
-    "instability",
-    "reinforcement",
-    "sensitivity",
-)
+EXPERIMENTS = tuple(PAPER)
 
 
 def load(names: Iterable[str] = EXPERIMENTS) -> list[ModuleType]:

@@ -1,8 +1,8 @@
 """Generative modelling: the negative log likelihood of a small VAE with Adamax and with ADOPT.
 
-python -m experiments.paper.generative                              # scikit-learn's digits: a minute on two cores
-python -m experiments.paper.generative --full                       # MNIST from the Hub, a larger net
-python -m experiments.paper.generative --full --set dataset=FOLDER  # MNIST, or other pictures, from a folder
+python -m experiments generative                              # scikit-learn's digits: a minute on two cores
+python -m experiments generative --full                       # MNIST from the Hub, a larger net
+python -m experiments generative --full --set dataset=FOLDER  # MNIST, or other pictures, from a folder
 
 This is not the paper's NVAE: no hierarchy of latents, no convolutions, no normalising flows, no batch norm or spectral
 regularisation, no KL warm-up, no EMA of the weights; one stochastic layer of a few units between nets with one hidden
@@ -11,7 +11,6 @@ the learning rate, and the importance-weighted bound as the measure.
 """
 
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,7 +21,6 @@ from matplotlib.figure import Figure
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from adopt_hf import ADOPT
-from experiments.harness import command
 from experiments.harness.claims import Claim, interval
 from experiments.harness.paired import difference, verdict
 from experiments.harness.runs import InputError, Part
@@ -163,11 +161,3 @@ def plot(rows: Iterable[Row], path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=100)
-
-
-def main() -> None:
-    command.main(sys.modules[__name__])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """GPT-2 pretraining with a large and a small batch, AdamW and ADOPT, three seeds; loss spikes counted by a rule.
 
-python -m experiments.paper.gpt2_curves            # offline: the recipe's text and tokenizer, a smaller model, minutes
-python -m experiments.paper.gpt2_curves --full     # the paper's: 124M, OpenWebText, 480 and 96 sequences of 1,024 tokens
+python -m experiments gpt2_curves            # offline: the recipe's text and tokenizer, a smaller model, minutes
+python -m experiments gpt2_curves --full     # the paper's: 124M, OpenWebText, 480 and 96 sequences of 1,024 tokens
 
 Both sizes are examples/gpt2_pretraining with other options, so learning rate, schedule, decay and clipping are those of
 its configs, the same for all optimizers, as in the paper; a batch is five times the other. AdamW has nanoGPT's beta2 =
@@ -18,7 +18,6 @@ recipe itself, which saves checkpoints: configs/gpt2_124m*.yaml, four of them.
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +25,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.harness import command
 from experiments.harness.claims import Claim, Verdict, interval
 from experiments.harness.paired import Difference, difference, verdict
 from experiments.harness.runs import InputError, Part
@@ -232,11 +230,3 @@ def _conditions(rows: Sequence[dict[str, Any]]) -> str:
         f"GPT-2 of {result['parameters']:,} parameters, {result['steps'][-1]} steps of {sizes['large']} and "
         f"{sizes['small']} sequences of {rows[0]['settings']['block_size']}, seeds {', '.join(map(str, seeds))}"
     )
-
-
-def main() -> None:
-    command.main(sys.modules[__name__])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Image classification: a perceptron with Adam, AMSGrad, AdaShift and ADOPT; and any other model by a config.
 
-python -m experiments.paper.image_classification            # scikit-learn's digits, offline, minutes
-python -m experiments.paper.image_classification --full     # MNIST, 784 hidden units
+python -m experiments image_classification            # scikit-learn's digits, offline, minutes
+python -m experiments image_classification --full     # MNIST, 784 hidden units
 
 As in the paper the learning rate is alpha / sqrt(t), alpha is chosen for each optimizer from 1, 0.1, 0.01 and 0.001, in
 three trials. Here it is chosen by the accuracy on held-out training images, and reported is that on the test images; at
@@ -9,8 +9,8 @@ the chosen alpha there are ten trials, and optimizers are compared trial by tria
 
 With `--config` it is one run of one optimizer instead, every option of transformers.TrainingArguments included:
 
-python -m experiments.paper.image_classification --config experiments/paper/configs/cifar10_resnet18.yaml --optim adamw_torch
-python -m experiments.paper.image_classification --config experiments/paper/configs/imagenet_swin_t.yaml --optim adopt
+python -m experiments image_classification --config experiments/paper/configs/cifar10_resnet18.yaml --optim adamw_torch
+python -m experiments image_classification --config experiments/paper/configs/imagenet_swin_t.yaml --optim adopt
 """
 
 import itertools
@@ -238,7 +238,3 @@ def _conditions(rows: Sequence[dict[str, Any]]) -> str:
         f"perceptron of {result['parameters']:,} parameters, {settings['config']}, {round(result['epochs'][-1])} "
         f"epochs, alpha / sqrt(t), alpha chosen on held-out training images, seeds {', '.join(map(str, seeds))}"
     )
-
-
-if __name__ == "__main__":
-    main()

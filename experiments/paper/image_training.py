@@ -1,6 +1,6 @@
 """An image classifier from random weights with the Hugging Face Trainer: any data set, any architecture, any `--optim`.
 
-python -m experiments.paper.image_classification --config experiments/paper/configs/cifar10_resnet18.yaml --optim adamw_torch
+python -m experiments image_classification --config experiments/paper/configs/cifar10_resnet18.yaml --optim adamw_torch
 
 Mixup, cutmix, the average of weights (EMA) and the augmentation of ImageNet are timm's, label smoothing is torch's.
 """

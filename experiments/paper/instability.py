@@ -1,6 +1,6 @@
 """GPT-2 where training is unstable: which runs diverge, AdamW's and ADOPT's, as the learning rate rises.
 
-python -m experiments.paper.instability    # --full is the same
+python -m experiments instability    # --full is the same
 
 The paper says of a small batch that Adam's loss spikes and training fails where ADOPT's is stable. In `gpt2_curves`
 AdamW is stable, so nothing is tested there. Here what keeps it so is taken away: the warm-up of the learning rate, its
@@ -8,14 +8,12 @@ decay and the clipping of the norm, and the rates go up to 1: at 0.01 to 0.03 no
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.harness import command
 from experiments.harness.claims import Claim, Verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper import gpt2
@@ -179,12 +177,3 @@ def _conditions(rows: Sequence[dict[str, Any]]) -> str:
         f"GPT-2 of {result['parameters']:,} parameters, {settings['max_steps']} steps of {settings['batch']} sequences "
         f"of {settings['block_size']}, {seeds} seeds"
     )
-
-
-def main() -> None:
-    """Run it from the command line."""
-    command.main(sys.modules[__name__])
-
-
-if __name__ == "__main__":
-    main()

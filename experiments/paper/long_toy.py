@@ -1,6 +1,6 @@
 """The toy problem with k = 50 to its end, and what the clip costs: tens of millions of steps, in C, in two minutes.
 
-python -m experiments.paper.long_toy    # --full is the same
+python -m experiments long_toy    # --full is the same
 
 The learning rate is 0.01 / sqrt(1 + 0.01 t): with the 0.1 / sqrt(1 + 0.1 t) of `toy` the noise of single steps keeps
 theta off the minimiser for hundreds of millions of steps. The steps are 5 k^4 and the learning rate at their end goes
@@ -10,7 +10,6 @@ a test compares them with torch.optim and adopt_hf.
 """
 
 import ctypes
-import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.harness import command
 from experiments.harness.claims import Claim, Verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper.toy import BETA2, CLIPPED, COLOURS, Row, cell, converges, curves, failed, of, slower
@@ -235,12 +233,3 @@ def plot(rows: Iterable[Row], path: Path) -> None:
 
 def _steps(step: int | None) -> str:
     return "never" if step is None else f"{step:,}"
-
-
-def main() -> None:
-    """Run it from the command line."""
-    command.main(sys.modules[__name__])
-
-
-if __name__ == "__main__":
-    main()

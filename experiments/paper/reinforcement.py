@@ -1,7 +1,7 @@
 """Reinforcement learning (MuJoCo): soft actor-critic of stable-baselines3 with Adam and with ADOPT.
 
-python -m experiments.paper.reinforcement          # some thousand steps of small nets
-python -m experiments.paper.reinforcement --full   # a million steps, stable-baselines3's nets: days, or a GPU
+python -m experiments reinforcement          # some thousand steps of small nets
+python -m experiments reinforcement --full   # a million steps, stable-baselines3's nets: days, or a GPU
 
 The optimizers of the actor and of the critics are replaced by `policy_kwargs`, all else is stable-baselines3's; the
 temperature has an optimizer of its own there, which stays Adam. HalfCheetah-v5 and Ant-v5 of gymnasium, where the
@@ -10,7 +10,6 @@ paper has v4. Two pendulums stand beside them, which small nets can learn in min
 
 import os
 import statistics
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import torch
 from matplotlib.figure import Figure
 
 from adopt_hf import ADOPT
-from experiments.harness import command
 from experiments.harness.claims import Claim, interval
 from experiments.harness.paired import difference, verdict
 from experiments.harness.runs import InputError, Part
@@ -192,11 +190,3 @@ def plot(rows: Iterable[Row], path: Path) -> None:
     figure.axes[0].set_ylabel("return: seeds, and their mean")
     figure.axes[0].legend(frameon=False)
     figure.savefig(path, dpi=100)
-
-
-def main() -> None:
-    command.main(sys.modules[__name__])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """What a user of ADOPT should tune first: learning rate x beta2 for ADOPT and AdamW, eps, and the clip exponent.
 
-python -m experiments.paper.sensitivity            # a shrunk GPT-2 on the standard library
-python -m experiments.paper.sensitivity --full     # the offline recipe as it is (examples/gpt2_pretraining, stdlib.yaml)
+python -m experiments sensitivity            # a shrunk GPT-2 on the standard library
+python -m experiments sensitivity --full     # the offline recipe as it is (examples/gpt2_pretraining, stdlib.yaml)
 
 The grid is one run a cell, of seed 0. eps and the clip exponent are changed one at a time, from two bases: the paper's
 defaults (beta2 = 0.9999) and beta2 = 0.99, both at `BASE_RATE`. The settings that seed 0 finds the best, and beta2 =
@@ -16,11 +16,9 @@ six decades of eps, and three clip exponents.
 """
 
 import math
-import sys
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.harness import command
 from experiments.harness.claims import Claim
 from experiments.harness.paired import Difference, all_of, difference, verdict
 from experiments.harness.runs import InputError, Part
@@ -264,11 +262,3 @@ def _conditions(rows: Rows) -> str:
         f"GPT-2 of {result['parameters']:,} parameters on the source of the standard library, {result['steps'][-1]} "
         f"steps of {result['sequences']} sequences"
     )
-
-
-def main() -> None:
-    command.main(sys.modules[__name__])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """The toy problem (figure 1): Adam does not converge for every beta2, ADOPT does. And where ADOPT does not either.
 
-python -m experiments.paper.toy           # minutes on two cores
-python -m experiments.paper.toy --full    # ten times the steps, but for k = 50, which needs `long_toy`
+python -m experiments toy           # minutes on two cores
+python -m experiments toy --full    # ten times the steps, but for k = 50, which needs `long_toy`
 
 Minimise f(theta) = theta on [-1, 1] with gradients k^2 with probability 1/k and -k otherwise; and the reviewers' finite
 sum 1.9x, -x, -x, drawn independently and shuffled every epoch. The paper's figure is from before the clipping at
@@ -9,7 +9,6 @@ t^(1/4), so ADOPT is without it here (clip_exp=None), and with it in rows of its
 version to the letter: in that one m starts at the whole first normalised gradient, here at 1 - beta1 of it.
 """
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from matplotlib.figure import Figure
 from torch.optim import Adam
 
 from adopt_hf import ADOPT
-from experiments.harness import command
 from experiments.harness.claims import Claim, Verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper.counter_examples import PROBLEMS, minimiser
@@ -208,11 +206,3 @@ def plot(rows: Iterable[Row], path: Path) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.supxlabel("step (mean of the seeds, and 10 % to 90 % of them)", fontsize=10)
     figure.savefig(path, dpi=90)
-
-
-def main() -> None:
-    command.main(sys.modules[__name__])
-
-
-if __name__ == "__main__":
-    main()

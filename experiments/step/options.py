@@ -62,7 +62,7 @@ def target(parser: argparse.ArgumentParser, out: Path | None, default: Path) -> 
     return path
 
 
-def command(module: str, arguments: list[str]) -> str:
+def command(experiment: str, arguments: list[str]) -> str:
     """What was typed, as the docs show it; folders are left out, which differ everywhere."""
     shown = []
     skip = False
@@ -73,7 +73,7 @@ def command(module: str, arguments: list[str]) -> str:
             skip = True
         elif not argument.startswith(("--out=", "--peers-path=")):
             shown.append(argument)
-    return shlex.join(["python", "-m", module, *shown])
+    return shlex.join(["python", "-m", "experiments", experiment, *shown])
 
 
 def say(line: str) -> None:

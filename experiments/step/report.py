@@ -1,7 +1,6 @@
-"""The tables of docs/benchmarks.md out of all runs in benchmarks/results: `python -m experiments.step.report`."""
+"""The tables of docs/benchmarks.md out of all runs in benchmarks/results: `python -m experiments report`."""
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ DTYPES = {"cpu": ("fp32",), "cuda": ("fp32", "bf16")}  # of the cases that goals
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the tables between the markers; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.step.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments report", description=__doc__)
     parser.add_argument("--results", type=Path, default=results.FOLDER, help="a folder of JSON files")
     parser.add_argument("--docs", type=Path, default=DOCS, help="a Markdown file with the two markers")
     args = parser.parse_args(arguments)
@@ -71,7 +70,3 @@ def grouped(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]
         for case in result["cases"]:
             groups.setdefault((case["shape"], case["dtype"], case["threads"]), []).append(case)
     return list(groups.values())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

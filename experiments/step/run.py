@@ -1,4 +1,4 @@
-"""One optimizer step, of every optimizer that is installed, over every shape: `python -m experiments.step.run --help`."""
+"""One optimizer step, of every optimizer that is installed, over every shape: `python -m experiments step --help`."""
 
 import argparse
 import datetime
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "benchmark": "step",
         "device": args.device,
         "date": date,
-        "command": options.command("experiments.step.run", given),
+        "command": options.command("step", given),
         "seed": args.seed,
         "rounds": args.rounds,
         "scale": args.scale,
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.step.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments step", description=__doc__)
     options.add_common(parser)
     parser.add_argument(
         "--peers", nargs="+", choices=PEERS, default=list(PEERS), help=f"{BASELINE} and {OURS} are always among them"
@@ -157,7 +157,3 @@ def _common(args: argparse.Namespace, unit: Unit) -> dict[str, Any]:
 def _environment(args: argparse.Namespace, unit: Unit) -> dict[str, str]:
     threads = {} if unit.threads is None else {"OMP_NUM_THREADS": str(unit.threads)}
     return threads | ({"DS_ACCELERATOR": "cpu"} if args.device == "cpu" else {})
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Whole training steps of GPT-2 with ADOPT and with AdamW, interleaved: `python -m experiments.training.run --help`."""
+"""Whole training steps of GPT-2 with ADOPT and with AdamW, interleaved: `python -m experiments training --help`."""
 
 import argparse
 import datetime
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "benchmark": "train",
         "device": args.device,
         "date": date,
-        "command": options.command("experiments.training.run", given),
+        "command": options.command("training", given),
         "seed": args.seed,
         "rounds": args.rounds,
         "scale": scale,
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.training.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments training", description=__doc__)
     options.add_common(parser)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=[BASELINE, OURS])
     parser.add_argument("--threads", nargs="+", type=options.positive, help="default: torch's own")
@@ -130,7 +130,3 @@ def _common(args: argparse.Namespace, unit: Unit) -> dict[str, Any]:
 def _environment(args: argparse.Namespace, unit: Unit) -> dict[str, str]:
     threads = {} if unit.threads is None else {"OMP_NUM_THREADS": str(unit.threads)}
     return threads | ({"DS_ACCELERATOR": "cpu"} if args.device == "cpu" else {})
-
-
-if __name__ == "__main__":
-    sys.exit(main())

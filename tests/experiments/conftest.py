@@ -48,7 +48,7 @@ def cpu_result() -> Result:
         "benchmark": "step",
         "device": "cpu",
         "date": "2026-01-02",
-        "command": "python -m experiments.step.run",
+        "command": "python -m experiments step",
         "seed": 3,
         "rounds": 9,
         "scale": 1.0,

@@ -1,4 +1,4 @@
-"""`python -m experiments.paper.<experiment>` in a process of its own, offline and on one thread."""
+"""`python -m experiments <experiment>` in a process of its own, offline and on one thread."""
 
 import os
 import subprocess
@@ -24,5 +24,5 @@ def call(experiment: str, *argv: object, home: Path) -> subprocess.CompletedProc
         "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hf"), "XDG_CACHE_HOME": str(home / "cache"),
         "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
-    command = [sys.executable, "-m", f"experiments.paper.{experiment}", *map(str, argv)]
+    command = [sys.executable, "-m", "experiments", experiment, *map(str, argv)]
     return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=500)

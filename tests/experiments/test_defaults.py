@@ -261,7 +261,7 @@ def test_the_page_is_the_results(tmp_path):
     copy = tmp_path / "defaults.md"
     copy.write_text(page, encoding="utf-8")
     defaults_page.write(defaults, rows, copy)
-    assert copy.read_text(encoding="utf-8") == page, "run python -m experiments.defaults.protocol --page_only"
+    assert copy.read_text(encoding="utf-8") == page, "run python -m experiments defaults --page_only"
     assert (tmp_path / "defaults" / "differences.png").stat().st_size > 10_000
     assert decisions.RULE in page
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from experiments.harness import command
 from experiments.paper import gpt2, gpt2_curves
 from experiments.paper.spikes import HEIGHT, smoothed, spikes, standard_error
 from tests.experiments.paper_command import call, shared_home
@@ -210,7 +211,7 @@ def test_bad_input(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gpt2_curves", "--workers", "1", "--folder", str(tmp_path / "runs"), *argv])
     with pytest.raises(SystemExit) as exit_:
-        gpt2_curves.main()
+        command.main(gpt2_curves)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()

@@ -29,7 +29,7 @@ QUICK = ("environment", "specials", "scaler", "host")
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "experiments.gpu.run", *arguments],
+        [sys.executable, "-m", "experiments", "gpu_check", *arguments],
         cwd=fresh.ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1", **environment},
         capture_output=True,
@@ -59,7 +59,7 @@ def test_a_dry_run_passes(sections: tuple[str, ...], tmp_path: Path) -> None:
 
 def test_the_budget_ends_a_section_that_does_not_end(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from benchmarks import gpu_check; "
+        "import sys, time; from experiments.gpu import run as gpu_check; "
         "gpu_check.SECTIONS = {'waits': lambda check: (setattr(check, 'section', 'waits'), time.sleep(600))}; "
         f"sys.exit(gpu_check.main(['--dry', '--budget', '2', '--out', {str(tmp_path)!r}]))"
     )

@@ -1,4 +1,4 @@
-"""experiments.low_bits.run and experiments.low_bits.state_formats: real runs at toy size, and the docs are what the results give."""
+"""The experiments low_bits and state_formats: real runs at toy size, and the docs are what the results give."""
 
 import json
 import subprocess
@@ -24,7 +24,8 @@ def test_real_runs(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "experiments.low_bits.run",
+        "experiments",
+        "low_bits",
         "--recipes",
         "gpt2",
         "--seeds",

@@ -1,4 +1,4 @@
-"""examples/paper, what its experiments share: runs that are kept, settings, verdicts, the page."""
+"""experiments/paper, what its experiments share: runs that are kept, settings, verdicts, the page."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ TOY = ("--set", "steps=60", "seeds=4", "decay=0.2")
 
 def start(module: str, *arguments: object, **more: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.paper.{module}", *map(str, arguments)],
+        [sys.executable, "-m", "experiments", module, *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
@@ -116,7 +116,7 @@ def test_the_page_takes_over_what_is_whole(tmp_path: Path) -> None:
     page.write_text(f"before\n{evidence.BEGIN}\nold\n{evidence.END}\nafter\n")
     said: list[str] = []
     evidence.write([module], runs, results, page, said.append)
-    assert "Not run yet: `python -m experiments.paper.fake`." in page.read_text()
+    assert "Not run yet: `python -m experiments fake`." in page.read_text()
     parts.run(module.parts(True)[:1], module.one, runs)
     evidence.write([module], runs, results, page, said.append)
     assert not results.exists()
@@ -153,9 +153,7 @@ def test_later_runs_are_added_and_kept_ones_stay(tmp_path: Path) -> None:
     rows = evidence.read(more, results)
     assert [row["result"]["y"] for row in rows] == [1.5, 3.0, -1.0]
     assert evidence.missing(more, rows) == 1
-    assert "1 more runs are not run yet: `python -m experiments.paper.fake --missing`" in evidence.text(
-        [(more, rows)], ""
-    )
+    assert "1 more runs are not run yet: `python -m experiments fake --missing`" in evidence.text([(more, rows)], "")
     assert "none of them new" in evidence.take_over(more, again, results)
     parts.run(more.parts(False), more.one, tmp_path / "full")
     assert "4 runs taken over" in evidence.take_over(more, tmp_path / "full", results)
@@ -188,7 +186,7 @@ def test_the_page_in_the_docs_is_the_results() -> None:
 def test_every_experiment_offers_what_is_asked_of_it(name: str) -> None:
     (module,) = experiments.load([name])
     assert name == module.NAME
-    assert name in (ROOT / "examples" / "paper" / "README.md").read_text()
+    assert name in (ROOT / "experiments" / "paper" / "README.md").read_text()
     for quick in (True, False):
         wanted = module.parts(quick)
         assert wanted
@@ -204,7 +202,7 @@ def test_all_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     page.write_text(f"{evidence.BEGIN}\n{evidence.END}")
     arguments = ["--quick", "--experiments", "ablation", "--folder", tmp_path / "runs", "--workers", "2", *TOY]
     arguments += ["--results", tmp_path / "results", "--page", page]
-    process = start("all", *arguments, start_new_session=True)
+    process = start("paper", *arguments, start_new_session=True)
     try:
         deadline = time.monotonic() + 200
         while not stamps(tmp_path / "runs") and process.poll() is None and time.monotonic() < deadline:
@@ -215,14 +213,14 @@ def test_all_goes_on_where_it_was_killed(tmp_path: Path) -> None:
         process.communicate()
     before = stamps(tmp_path / "runs")
     assert before
-    done = call("all", *arguments)
+    done = call("paper", *arguments)
     assert done.returncode == 0, done.stderr
     after = stamps(tmp_path / "runs")
     assert len(after) == 20
     assert {name: after[name] for name in before} == before
     assert "20 runs in" in done.stdout  # of other settings than the default: not taken over
     assert not (tmp_path / "results").exists()
-    assert "Not run yet: `python -m experiments.paper.ablation`." in page.read_text()
+    assert "Not run yet: `python -m experiments ablation`." in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.experiments.conftest import measured, same
 
 Result = dict[str, Any]
 Rows = Callable[[str], list[list[str]]]
-MARKERS = "<!-- tables: python -m experiments.step.report -->\nold\n<!-- end of tables -->"
+MARKERS = "<!-- tables: python -m experiments report -->\nold\n<!-- end of tables -->"
 
 
 def test_goals_of_a_cpu(cpu_result: Result, rows_of: Rows) -> None:
@@ -84,7 +84,7 @@ def test_conditions_stand_with_the_numbers(cuda_result: Result) -> None:
     text = report.render([cuda_result])
     for part in ("Planted GPU (80 GiB, CUDA 13.0)", "Planted CPU, 2 cores", "torch 2.13.0", "2026-01-02", "seed 3"):
         assert part in text
-    assert "| `python -m experiments.step.run` |" in text
+    assert "| `python -m experiments step` |" in text
     assert "4000 GB/s" in text
 
 

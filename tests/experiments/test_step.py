@@ -46,7 +46,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         [
             sys.executable,
             "-m",
-            "experiments.step.run",
+            "experiments",
+            "step",
             "--scale",
             "1e-4",
             "--rounds",
@@ -247,7 +248,7 @@ def test_a_gpu_that_is_not_there_is_one_line(
         step.main(["--device", "cuda"])
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert said == "python -m experiments.step.run: error: --device cuda, but torch finds no GPU here\n"
+    assert said == "python -m experiments step: error: --device cuda, but torch finds no GPU here\n"
 
 
 def test_numbers_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,7 +285,7 @@ def test_optimizers_are_made_in_a_drawn_order(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_command_in_the_docs_names_no_folder() -> None:
     given = ["--device", "cpu", "--out", "/somewhere/x.json", "--peers-path=/elsewhere", "--threads", "1", "2"]
-    assert options.command("experiments.step.run", given) == "python -m experiments.step.run --device cpu --threads 1 2"
+    assert options.command("step", given) == "python -m experiments step --device cpu --threads 1 2"
 
 
 def test_peers_apart_stay_apart(tmp_path: Path) -> None:

@@ -149,9 +149,7 @@ def _run_tests(tests: Sequence[str], folder: Path, log: Path) -> None:
         os.chdir(folder)
         os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""}
         for name in [
-            name
-            for name in sys.modules
-            if name.split(".")[0] in ("adopt_hf", "examples", "experiments", "tests")
+            name for name in sys.modules if name.split(".")[0] in ("adopt_hf", "examples", "experiments", "tests")
         ]:
             del sys.modules[name]
         sys.path[:] = [str(folder), *(entry for entry in sys.path if entry not in ("", str(Path.cwd())))]

@@ -1,10 +1,9 @@
-"""Write every produced passage of the pages again, from the code and the kept results: `python -m pages`.
+"""Write every produced passage of the pages again, from the code and the kept results: `python -m experiments report`.
 
-`python -m pages --check` changes nothing, names what is stale, and exits with 1 if something is.
+`python -m experiments report --check` changes nothing, names what is stale, and exits with 1 if something is.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from experiments.pages import registry
@@ -13,7 +12,7 @@ from experiments.pages import registry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m pages", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m experiments report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="change nothing")
     args = parser.parse_args(arguments)
@@ -23,7 +22,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.check:
         registry.rebuild()
     return int(args.check and bool(stale))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
