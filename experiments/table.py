@@ -54,6 +54,12 @@ EXPERIMENTS = {
         "docs/results/recipes.jsonl",
         "examples/gpt2_pretraining/README.md",
     ),
+    "lora": Experiment(
+        "learning rates of LoRA",
+        "experiments.lora.sweep",
+        "experiments/results/lora_sweep.jsonl",
+        "docs/fine_tuning.md",
+    ),
     "gpu_check": Experiment("whether a GPU computes what it should", "experiments.gpu.run", "", SPEED),
     "defaults": Experiment(
         "which defaults suit those who come from AdamW",

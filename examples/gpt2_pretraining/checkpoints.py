@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from arguments import InputError
 from transformers import GPT2Config, Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
@@ -15,6 +14,7 @@ from adopt_hf.integrations.checkpoints import (
     is_saved,
     to_resume,
 )
+from examples.gpt2_pretraining.arguments import InputError
 
 STATE = "trainer_state.json"  # both scripts write it, in the Trainer's format
 RUN = "run.yaml"  # what a run was started with

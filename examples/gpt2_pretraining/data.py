@@ -18,9 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from arguments import DataArguments, InputError
 from filelock import FileLock
-from sources import Source, open_source
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers import __version__ as tokenizers_version
 from torch.utils.data import Dataset
@@ -28,6 +26,8 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from adopt_hf.backends import cache as files
+from examples.gpt2_pretraining.arguments import DataArguments, InputError
+from examples.gpt2_pretraining.sources import Source, open_source
 
 logger = logging.getLogger("gpt2_pretraining")
 END_OF_TEXT = "<|endoftext|>"

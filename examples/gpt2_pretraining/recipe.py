@@ -5,18 +5,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import checkpoints
-import data
-import report
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
-from arguments import InputError, Settings
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerState
 
 from adopt_hf.integrations.checkpoints import check_layout
+from examples.gpt2_pretraining import checkpoints, data, report
+from examples.gpt2_pretraining.arguments import InputError, Settings
 
 
 @dataclass

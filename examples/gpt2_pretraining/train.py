@@ -4,15 +4,17 @@ python examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/con
 """
 
 import contextlib
+import sys
 from pathlib import Path
 
-import arguments
-import recipe as shared
-import report
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the package `examples`
+
 from transformers import Trainer, default_data_collator
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
 from adopt_hf.integrations.checkpoints import AlreadyFinishedError, MarkComplete, names_a_full_disk
+from examples.gpt2_pretraining import arguments, report
+from examples.gpt2_pretraining import recipe as shared
 
 
 class RecipeTrainer(Trainer):

@@ -7,14 +7,13 @@ It reads the same YAML files. Of TrainingArguments it acts upon the fields in HO
 
 import math
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import arguments
-import checkpoints
-import recipe as shared
-import report
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the package `examples`
+
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
@@ -25,6 +24,8 @@ from transformers.trainer_callback import TrainerState
 
 import adopt_hf  # registers optim="adopt"; must come before the parser is built
 from adopt_hf.integrations.checkpoints import forget_later, mark, names_a_full_disk, rotate
+from examples.gpt2_pretraining import arguments, checkpoints, report
+from examples.gpt2_pretraining import recipe as shared
 
 HONOURED = frozenset(
     """

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import InputError
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
@@ -19,6 +18,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+from examples.llama_instruct.arguments import InputError
 
 RUN = "run.json"  # what train.py notes in its output folder
 

@@ -5,10 +5,14 @@ python examples/llama_instruct/chat.py runs/llama-stdlib "What does this functio
 
 import argparse
 import sys
+from pathlib import Path
 
-import adapters
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the package `examples`
+
 import torch
-from arguments import InputError, run
+
+from examples.llama_instruct import adapters
+from examples.llama_instruct.arguments import InputError, run
 
 
 def main() -> None:

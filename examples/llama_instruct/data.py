@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import datasets
-import functions
 import numpy as np
 from accelerate import PartialState
-from arguments import InputError, RecipeArguments
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
+
+from examples.llama_instruct import functions
+from examples.llama_instruct.arguments import InputError, RecipeArguments
 
 logger = logging.getLogger("llama_instruct")
 NAMED = 5  # records that a message names, of many

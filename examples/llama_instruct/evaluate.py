@@ -10,19 +10,22 @@ import argparse
 import json
 import logging
 import os
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import adapters
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the package `examples`
+
 import datasets
-import questions
 import torch
-from arguments import InputError, run
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+
+from examples.llama_instruct import adapters, questions
+from examples.llama_instruct.arguments import InputError, run
 
 STDLIB = "stdlib"
 COLOURS = {"before": "#9aa7b5", "after": "#c0392b"}

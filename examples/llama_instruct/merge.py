@@ -5,10 +5,13 @@ python examples/llama_instruct/merge.py runs/llama-stdlib_lora merged
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-import adapters
-from arguments import InputError, run
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the package `examples`
+
+from examples.llama_instruct import adapters
+from examples.llama_instruct.arguments import InputError, run
 
 
 def main() -> None:

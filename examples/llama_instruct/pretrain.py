@@ -9,24 +9,27 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import functions
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the package `examples`
+
 import tokenizers
 import torch
 import transformers
 import yaml
-from arguments import InputError, Parser, run
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import SFTConfig, SFTTrainer
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
+from examples.llama_instruct import functions
+from examples.llama_instruct.arguments import InputError, Parser, run
 
 logger = logging.getLogger("llama_instruct")
 HELD_OUT_FILES = 6  # of those held out, one in so many is evaluated on: it takes as long as a forward pass

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import functions
+from examples.llama_instruct import functions
 
 CHOICES = 4
 

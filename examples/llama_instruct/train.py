@@ -8,18 +8,14 @@ import gc
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 
-import adapters
-import alone
-import arguments
-import data
-import pretrain
-import report
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the package `examples`
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from arguments import InputError, RecipeArguments
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
@@ -35,6 +31,8 @@ from adopt_hf.integrations.checkpoints import (
     names_a_full_disk,
     to_resume,
 )
+from examples.llama_instruct import adapters, alone, arguments, data, pretrain, report
+from examples.llama_instruct.arguments import InputError, RecipeArguments
 
 logger = logging.getLogger("llama_instruct")
 TRACES = ("checkpoint-*", adapters.RUN, "*.safetensors", "loss.png")

@@ -7,14 +7,10 @@ last step.
 """
 
 import functools
-import importlib
-import importlib.util
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +24,6 @@ from experiments.paper import gpt2
 
 Named = dict[str, Tensor]
 Batches = Iterator[tuple[Tensor, ...]]
-INSTRUCT = Path(__file__).parents[2] / "examples" / "llama_instruct"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +155,9 @@ def _shuffled(count: int, batch: int, seed: int) -> Iterator[Tensor]:
 @functools.cache
 def library() -> tuple[Tensor, Tensor]:
     """The recipe's tokens of the training and the held-out text, int64, a long line each."""
-    with gpt2.recipe(), gpt2.quiet():
-        arguments, data = (importlib.import_module(name) for name in ("arguments", "data"))
+    from examples.gpt2_pretraining import arguments, data
+
+    with gpt2.quiet():
         corpus = data.load(arguments.DataArguments(vocab_size=VOCABULARY, block_size=128), batch_size=1)
     found = [np.fromfile(split.path, split.dtype).astype(np.int64) for split in (corpus.train, corpus.validation)]
     return torch.from_numpy(found[0]), torch.from_numpy(found[1])
@@ -246,14 +242,10 @@ def instructed() -> tuple[Named, dict[str, Tensor]]:
 
 def _texts() -> tuple[Tensor, dict[str, Tensor]]:
     """Tokens to pretrain on, and the records; no file of the library is in both, but for the functions to learn."""
-    spec = importlib.util.spec_from_file_location("_library_functions", INSTRUCT / "functions.py")
-    assert spec is not None
-    assert spec.loader is not None
-    functions = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = functions  # dataclasses look there
-    spec.loader.exec_module(functions)
-    with gpt2.recipe(), gpt2.quiet():
-        arguments, data = (importlib.import_module(name) for name in ("arguments", "data"))
+    from examples.gpt2_pretraining import arguments, data
+    from examples.llama_instruct import functions
+
+    with gpt2.quiet():
         tokenizer = data.load(arguments.DataArguments(vocab_size=VOCABULARY, block_size=128), batch_size=1).tokenizer
     needed, text = BASE_STEPS * 8 * 128, []
     sources = [source for _, source in functions.sources(held_out=False)]

@@ -5,7 +5,6 @@ python -m experiments.low_bits.kahan SCRIPT ARGS...    # a recipe, whose optim="
 
 import runpy
 import sys
-from pathlib import Path
 from typing import Any
 
 from adopt_hf import ADOPT
@@ -34,5 +33,4 @@ if __name__ == "__main__":
     arguments.ADOPT = KahanADOPT  # type: ignore[misc]
     script, *sys.argv[1:] = sys.argv[1:]
     sys.argv[0] = script
-    sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")

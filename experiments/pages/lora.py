@@ -1,12 +1,12 @@
-"""What the sweep of learning rates with LoRA shows, in sentences: examples/llama_instruct/sweep.py makes the rows."""
+"""What the sweep of learning rates with LoRA shows, in sentences: experiments/lora/sweep.py makes the rows."""
 
 import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from examples.llama_instruct import lora_report
-from examples.llama_instruct.lora_report import OPTIMIZERS, RESULTS, best_rate, of, rates, read
 from experiments.harness import paired
+from experiments.lora import report as lora_report
+from experiments.lora.report import OPTIMIZERS, RESULTS, best_rate, of, rates, read
 
 Rows = list[dict[str, Any]]
 NAMES = {"AdamW": "AdamW", "ADOPT": "ADOPT without the warm-up", "ADOPT, beta2_warmup": "ADOPT with the warm-up"}

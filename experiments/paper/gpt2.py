@@ -4,22 +4,20 @@
 """
 
 import contextlib
-import importlib
 import logging
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
+from experiments.harness.fresh import ROOT
 from experiments.harness.runs import InputError
 
-RECIPE = Path(__file__).parents[2] / "examples" / "gpt2_pretraining"
+RECIPE = ROOT / "examples" / "gpt2_pretraining"
 STDLIB = RECIPE / "configs" / "stdlib.yaml"
 QUICK: dict[str, Any] = {
     "n_embd": 64,
@@ -38,21 +36,6 @@ ALONE: dict[str, Any] = {
     "sample_tokens": 0,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
-
-
-@contextlib.contextmanager
-def recipe() -> Iterator[ModuleType]:
-    """The recipe's train.py, which imports its siblings by their bare names: inside, these are the recipe's."""
-    siblings = {path.stem for path in RECIPE.glob("*.py")}
-    before = {name: sys.modules.pop(name) for name in siblings & sys.modules.keys()}
-    sys.path.insert(0, str(RECIPE))
-    try:
-        yield importlib.import_module("train")
-    finally:
-        sys.path.remove(str(RECIPE))
-        for name in siblings:
-            sys.modules.pop(name, None)
-        sys.modules.update(before)
 
 
 @contextlib.contextmanager
@@ -93,17 +76,20 @@ def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     from transformers import PrinterCallback, Trainer, default_data_collator
 
-    with recipe() as module, quiet(), tempfile.TemporaryDirectory() as folder:
-        arguments, shared, report = (importlib.import_module(name) for name in ("arguments", "recipe", "report"))
+    from examples.gpt2_pretraining import arguments, report
+    from examples.gpt2_pretraining import recipe as shared
+    from examples.gpt2_pretraining.train import RecipeTrainer
+
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         try:
             settings = arguments.parse([*argv(config, {**ALONE, **options}), "--output_dir", folder], __doc__)
             prepared = shared.prepare(settings, "train.py")
         except SystemExit:  # it has said why; a worker that exits would be waited for
             raise InputError(f"{config.name} does not take {' '.join(argv(config, options)[2:])}") from None
-        except arguments.InputError as error:  # a class that another process does not know
+        except arguments.InputError as error:
             raise InputError(str(error)) from None
         args = prepared.args
-        trainer: Trainer = module.RecipeTrainer(
+        trainer: Trainer = RecipeTrainer(
             model=prepared.model,
             args=args,
             train_dataset=prepared.corpus.train,

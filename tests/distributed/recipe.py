@@ -65,7 +65,6 @@ def main() -> None:
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build
     sys.argv = [script, *rest]
-    sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")
     # At times a thread of a library outlives Python and aborts a process whose work is done (apache/arrow#45214, for
     # one), and the launcher reports a failure.

@@ -40,22 +40,17 @@ def own_logging() -> Iterator[None]:
 
 
 def call(script: Path, *argv: object) -> Result:
-    """Run `script`, which imports its siblings by their bare names, and give back what it printed and its exit code."""
-    siblings = {path.stem for path in script.parent.glob("*.py")}
+    """Run `script`, and give back what it printed and its exit code."""
     before = sys.argv, list(sys.path)
-    for name in siblings:
-        sys.modules.pop(name, None)
     out, err = io.StringIO(), io.StringIO()
     code: int | str | None = 0
     try:
-        sys.argv, sys.path[:0] = [str(script), *map(str, argv)], [str(script.parent)]
+        sys.argv = [str(script), *map(str, argv)]
         with own_logging(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit_:
         code = exit_.code
     finally:
         sys.argv, sys.path[:] = before
-        for name in siblings:
-            sys.modules.pop(name, None)
         AcceleratorState._reset_state(reset_partial_state=True)
     return Result(code, out.getvalue(), err.getvalue())

@@ -19,7 +19,6 @@ import os
 import random
 import re
 import shutil
-import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from examples.gpt2_pretraining import arguments, checkpoints, data, sources, train_accelerate
 from tests.examples.script import Result
 from tests.examples.script import call as call_script
 
@@ -219,10 +219,8 @@ def test_own_validation_split_is_used(toy: Path, tmp_path: Path) -> None:
     for split, count in (("train", 60), ("validation", 7)):
         lines = (toy.parent / "toy.jsonl").read_text().splitlines()[:count]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
-    module = load("sources")
-    arguments = load("arguments")
     data = arguments.DataArguments(dataset_name=str(tmp_path))
-    source = module.from_datasets(data)
+    source = sources.from_datasets(data)
     assert len(list(source.train())) == 60
     assert len(list(source.validation())) == 7
 
@@ -313,7 +311,7 @@ def chosen(output: Path, resume: str, script: str) -> Path | None:
     args = TrainingArguments(
         str(output), resume_from_checkpoint=resume, optim="adopt", max_steps=100, use_cpu=True, report_to=[]
     )
-    result: Path | None = load("checkpoints").choose(args, script)
+    result: Path | None = checkpoints.choose(args, script)
     return result
 
 
@@ -336,7 +334,6 @@ def test_an_incomplete_checkpoint_is_never_resumed(
         (path,) = newest.glob(f"{damage}*")
         path.unlink()
         reason = f"no {path.name}"
-    arguments = load("arguments")
     with caplog.at_level(logging.INFO, "adopt_hf"):
         assert chosen(tmp_path, "last", script) == tmp_path / "checkpoint-20"
     said = f"skipping {newest}, which is incomplete: {reason}"
@@ -398,22 +395,7 @@ def test_tokenised_once(finished: tuple[str, Path, Result], toy: Path) -> None:
     assert "trained," not in result.err
 
 
-def load(name: str) -> Any:
-    """A module of the example."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLE))
-        return __import__(name)
-
-
-@pytest.fixture(autouse=True)
-def _forget_siblings() -> Iterator[None]:
-    yield
-    for path in EXAMPLE.glob("*.py"):
-        sys.modules.pop(path.stem, None)
-
-
 def test_an_unfinished_cache_file_is_not_read(tmp_path: Path) -> None:
-    data = load("data")
     path = tmp_path / "tokens.uint16"
     with contextlib.suppress(KeyboardInterrupt), data.written_once(path) as unfinished:
         unfinished.write_bytes(b"half")
@@ -430,7 +412,6 @@ def test_an_unfinished_cache_file_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs owners and modes of files")
 def test_a_cache_that_others_can_write_to_is_not_read(tmp_path: Path) -> None:
-    data, arguments = load("data"), load("arguments")
     path = tmp_path / "tokenizer"
     before = os.umask(0)
     try:
@@ -456,11 +437,10 @@ def test_a_cache_that_others_can_write_to_is_not_read(tmp_path: Path) -> None:
 
 def test_a_relative_xdg_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
-    assert load("arguments").DataArguments().cache_dir == str(Path("~/.cache/adopt_hf").expanduser())
+    assert arguments.DataArguments().cache_dir == str(Path("~/.cache/adopt_hf").expanduser())
 
 
 def test_the_cache_key_follows_the_text_and_the_tokenizer(tmp_path: Path) -> None:
-    sources, data = load("sources"), load("data")
     root = tmp_path / "lib"
     root.mkdir()
     for number in range(80):
@@ -480,7 +460,6 @@ def test_the_cache_key_follows_the_text_and_the_tokenizer(tmp_path: Path) -> Non
 
 
 def test_stdlib_is_split_by_file_and_packed_without_loss(tmp_path: Path) -> None:
-    sources, data = load("sources"), load("data")
     source = sources.stdlib()
     train, validation = list(source.train()), list(source.validation())
     assert len(validation) > 10
@@ -627,7 +606,6 @@ def test_bad_input_is_one_line_and_touches_nothing(case: str, bad_folder: Path) 
 )
 def test_deepspeed_is_told_the_recipes_numbers(launcher: dict[str, Any], error: str | None, tmp_path: Path) -> None:
     """What DeepSpeed makes of "auto" is not always what the recipe says, and a contradiction must not pass."""
-    arguments = load("arguments")
     args = arguments.TrainingArguments(
         output_dir=str(tmp_path),
         use_cpu=True,
@@ -675,7 +653,6 @@ def test_twins_differ_in_the_optimizer_alone(twin: Path) -> None:
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_parses_and_its_arithmetic_holds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = load("arguments")
     overrides = ["--bf16", "false"]  # refused where there is no GPU for it
     args = arguments.parse([str(config), *overrides], "test").training
     text = config.read_text()
@@ -705,6 +682,5 @@ def test_every_refused_field_exists() -> None:
 
     from transformers import TrainingArguments
 
-    load("arguments")
-    honoured = load("train_accelerate").HONOURED
+    honoured = train_accelerate.HONOURED
     assert honoured <= {field.name for field in dataclasses.fields(TrainingArguments)}

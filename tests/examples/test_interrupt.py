@@ -1,6 +1,6 @@
 """Ctrl-C in a recipe: one line with the command that goes on, exit code 130, and that command does go on."""
 
-import importlib.util
+import importlib
 import shlex
 import signal
 import subprocess
@@ -23,19 +23,13 @@ RECIPES = ("gpt2_pretraining", "llama_instruct")
 
 
 @pytest.fixture(params=RECIPES)
-def arguments(request: pytest.FixtureRequest) -> ModuleType:
+def arguments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """`arguments.py` of a recipe."""
-    path = EXAMPLE.parent / request.param / "arguments.py"
-    spec = importlib.util.spec_from_file_location(f"{request.param}_arguments", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, module.__name__, module)
-        for name in ("WORLD_SIZE", "RANK"):
-            patch.delenv(name, raising=False)
-        spec.loader.exec_module(module)
-        yield module
+    module = importlib.import_module(f"examples.{request.param}.arguments")
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(module, "output_dir", None)
+    return module
 
 
 def interrupted() -> None:

@@ -12,14 +12,10 @@ The whole offline recipe, and launchers: test_llama_instruct_processes.py.
 """
 
 import collections
-import contextlib
-import importlib
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import datasets
@@ -35,25 +31,13 @@ from tests.examples.script import Result, call
 pytest.importorskip("trl", reason="trl is not installed")
 pytest.importorskip("peft", reason="peft is not installed")
 
+from examples.llama_instruct import adapters, arguments, data, evaluate, functions, pretrain, questions
+from examples.llama_instruct import train as train_module
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "llama_instruct"
 CONFIGS = sorted((EXAMPLE / "configs").glob("*.yaml"))
 RECIPES = [path for path in CONFIGS if path.stem != "base"]
 LORA = ("--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "down_proj")
-
-
-@contextlib.contextmanager
-def modules(*names: str) -> Iterator[list[ModuleType]]:
-    """Modules of the example, which import each other by their bare names."""
-    siblings = {path.stem for path in EXAMPLE.glob("*.py")}
-    sys.path.insert(0, str(EXAMPLE))
-    try:
-        for name in siblings:
-            sys.modules.pop(name, None)
-        yield [importlib.import_module(name) for name in names]
-    finally:
-        sys.path.remove(str(EXAMPLE))
-        for name in siblings:
-            sys.modules.pop(name, None)
 
 
 def records(count: int, start: int = 0) -> list[dict[str, str]]:
@@ -67,9 +51,8 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def make_base(folder: Path, hidden_size: int = 16, num_hidden_layers: int = 2) -> Path:
     """A tiny LLaMA with a tokenizer of its own."""
-    with modules("pretrain") as [pretrain]:
-        texts = [f"{row['prompt']} {row['completion']}" for row in records(50)]
-        tokenizer = pretrain.train_tokenizer(texts, 300)
+    texts = [f"{row['prompt']} {row['completion']}" for row in records(50)]
+    tokenizer = pretrain.train_tokenizer(texts, 300)
     set_seed(0)
     config = LlamaConfig(
         vocab_size=300,
@@ -184,18 +167,17 @@ def test_adopt_trains_what_was_asked_for(finished: tuple[str, Path, Result], toy
 
 
 def test_loss_is_of_the_responses_alone(toy: Path) -> None:
-    with modules("arguments", "train") as [arguments, train_module]:
-        recipe, args, model_args = arguments.parse(["--config", str(toy / "toy.yaml")], "")
-        args.output_dir = str(toy / "unused")
-        trainer = train_module.make_trainer(str(toy / "base"), recipe, args, model_args, [])
-        tokenizer = trainer.processing_class
-        for row in trainer.train_dataset.select(range(5)):
-            learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
-            assert [label for label in row["labels"] if label != -100] == learnt
-            text, response = tokenizer.decode(row["input_ids"]), tokenizer.decode(learnt)
-            assert response.startswith("the sum is ")
-            assert response.endswith(tokenizer.eos_token)
-            assert text.endswith(f"\n\n### Response:\n{response}")
+    recipe, args, model_args = arguments.parse(["--config", str(toy / "toy.yaml")], "")
+    args.output_dir = str(toy / "unused")
+    trainer = train_module.make_trainer(str(toy / "base"), recipe, args, model_args, [])
+    tokenizer = trainer.processing_class
+    for row in trainer.train_dataset.select(range(5)):
+        learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+        assert [label for label in row["labels"] if label != -100] == learnt
+        text, response = tokenizer.decode(row["input_ids"]), tokenizer.decode(learnt)
+        assert response.startswith("the sum is ")
+        assert response.endswith(tokenizer.eos_token)
+        assert text.endswith(f"\n\n### Response:\n{response}")
 
 
 @pytest.mark.parametrize("kind", ["full", "LoRA"])
@@ -219,7 +201,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(kind: str, toy: Path, tmp_path: 
 def test_an_adapter_is_reloaded_and_merged(toy: Path, finished: tuple[str, Path, Result], tmp_path: Path) -> None:
     kind, output, _ = finished
     ids = torch.arange(2, 42).reshape(2, 20)
-    with modules("adapters") as [adapters], torch.no_grad():
+    with torch.no_grad():
         tuned = adapters.load(str(output))[0](input_ids=ids).logits
         base = AutoModelForCausalLM.from_pretrained(toy / "base")(input_ids=ids).logits
     assert (tuned - base).abs().max() > 1e-3
@@ -250,15 +232,14 @@ def test_chat(finished: tuple[str, Path, Result]) -> None:
 def test_packing_changes_no_loss(toy: Path) -> None:
     """The sum of the losses over the held-out records, packed together or each for itself."""
     losses = {}
-    with modules("arguments", "train") as [arguments, train_module]:
-        for packing in ("false", "true"):
-            options = ["--config", str(toy / "toy.yaml"), "--packing", packing, "--eval_packing", packing]
-            recipe, args, model_args = arguments.parse(options, "")
-            args.output_dir, args.per_device_eval_batch_size = str(toy / "unused"), 64
-            trainer = train_module.make_trainer(str(toy / "base"), recipe, args, model_args, [])
-            losses[packing] = trainer.evaluate()["eval_loss"]
-            if packing == "true":
-                assert len(trainer.eval_dataset) < 8
+    for packing in ("false", "true"):
+        options = ["--config", str(toy / "toy.yaml"), "--packing", packing, "--eval_packing", packing]
+        recipe, args, model_args = arguments.parse(options, "")
+        args.output_dir, args.per_device_eval_batch_size = str(toy / "unused"), 64
+        trainer = train_module.make_trainer(str(toy / "base"), recipe, args, model_args, [])
+        losses[packing] = trainer.evaluate()["eval_loss"]
+        if packing == "true":
+            assert len(trainer.eval_dataset) < 8
     assert losses["true"] == pytest.approx(losses["false"], abs=2e-6)  # float32, sums in another order
 
 
@@ -275,10 +256,9 @@ def test_gradient_checkpointing_and_bf16(toy: Path, tmp_path: Path) -> None:
 
 
 def test_questions_have_the_format_of_mmlu() -> None:
-    with modules("questions", "functions") as [questions, functions]:
-        held_out, trained = functions.documented(held_out=True), functions.documented(held_out=False)
-        made = questions.make(held_out)
-        assert made == questions.make(held_out)
+    held_out, trained = functions.documented(held_out=True), functions.documented(held_out=False)
+    made = questions.make(held_out)
+    assert made == questions.make(held_out)
     assert len(made) == len(held_out) > 100
     assert all(set(q) == {"question", "choices", "answer", "subject"} for q in made)
     assert all(len(set(q["choices"])) == 4 and q["choices"][q["answer"]] == q["subject"] for q in made)
@@ -293,9 +273,8 @@ def test_questions_have_the_format_of_mmlu() -> None:
 
 
 def test_held_out_sources_are_not_pretrained_on() -> None:
-    with modules("functions") as [functions]:
-        train_names = [name for name, _ in functions.sources(held_out=False)]
-        held_out = [name for name, _ in functions.sources(held_out=True)]
+    train_names = [name for name, _ in functions.sources(held_out=False)]
+    held_out = [name for name, _ in functions.sources(held_out=True)]
     assert not set(train_names) & set(held_out)
     assert 0.05 < len(held_out) / (len(held_out) + len(train_names)) < 0.15
 
@@ -318,10 +297,9 @@ class Outer:
 
 def none(): pass
 '''
-    with modules("functions") as [functions]:
-        import ast
+    import ast
 
-        found = list(functions.functions_in("os.path", ast.parse(source).body))
+    found = list(functions.functions_in("os.path", ast.parse(source).body))
     assert [(f.signature, f.summary) for f in found] == [
         ("def plain(a, b=1, *c, d: int=2, **e)", "Return the sum of a and b."),
         ("class Inner: async def method(self)", "Wait until it is over"),
@@ -338,25 +316,23 @@ def none(): pass
 @pytest.mark.parametrize("config", RECIPES, ids=lambda p: p.stem)
 def test_configs_are_read(config: Path) -> None:
     settings = yaml.safe_load(config.read_text())
-    with modules("arguments") as [arguments]:
-        recipe, args, model_args = arguments.parse(["--config", str(config), "--use_cpu"], "")
-        for name, value in settings.items():
-            read = next(getattr(part, name) for part in (recipe, args, model_args) if hasattr(part, name))
-            if name not in ("chat_template_path", "lr_scheduler_type", "eval_strategy", "report_to", "optim_args"):
-                assert read in (value, float(value) if isinstance(value, str) and "e-" in value else value) or (
-                    value == ["all-linear"] and read == "all-linear"
-                ), name
-        assert args.optim == "adopt"
-        assert Path(args.chat_template_path).is_file()
+    recipe, args, model_args = arguments.parse(["--config", str(config), "--use_cpu"], "")
+    for name, value in settings.items():
+        read = next(getattr(part, name) for part in (recipe, args, model_args) if hasattr(part, name))
+        if name not in ("chat_template_path", "lr_scheduler_type", "eval_strategy", "report_to", "optim_args"):
+            assert read in (value, float(value) if isinstance(value, str) and "e-" in value else value) or (
+                value == ["all-linear"] and read == "all-linear"
+            ), name
+    assert args.optim == "adopt"
+    assert Path(args.chat_template_path).is_file()
 
 
 def test_alpaca_prompts_are_stanfords() -> None:
     template = (EXAMPLE / "templates" / "alpaca.jinja").read_text()
-    with modules("pretrain", "data") as [pretrain, data]:
-        tokenizer = pretrain.train_tokenizer(["some text"], 300)
-        tokenizer.chat_template = template
-        plain = data.conversation("Name a colour.", "Blue.")
-        below = data.conversation("Translate.\n\n### Input:\nblau", "blue")
+    tokenizer = pretrain.train_tokenizer(["some text"], 300)
+    tokenizer.chat_template = template
+    plain = data.conversation("Name a colour.", "Blue.")
+    below = data.conversation("Translate.\n\n### Input:\nblau", "blue")
     start, end = tokenizer.bos_token, tokenizer.eos_token
     assert tokenizer.apply_chat_template(plain["prompt"] + plain["completion"], tokenize=False) == (
         f"{start}Below is an instruction that describes a task. Write a response that appropriately completes the "
@@ -573,18 +549,17 @@ def test_scores_of_groups() -> None:
         },
         "n-samples": {name: {"effective": count} for name, count in (("a", 10), ("b", 20), ("c", 70))},
     }
-    with modules("evaluate") as [evaluate]:
-        scores = evaluate.of_groups(results, "mmlu")
-        assert {name: (score.accuracy, score.questions) for name, score in scores.items()} == {
-            "stem": (0.5, 30),
-            "other": (0.5, 70),
-            "all": (0.5, 100),
-        }
-        assert scores["all"].error == pytest.approx(0.05)
-        assert evaluate.of_groups(results, "a")["all"].accuracy == 1.0
-        del results["results"]["c"]["acc,none"]
-        with pytest.raises(evaluate.InputError, match="task c has no accuracy"):
-            evaluate.of_groups(results, "mmlu")
+    scores = evaluate.of_groups(results, "mmlu")
+    assert {name: (score.accuracy, score.questions) for name, score in scores.items()} == {
+        "stem": (0.5, 30),
+        "other": (0.5, 70),
+        "all": (0.5, 100),
+    }
+    assert scores["all"].error == pytest.approx(0.05)
+    assert evaluate.of_groups(results, "a")["all"].accuracy == 1.0
+    del results["results"]["c"]["acc,none"]
+    with pytest.raises(evaluate.InputError, match="task c has no accuracy"):
+        evaluate.of_groups(results, "mmlu")
 
 
 def test_long_records_are_counted(toy: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from experiments.harness import command
-from experiments.paper import gpt2, gpt2_curves
+from experiments.paper import gpt2_curves
 from experiments.paper.spikes import HEIGHT, smoothed, spikes, standard_error
 from tests.experiments.paper_command import call, shared_home
 
@@ -158,14 +158,6 @@ def test_full_size_is_the_papers() -> None:
         sizes = {name: a * b for name, (a, b) in gpt2_curves.BATCH[quick].items()}
         assert sizes["large"] == 5 * sizes["small"]
     assert len({part.name for part in gpt2_curves.parts(quick=True)}) == 24
-
-
-def test_the_recipes_modules_are_not_left_behind() -> None:
-    before = dict(sys.modules)
-    with gpt2.recipe() as train:
-        assert Path(train.__file__).parent == gpt2.RECIPE
-    assert not {path.stem for path in gpt2.RECIPE.glob("*.py")} & (sys.modules.keys() - before.keys())
-    assert str(gpt2.RECIPE) not in sys.path
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-DOCS = HERE.parents[1] / "docs"
-PAGE, PLOT = DOCS / "fine_tuning.md", DOCS / "lora_sweep.png"
-RESULTS = HERE / "results" / "lora_sweep.jsonl"
+from experiments.harness.fresh import ROOT
+
+PAGE, PLOT = ROOT / "docs" / "fine_tuning.md", ROOT / "docs" / "lora_sweep.png"
+RESULTS = ROOT / "experiments" / "results" / "lora_sweep.jsonl"
 OPTIMIZERS = {
     "AdamW": ("--optim", "adamw_torch"),
     "ADOPT": ("--optim", "adopt", "--optim_args", "beta2_warmup=false"),

@@ -1,7 +1,7 @@
 """LoRA with ADOPT, ADOPT with beta2_warmup and AdamW over learning rates and seeds, on the offline recipe.
 
-python examples/llama_instruct/sweep.py                # what has not been run yet, then the report
-python examples/llama_instruct/sweep.py --report_only
+python -m experiments lora                # what has not been run yet, then the report
+python -m experiments lora --report_only
 
 Every run is a line of the results file, written when it is over: an interrupted sweep goes on. The report is a table
 between markers of docs/fine_tuning.md and the plot docs/lora_sweep.png; `make docs-numbers` writes its sentences.
@@ -18,15 +18,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import arguments
-import lora_report
-from arguments import InputError, run
-from clipping import ClippedShare
-from lora_report import OPTIMIZERS, PAGE, PLOT, RESULTS, read
 from tqdm.auto import tqdm
 
-HERE = Path(__file__).parent
-CONFIG = HERE / "configs" / "stdlib_lora.yaml"
+from examples.llama_instruct import arguments
+from examples.llama_instruct.arguments import InputError, run
+from experiments.lora import report as lora_report
+from experiments.lora.clipping import ClippedShare
+from experiments.lora.report import OPTIMIZERS, PAGE, PLOT, RESULTS, read
+
+CONFIG = arguments.HERE / "configs" / "stdlib_lora.yaml"
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
 # A run is to take half a minute: small batches, and an evaluation on a third of what is held out.
@@ -36,6 +36,10 @@ Unit = tuple[str, float, int]
 
 
 def main() -> None:
+    run(sweep)
+
+
+def sweep() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_steps", type=int, default=300, help="of each run")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, each with one thread")
@@ -80,7 +84,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def prepare(config: Path) -> str:
     """The base model, pretrained if it is not there yet."""
-    import train
+    from examples.llama_instruct import train
 
     train.show_logs()
     return train.base_model(*arguments.parse(["--config", str(config), "--use_cpu"], __doc__))
@@ -91,10 +95,11 @@ _prepared: dict[str, Any] = {}  # the tokenised instructions, once a worker
 
 def one(task: tuple[Unit, Path, int, str]) -> dict[str, Any]:
     """A run, in a worker. Returns its row of the results."""
-    import train
     from transformers import TrainerCallback
     from transformers.utils import logging
     from trl import SFTTrainer, get_peft_config
+
+    from examples.llama_instruct import train
 
     (name, lr, seed), config, steps, base = task
     logging.set_verbosity_error()
@@ -147,7 +152,7 @@ def hardware() -> str:
 
 def write_report(rows: list[dict[str, Any]], page: Path, plot: Path) -> None:
     """Put the table into `page` and draw `plot`."""
-    begin, end = "<!-- sweep: python examples/llama_instruct/sweep.py -->", "<!-- end of sweep -->"
+    begin, end = "<!-- sweep: python -m experiments lora -->", "<!-- end of sweep -->"
     try:
         before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     except OSError as error:
@@ -157,7 +162,3 @@ def write_report(rows: list[dict[str, Any]], page: Path, plot: Path) -> None:
     text = lora_report.text(rows)
     page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
     lora_report.draw(rows, plot)
-
-
-if __name__ == "__main__":
-    run(main)

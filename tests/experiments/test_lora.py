@@ -1,4 +1,4 @@
-"""examples/llama_instruct/sweep.py: what it counts, what it writes, and that an interrupted one goes on."""
+"""experiments/lora: what it counts, what it writes, and that an interrupted one goes on."""
 
 import json
 import os
@@ -13,11 +13,14 @@ import yaml
 
 import adopt_hf
 from experiments.pages import lora
-from tests.examples.test_llama_instruct import EXAMPLE, make_base, modules
 
 pytest.importorskip("trl", reason="trl is not installed")
+
+from experiments.lora import clipping, sweep
+from tests.examples.test_llama_instruct import EXAMPLE, make_base
+
 ROOT = Path(__file__).parents[2]
-MARKERS = "<!-- sweep: python examples/llama_instruct/sweep.py -->\nold\n<!-- end of sweep -->"
+MARKERS = "<!-- sweep: python -m experiments lora -->\nold\n<!-- end of sweep -->"
 
 
 def row(optimizer: str, lr: float, seed: int, loss: float | None, clipped: float | None = None) -> dict[str, Any]:
@@ -30,21 +33,20 @@ def row(optimizer: str, lr: float, seed: int, loss: float | None, clipped: float
 def test_the_share_that_is_clipped() -> None:
     p = torch.nn.Parameter(torch.zeros(5))
     optimizer = adopt_hf.ADOPT([p], eps=1e-6)
-    with modules("clipping") as [clipping]:
-        p.grad = torch.ones(5)
-        assert clipping.clipped_share(optimizer) is None
-        optimizer.step()
-        state = optimizer.state[p]
-        state["step"] = torch.tensor(16.0)  # the bound is 2
-        state["exp_avg_sq"].copy_(torch.tensor([1.0, 1.0, 4.0, 0.0, 4.0]))
-        p.grad = torch.tensor([2.0, 1.9, -5.0, 9.0, 3.9])  # u = 2, 1.9, -2.5, not observed yet, 1.95
-        assert clipping.clipped_share(optimizer) == 2 / 4
-        share = clipping.ClippedShare()
-        share.on_pre_optimizer_step(optimizer=optimizer)
-        share.on_pre_optimizer_step(optimizer=torch.optim.AdamW([p]))
-        assert share.shares == [0.5, None]
-        assert share.mean() == 0.5
-        assert share.mean(1) is None
+    p.grad = torch.ones(5)
+    assert clipping.clipped_share(optimizer) is None
+    optimizer.step()
+    state = optimizer.state[p]
+    state["step"] = torch.tensor(16.0)  # the bound is 2
+    state["exp_avg_sq"].copy_(torch.tensor([1.0, 1.0, 4.0, 0.0, 4.0]))
+    p.grad = torch.tensor([2.0, 1.9, -5.0, 9.0, 3.9])  # u = 2, 1.9, -2.5, not observed yet, 1.95
+    assert clipping.clipped_share(optimizer) == 2 / 4
+    share = clipping.ClippedShare()
+    share.on_pre_optimizer_step(optimizer=optimizer)
+    share.on_pre_optimizer_step(optimizer=torch.optim.AdamW([p]))
+    assert share.shares == [0.5, None]
+    assert share.mean() == 0.5
+    assert share.mean(1) is None
 
 
 def test_the_report(tmp_path: Path) -> None:
@@ -54,21 +56,20 @@ def test_the_report(tmp_path: Path) -> None:
     rows += [row("ADOPT, beta2_warmup", 0.1, seed, loss, 0.05) for seed, loss in ((0, 1.2), (1, 3.1), (2, 2.3))]
     page = tmp_path / "page.md"
     page.write_text(f"before\n{MARKERS}\nafter\n")
-    with modules("sweep") as [sweep]:
+    sweep.write_report(rows, page, tmp_path / "plot.png")
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text  # noqa: PT018
+    assert "| AdamW | 2.000 ± 1.000 | 2.000 ± 1.000 |" in text
+    assert "| ADOPT | diverged | 2.100 ± 1.100 |" in text
+    assert "| ADOPT, all steps | 30.0 ± 10.0 | 25.0 ± 0.0 |" in text
+    assert "Mean over seeds 0, 1, 2 and half their range; 5 steps" in text
+    assert "Measured on 2026-01-02 on a CPU" in text
+    sweep.write_report(rows, page, tmp_path / "plot.png")
+    assert page.read_text() == text
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    page.write_text("no markers")
+    with pytest.raises(sweep.InputError, match="has not both markers"):
         sweep.write_report(rows, page, tmp_path / "plot.png")
-        text = page.read_text()
-        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text  # noqa: PT018
-        assert "| AdamW | 2.000 ± 1.000 | 2.000 ± 1.000 |" in text
-        assert "| ADOPT | diverged | 2.100 ± 1.100 |" in text
-        assert "| ADOPT, all steps | 30.0 ± 10.0 | 25.0 ± 0.0 |" in text
-        assert "Mean over seeds 0, 1, 2 and half their range; 5 steps" in text
-        assert "Measured on 2026-01-02 on a CPU" in text
-        sweep.write_report(rows, page, tmp_path / "plot.png")
-        assert page.read_text() == text
-        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-        page.write_text("no markers")
-        with pytest.raises(sweep.InputError, match="has not both markers"):
-            sweep.write_report(rows, page, tmp_path / "plot.png")
 
 
 def test_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,11 +95,10 @@ def test_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_kept_results_have_every_run() -> None:
     """tests/test_docs.py compares the page with them."""
-    with modules("sweep") as [sweep]:
-        rows = sweep.read(sweep.RESULTS)
-        assert {(r["optimizer"], r["lr"], r["seed"]) for r in rows} == {
-            (name, lr, seed) for name in sweep.OPTIMIZERS for lr in sweep.RATES for seed in sweep.SEEDS
-        }
+    rows = sweep.read(sweep.RESULTS)
+    assert {(r["optimizer"], r["lr"], r["seed"]) for r in rows} == {
+        (name, lr, seed) for name in sweep.OPTIMIZERS for lr in sweep.RATES for seed in sweep.SEEDS
+    }
 
 
 @pytest.mark.slow
@@ -107,21 +107,23 @@ def test_a_sweep_that_goes_on(tmp_path: Path) -> None:
     settings |= {"model_name_or_path": str(make_base(tmp_path / "base")), "max_train_records": 64, "max_length": 96}
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "page.md").write_text(MARKERS)
-    command = [sys.executable, EXAMPLE / "sweep.py", "--config", tmp_path / "toy.yaml", "--max_steps", "2"]
+    command = [sys.executable, "-m", "experiments", "lora", "--config", tmp_path / "toy.yaml", "--max_steps", "2"]
     command += ["--seeds", "0", "--workers", "1", "--results", tmp_path / "results.jsonl"]
     command += ["--page", tmp_path / "page.md", "--plot", tmp_path / "plot.png"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "CUDA_VISIBLE_DEVICES": ""}
 
-    def sweep(*more: str) -> list[dict[str, Any]]:
-        subprocess.run([*map(str, command), *more], env=environment, check=True, capture_output=True, timeout=600)
+    def run(*more: str) -> list[dict[str, Any]]:
+        subprocess.run(
+            [*map(str, command), *more], cwd=ROOT, env=environment, check=True, capture_output=True, timeout=600
+        )
         return [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
 
-    rows = sweep("--rates", "0.001")
+    rows = run("--rates", "0.001")
     assert [r["optimizer"] for r in rows] == ["AdamW", "ADOPT", "ADOPT, beta2_warmup"]
     assert all(0 < r["eval_loss"] < 10 for r in rows)
     assert [r["clipped"] is None for r in rows] == [True, False, False]
     lines = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "results.jsonl").write_text("".join(lines[:2]))  # interrupted in the third run
-    assert sweep("--rates", "0.001")[:2] == rows[:2]
-    assert sweep("--rates", "0.001")[2]["eval_loss"] == rows[2]["eval_loss"]
+    assert run("--rates", "0.001")[:2] == rows[:2]
+    assert run("--rates", "0.001")[2]["eval_loss"] == rows[2]["eval_loss"]
     assert "| ADOPT, beta2_warmup |" in (tmp_path / "page.md").read_text()

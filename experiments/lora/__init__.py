@@ -1,0 +1,1 @@
+"""LoRA with ADOPT and AdamW over learning rates and seeds."""
