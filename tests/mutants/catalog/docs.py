@@ -32,8 +32,8 @@ MUTANTS = (
     Mutant(
         "docs-a-key-that-does-not-exist",
         "README.md",
-        "`block_size`, `bf16_stochastic_round`, `seed`, `backend`",
-        "`block_size`, `nesterov`, `bf16_stochastic_round`, `seed`, `backend`",
+        "`block_size`, `bf16_stochastic_round`, `seed`, `loraplus_lr_ratio`",
+        "`block_size`, `nesterov`, `bf16_stochastic_round`, `seed`, `loraplus_lr_ratio`",
         OF_DOCS,
         "a reader would write a key that is an error",
     ),
@@ -47,8 +47,8 @@ MUTANTS = (
     ),
     Mutant(
         "docs-a-missing-argument",
-        "experiments/pages/options.py",
-        '    ("maximize",): "ascend",\n',
+        "adopt_hf/hyperparameters.py",
+        '    "maximize": Hyperparameter(bool, False, "update", "ascend"),\n',
         "",
         OF_DOCS,
         "an argument would be documented nowhere",

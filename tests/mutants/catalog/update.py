@@ -84,7 +84,7 @@ MUTANTS = (
     ),
     Mutant(
         "numbers-of-a-schedule-unchecked",
-        ALGORITHM,
+        "adopt_hf/hyperparameters.py",
         "        and 0 <= beta1 < 1\n",
         "",
         KEPT,
