@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import adopt_hf
-from adopt_hf import ADOPT, ADOPTW, LayerwiseADOPT, LayerwiseADOPTW, algorithm
+from adopt_hf import ADOPT, ADOPTW, LayerwiseADOPT, LayerwiseADOPTW, algorithm, hyperparameters
 from adopt_hf.hyperparameters import HYPERPARAMETERS, OF_ADOPTW, RUNNING_MEAN, WARMUP_EXPONENT
 from adopt_hf.optimizer import is_adopt_optimizer
 
@@ -108,7 +108,8 @@ def another_exponent(monkeypatch: pytest.MonkeyPatch) -> float:
     """The warm-up's exponent is another one than in the version that wrote a state."""
     row = dataclasses.replace(HYPERPARAMETERS["beta2_warmup"], true=0.7)
     monkeypatch.setitem(HYPERPARAMETERS, "beta2_warmup", row)
-    monkeypatch.setattr(algorithm, "WARMUP_EXPONENT", 0.7)
+    for module in (algorithm, hyperparameters):
+        monkeypatch.setattr(module, "WARMUP_EXPONENT", 0.7)
     return 0.7
 
 
