@@ -39,7 +39,7 @@ test-long: $(STAMP)
 	$(PYTEST) -m "slow or distributed"
 
 test-distributed-docs: $(STAMP)
-	$(RUN) -m pytest -m distributed $(addprefix tests/distributed/test_, matrix.py faults.py memory.py) --update-docs
+	$(RUN) -m pytest -m distributed $(addprefix tests/processes/test_, matrix.py faults.py memory.py) --update-docs
 	$(RUN) -m experiments report
 
 # Every table, list and number of README.md and docs/ that a program makes, from the code and the kept results.
@@ -48,8 +48,9 @@ docs-numbers: $(STAMP)
 
 # The core and the integrations on the oldest versions that pyproject.toml allows, and on the newest that are known.
 # Each: a minute of installing (5 GB with the CUDA libraries that torch's wheel asks for), three of one core for tests.
-OTHERS := $(addprefix tests/test_, $(addsuffix .py, optimizer states kept_plan capture layerwise param_groups \
-	partition)) $(addprefix tests/integrations/test_, $(addsuffix .py, deepspeed_config guard optim_args trainer))
+OTHERS := $(addprefix tests/core/test_, $(addsuffix .py, optimizer layerwise param_groups)) tests/state/test_loading.py \
+	tests/plan/test_kept.py tests/backends/test_capture.py tests/distributed/test_flat.py tests/integrations/test_guard.py \
+	$(addprefix tests/integrations/, deepspeed/test_ds_config.py transformers/test_optim_args.py transformers/test_arguments.py)
 WITH := peft trl requests deepspeed torch-adopt optuna pytest pytest-timeout pytest-xdist hypothesis expecttest psutil
 
 test-oldest test-newest: test-%: .venv-%/.installed
@@ -71,7 +72,7 @@ test-tritons: $(STAMP)
 	for version in $(TRITONS); do \
 		$(RUN) -m pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/tritons/$$version triton==$$version || exit; \
 	done
-	TRITON_FOLDERS=$(VENV)/tritons $(PYTEST) tests/test_triton.py tests/test_triton_rounded.py -k "versions"
+	TRITON_FOLDERS=$(VENV)/tritons $(PYTEST) tests/backends/triton/test_kernels.py tests/backends/triton/test_rounded_kernels.py -k "versions"
 
 check: $(STAMP)
 	$(RUN) -m ruff check .

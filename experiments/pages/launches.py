@@ -33,7 +33,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def launch_modes() -> str:
-    from tests.distributed.matrix import Matrix
+    from tests.processes.matrix import Matrix
 
     matrix = Matrix.load()
     return f"{matrix.table()}\n\n{conditions.sentence(matrix.conditions)}"
@@ -88,7 +88,7 @@ def _of_ranks(rows: list[Mapping[str, Any]], wanted: Mapping[str, Any]) -> str:
 
 def memory_model() -> str:
     """The size of the model whose bytes are counted."""
-    from tests.distributed.memory_model import Model
+    from tests.processes.memory_model import Model
 
     tensors = list(Model().parameters())
     return (

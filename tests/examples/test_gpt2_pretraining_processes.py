@@ -23,7 +23,7 @@ import yaml
 from safetensors.torch import load_file
 
 from adopt_hf.integrations.checkpoints import MARK
-from tests.distributed.forks import OF_RECIPE, forks
+from tests.processes.forks import OF_RECIPE, forks
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "gpt2_pretraining"
@@ -34,7 +34,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 # Not `accelerate launch`: its other subcommands import timm, which cannot be imported without torchvision.
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 # Helps the recipe where CPUs need that; so it is not what users start, and runs in forks that have these imported.
-RECIPE = str(ROOT / "tests" / "distributed" / "recipe.py")
+RECIPE = str(ROOT / "tests" / "processes" / "recipe.py")
 DDP = [*ACCELERATE, str(LAUNCHERS / "ddp.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
 
 
@@ -218,7 +218,7 @@ def test_two_processes_are_one_run(
 
 
 # The modes that differ in how weights are gathered, saved and clipped, with the distributed type to find. Some are also
-# killed and resumed, in tests/distributed/test_faults.py.
+# killed and resumed, in tests/processes/test_faults.py.
 SHARDED = {
     "fsdp2": "FSDP",
     "zero0": "DEEPSPEED",

@@ -18,13 +18,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.distributed.forks import LAUNCHED, forks
 from tests.examples.test_llama_instruct import EXAMPLE, LORA, write_toy
+from tests.processes.forks import LAUNCHED, forks
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "examples" / "accelerate_configs"
 # Helps the recipe where CPUs need that; so it is not what users start, and runs in forks that have these imported.
-RECIPE = ROOT / "tests" / "distributed" / "recipe.py"
+RECIPE = ROOT / "tests" / "processes" / "recipe.py"
 MODULES = (
     *LAUNCHED,
     "datasets",

@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.distributed.conftest import run, torchrun
 from tests.golden import files
 from tests.golden.cases import HALF
 from tests.golden.zero_job import RANKS, UNIVERSAL
+from tests.processes.conftest import run, torchrun
 
 NAME = "zero"
 FOLDER = files.FOLDER / "zero_files"

@@ -138,4 +138,4 @@ if __name__ == "__main__":
     main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # as in tests/distributed/deepspeed_job.py
+    os._exit(0)  # as in tests/processes/deepspeed_job.py

@@ -1,4 +1,4 @@
-"""`Accelerator.prepare` with ADOPT, in one process; launches with several are in tests/distributed."""
+"""`Accelerator.prepare` with ADOPT, in one process; launches with several are in tests/processes."""
 
 import socket
 from pathlib import Path

@@ -412,7 +412,7 @@ def test_the_info_line_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "loraplus_lr_ratio=4.0, loraplus_lr_embedding=1e-06" in record.getMessage()
 
 
-# -- LoRA+ in a DeepSpeed config; training with it is in tests/distributed ---------------------------------------------
+# -- LoRA+ in a DeepSpeed config; training with it is in tests/processes ---------------------------------------------
 
 
 def optimizer_and_schedule(folder: Path, **more: Any) -> Any:

@@ -123,7 +123,7 @@ MUTANTS = (
         "adopt_hf/memory.py",
         "(kept if position in positions or small or uncut else others)",
         "(kept if small or uncut else others)",
-        ("tests/integrations/test_memory.py", "-k", "8_bits or known"),
+        ("tests/commands/test_memory.py", "-k", "8_bits or known"),
         "the command would promise half of the bytes that a GPT-2 takes",
     ),
     Mutant(

@@ -19,7 +19,7 @@ MUTANTS = (
         "adopt_hf/state/differences.py",
         "    if message not in _told:",
         "    if False:",
-        ("tests/integrations/test_differences.py",),
+        ("tests/state/test_differences.py",),
         "a resumed run would train with other numbers than the line about it says",
     ),
     Mutant(
@@ -27,7 +27,7 @@ MUTANTS = (
         "adopt_hf/first_steps.py",
         "        _check_gradients(optimizer)\n",
         "",
-        ("tests/test_first_steps.py",),
+        ("tests/core/test_first_steps.py",),
         "an optimizer of a model that was replaced would train nothing, in silence",
     ),
     Mutant(
@@ -35,7 +35,7 @@ MUTANTS = (
         "adopt_hf/first_steps.py",
         "if _short_lives.get(kind, 0) >= SHORT_LIVES and",
         "if False and",
-        ("tests/test_first_steps.py",),
+        ("tests/core/test_first_steps.py",),
         "federated learning with one local step would move nothing, in silence",
     ),
     Mutant(
@@ -43,7 +43,7 @@ MUTANTS = (
         "adopt_hf/backends/cache.py",
         "    if found.st_mode & WRITABLE_BY_OTHERS and",
         "    if False and",
-        ("tests/test_cache.py",),
+        ("tests/backends/test_cache.py",),
         "a library that another user has put there would be loaded and run",
     ),
     Mutant(
@@ -51,7 +51,7 @@ MUTANTS = (
         "adopt_hf/backends/cache.py",
         "    if found.st_uid not in (0, os.geteuid()):",
         "    if False:",
-        ("tests/test_cache.py",),
+        ("tests/backends/test_cache.py",),
         "a library of another user would be loaded and run",
     ),
     Mutant(
@@ -59,7 +59,7 @@ MUTANTS = (
         "adopt_hf/state/tensor_key.py",
         "        group[rounding.TENSOR_KEY] = copies[0][rounding.TENSOR_KEY] = _key(group, p, p.grad)",
         "        pass",
-        ("tests/test_single.py",),
+        ("tests/state/test_tensor_key.py",),
         "with an optimizer for each parameter all would draw the same random bits",
     ),
     Mutant(
@@ -67,7 +67,7 @@ MUTANTS = (
         "adopt_hf/integrations/transformers/fields.py",
         "if ADAM[name] in assigned or n != defaults[name]}",
         "if n != defaults[name]}",
-        ("tests/integrations/test_fields.py",),
+        ("tests/integrations/transformers/test_fields.py",),
         "a trial of a search that says 0.999 would train with 0.9999",
     ),
     Mutant(
@@ -75,7 +75,7 @@ MUTANTS = (
         "adopt_hf/integrations/transformers/groups.py",
         "        if self.unseen_embeddings:\n",
         "        if False:\n",
-        ("tests/integrations/test_groups.py",),
+        ("tests/integrations/transformers/test_groups.py",),
         "a Trainer that makes its own groups would have embeddings in 8 bits",
     ),
     Mutant(
@@ -83,7 +83,7 @@ MUTANTS = (
         "adopt_hf/integrations/transformers/groups.py",
         "        if self.weight_decay is None or not groups:",
         "        if True:",
-        ("tests/integrations/test_groups.py",),
+        ("tests/integrations/transformers/test_groups.py",),
         "weight_decay in optim_args would have no effect on own groups",
     ),
     Mutant(
@@ -99,7 +99,7 @@ MUTANTS = (
         "adopt_hf/integrations/deepspeed/adam.py",
         '        call.arguments["cycle_momentum"] = False\n',
         "",
-        ("tests/integrations/test_deepspeed_adam.py",),
+        ("tests/integrations/deepspeed/test_adam.py",),
         "DeepSpeed's OneCycle would set beta2 to 0.99 and beta1 above 1",
     ),
     Mutant(
@@ -107,7 +107,7 @@ MUTANTS = (
         "adopt_hf/integrations/deepspeed/ds_config.py",
         '        if value is None or value == "auto" or not asks(value):',
         "        if True:",
-        ("tests/integrations/test_deepspeed_adam.py",),
+        ("tests/integrations/deepspeed/test_adam.py",),
         "ZenFlow and its like would train with Adam",
     ),
     Mutant(
@@ -116,7 +116,7 @@ MUTANTS = (
         "    _check_block(adopted, optimizer)\n",
         "",
         (
-            "tests/integrations/test_deepspeed_config.py",
+            "tests/integrations/deepspeed/test_ds_config.py",
             "-k",
             "beside",
         ),
@@ -128,7 +128,7 @@ MUTANTS = (
         "    _check_capturable(group)\n    _check_dtype(p",
         "    _check_dtype(p",
         (
-            "tests/test_capturable.py",
+            "tests/backends/test_capturable.py",
             "-k",
             "given_later",
         ),
@@ -140,7 +140,7 @@ MUTANTS = (
         "    u = torch.where(v.isfinite(), u, math.nan)\n",
         "",
         (
-            "tests/test_backends.py",
+            "tests/backends/test_backends.py",
             "-k",
             "nan",
         ),
@@ -152,7 +152,7 @@ MUTANTS = (
         "    if (IS_ODD) u = u + (root - root);",
         "    ;",
         (
-            "tests/test_backends.py",
+            "tests/backends/test_backends.py",
             "-k",
             "nan and cpu",
         ),
@@ -163,7 +163,7 @@ MUTANTS = (
         "adopt_hf/backends/bucket.py",
         "    if shapes[0] == shapes[1] == shapes[2] == shapes[3] and devices",
         "    if True or devices",
-        ("tests/test_cpu.py", "-k", "sizes_that_do_not_fit"),
+        ("tests/backends/cpu/test_launch.py", "-k", "sizes_that_do_not_fit"),
         "a parameter that is transposed would be paired with the wrong gradients",
     ),
     Mutant(
@@ -171,7 +171,7 @@ MUTANTS = (
         "adopt_hf/layerwise.py",
         "        if _owners.get(id(p), self) is not self:\n            raise",
         "        if False:\n            raise",
-        ("tests/test_layerwise.py",),
+        ("tests/core/test_layerwise.py",),
         "the second of two optimizers on one net would never step",
     ),
     Mutant(
@@ -179,7 +179,7 @@ MUTANTS = (
         "adopt_hf/layerwise.py",
         "        if self._has_ended and p not in self._done:",
         "        if False:",
-        ("tests/test_layerwise.py",),
+        ("tests/core/test_layerwise.py",),
         "a GAN's generator would move the discriminator",
     ),
     Mutant(
@@ -187,7 +187,7 @@ MUTANTS = (
         "adopt_hf/state/quantization.py",
         "3, dtype=torch.float32, device=device)",
         "3, device=device)",
-        ("tests/test_default_dtype.py",),
+        ("tests/core/test_default_dtype.py",),
         "under another default dtype 8-bit moments would fail in their first step",
     ),
     Mutant(
@@ -195,7 +195,7 @@ MUTANTS = (
         "adopt_hf/state/quantization.py",
         "        & ((v >= TINIEST) & (v < largest_v))\n",
         "",
-        ("tests/test_states.py",),
+        ("tests/state/test_loading.py",),
         "a damaged state would end as NaN, much later",
     ),
     Mutant(
@@ -203,7 +203,7 @@ MUTANTS = (
         "adopt_hf/state/loading.py",
         "    if isinstance(value, Real):\n        return float(value)\n",
         "",
-        ("tests/test_states.py",),
+        ("tests/state/test_loading.py",),
         "a schedule's numpy number would make the checkpoint unreadable",
     ),
     Mutant(
@@ -212,7 +212,7 @@ MUTANTS = (
         '                    changing["group"] = algorithm.capturable_group_for_compiler(changing["group"])',
         "                    pass",
         (
-            "tests/test_compile.py",
+            "tests/core/test_torch_compile.py",
             "-k",
             "other_numbers and eager",
         ),
@@ -224,7 +224,7 @@ MUTANTS = (
         "rest2 = all_##REAL((ELEMENT)(1 - s->beta2));",
         "rest2 = all_##REAL((ELEMENT)(1.009 * (1 - s->beta2)));",
         (
-            "tests/test_cpu.py",
+            "tests/backends/cpu/test_launch.py",
             "-k",
             "references_to_the_bit",
         ),
@@ -235,7 +235,7 @@ MUTANTS = (
         "adopt_hf/backends/cpu/rounded.h",
         "(1.0f + size * inverse)",
         "(1.0f + size * inverse * 1.005f)",
-        ("tests/test_cpu_rounded.py",),
+        ("tests/backends/cpu/test_rounded.py",),
         "m would grow by half a hundredth a step",
     ),
     Mutant(
@@ -243,7 +243,7 @@ MUTANTS = (
         "adopt_hf/backends/cpu/rounded.h",
         "larger_floats(v * inverse, all_floats(1.0f))",
         "larger_floats(v * inverse * 1.0001f, all_floats(1.0f))",
-        ("tests/test_cpu_rounded.py",),
+        ("tests/backends/cpu/test_rounded.py",),
         "v would grow by one part in 10,000 a step",
     ),
     Mutant(
@@ -252,7 +252,7 @@ MUTANTS = (
         "table, grad_type, grads = _table(columns, 5)",
         "table, grad_type, grads = _table((columns[0], [g.clone() for g in columns[1]], *columns[2:]), 5)",
         (
-            "tests/test_backends.py",
+            "tests/backends/test_backends.py",
             "-k",
             "no_temporaries",
         ),
@@ -264,7 +264,7 @@ MUTANTS = (
         "        lr=lr,\n    )\n\n\ndef capturable",
         "        lr=lr * (1 + 2e-12),\n    )\n\n\ndef capturable",
         (
-            "tests/test_against_torch_adopt.py",
+            "tests/core/test_against_torch_adopt.py",
             "-k",
             "single_tensor",
         ),
@@ -276,7 +276,7 @@ MUTANTS = (
         "if clip_exp is None else t**clip_exp,",
         "if clip_exp is None else 1.01 * t**clip_exp,",
         (
-            "tests/test_capturable.py",
+            "tests/backends/test_capturable.py",
             "-k",
             "ordinary",
         ),
@@ -288,7 +288,7 @@ MUTANTS = (
         "        sum_over_shards(sharding, nonzero)\n",
         "        pass\n",
         (
-            "tests/test_sharding.py",
+            "tests/distributed/test_sharding.py",
             "-m",
             "distributed or not distributed",
         ),
@@ -300,7 +300,7 @@ MUTANTS = (
         "    _said.add(about)\n    logger.warning(",
         "    _said.add(about)\n    logger.debug(",
         (
-            "tests/test_native.py",
+            "tests/backends/cpu/test_compiler.py",
             "-k",
             "without_a_compiler",
         ),

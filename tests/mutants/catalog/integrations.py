@@ -3,13 +3,13 @@
 from tests.mutants.mutant import Mutant
 
 INTEGRATIONS = "adopt_hf/integrations/"
-OF_TRAINER = ("tests/integrations/test_trainer.py", "-k", "groups or info_line or by_hand or parse")
-OF_STORAGE = ("tests/integrations/test_trainer_storage.py", "-k", "8_bits or refuses")
-OF_OPTIM_ARGS = ("tests/integrations/test_optim_args.py",)
-OF_DEEPSPEED = ("tests/integrations/test_deepspeed_config.py",)
+OF_TRAINER = ("tests/integrations/transformers/test_arguments.py", "-k", "groups or info_line or by_hand or parse")
+OF_STORAGE = ("tests/integrations/transformers/test_storage.py", "-k", "8_bits or refuses")
+OF_OPTIM_ARGS = ("tests/integrations/transformers/test_optim_args.py",)
+OF_DEEPSPEED = ("tests/integrations/deepspeed/test_ds_config.py",)
 OF_GUARD = ("tests/integrations/test_guard.py",)
 OF_CHECKPOINTS = ("tests/integrations/test_checkpoints.py", "-k", "missed or held or complete or rotation")
-OF_GROUPS = ("tests/test_param_groups.py",)
+OF_GROUPS = ("tests/core/test_param_groups.py",)
 OF_ORDERS = ("tests/integrations/test_import_orders.py",)
 
 MUTANTS = (
@@ -66,7 +66,7 @@ MUTANTS = (
         "adopt_hf/param_groups.py",
         "    keep_float32(embeddings(model))\n",
         "    embeddings(model)\n",
-        ("tests/test_storage.py", "-k", "embeddings or groups_of_its_own"),
+        ("tests/state/test_formats.py", "-k", "embeddings or groups_of_its_own"),
         "in an own loop embeddings would have 8-bit moments",
     ),
     Mutant(
@@ -162,7 +162,7 @@ MUTANTS = (
         "adopt_hf/memory.py",
         "FLAT_ALIGNMENT = 2",
         "FLAT_ALIGNMENT = 1",
-        ("tests/integrations/test_memory.py", "-k", "shapes"),
+        ("tests/commands/test_memory.py", "-k", "shapes"),
         "the command would promise fewer bytes than ZeRO 1 and 2 take",
     ),
 )

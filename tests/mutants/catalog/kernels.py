@@ -4,11 +4,11 @@ from tests.mutants.mutant import Mutant
 
 CPU_C, ROUNDED_H, NUMBERS_H = (f"adopt_hf/backends/cpu/{name}" for name in ("kernel.c", "rounded.h", "numbers.h"))
 TRITON, FOREACH = "adopt_hf/backends/triton/kernels.py", "adopt_hf/backends/foreach.py"
-TO_THE_BIT = ("tests/test_cpu.py", "-k", "references_to_the_bit")
-EIGHT_BITS = ("tests/test_cpu_rounded.py",)
-ZERO = ("tests/test_backends.py", "-k", "told_from")
-INTERPRETED = ("tests/test_backends.py", "-k", "triton or nan")
-CAPTURABLE = ("tests/test_triton.py", "-k", "capturable or counts or sizes")
+TO_THE_BIT = ("tests/backends/cpu/test_launch.py", "-k", "references_to_the_bit")
+EIGHT_BITS = ("tests/backends/cpu/test_rounded.py",)
+ZERO = ("tests/backends/test_backends.py", "-k", "told_from")
+INTERPRETED = ("tests/backends/test_backends.py", "-k", "triton or nan")
+CAPTURABLE = ("tests/backends/triton/test_kernels.py", "-k", "capturable or counts or sizes")
 ALSO_SLOW = ("-m", "slow or not slow")
 
 MUTANTS = (
@@ -154,7 +154,7 @@ MUTANTS = (
         ROUNDED_H,
         "            of_v[k] = larger_words(bits_v + (random >> 16), least);",
         "            of_v[k] = bits_v + (random >> 16); (void)least;        ",
-        ("tests/test_storage.py", "-k", "above_zero"),
+        ("tests/state/test_formats.py", "-k", "above_zero"),
         "a tiny v would be rounded to 0, and its element start again",
     ),
     Mutant(
@@ -162,7 +162,7 @@ MUTANTS = (
         NUMBERS_H,
         "(bits + 0x7fff + (bits >> 16 & 1)) >> 16",
         "(bits + 0x8000) >> 16",
-        ("tests/test_cpu.py", "-k", "float32_is_rounded"),
+        ("tests/backends/cpu/test_launch.py", "-k", "float32_is_rounded"),
         "ties would be rounded up: bfloat16 weights would drift",
     ),
     Mutant(
@@ -178,7 +178,7 @@ MUTANTS = (
         "adopt_hf/backends/cpu/compiler.py",
         'intact = kept.name == f"{name}-{_digest(file.read())}.so"',
         "intact = True",
-        ("tests/test_native.py", "-k", "damaged or cut_off", *ALSO_SLOW),
+        ("tests/backends/cpu/test_compiler.py", "-k", "damaged or cut_off", *ALSO_SLOW),
         "a library that was cut off would end the process",
     ),
     Mutant(
@@ -186,7 +186,12 @@ MUTANTS = (
         TRITON,
         "    u = tl.where(u > clip, clip, u)\n",
         "    u = tl.minimum(u, clip)\n",
-        ("tests/test_triton.py", "-k", "operation_by_operation", *ALSO_SLOW),  # the interpreter's minimum keeps NaN
+        (
+            "tests/backends/triton/test_kernels.py",
+            "-k",
+            "operation_by_operation",
+            *ALSO_SLOW,
+        ),  # the interpreter's minimum keeps NaN
         "a NaN gradient would become a step of the clip",
     ),
     Mutant(
@@ -226,7 +231,7 @@ MUTANTS = (
         "adopt_hf/backends/__init__.py",
         '    logger.warning(\n        \'backend="auto" updates',
         '    logger.debug(\n        \'backend="auto" updates',
-        ("tests/test_native.py", "-k", "without_a_compiler"),
+        ("tests/backends/cpu/test_compiler.py", "-k", "without_a_compiler"),
         "steps would take several times as long, and nothing would say so",
     ),
 )

@@ -9,13 +9,13 @@ OPTIMIZER, PLAN, KEPT_PLAN, KNOWN, ENTRIES, PARTITION, STATES, LAYERWISE = (
         *("distributed/flat", "state/loading", "layerwise"),
     )
 )
-OF_OPTIMIZER = ("tests/test_optimizer.py",)
-OF_TORCH = ("tests/test_torch_properties.py", "-k", "closure or errors or load")
-OF_KEPT_PLAN = ("tests/test_kept_plan.py",)
-OF_PARTITION = ("tests/test_partition.py",)
-OF_STATES = ("tests/test_states.py",)
-OF_LAYERWISE = ("tests/test_layerwise.py",)
-OF_CAPTURABLE = ("tests/test_capturable.py", "-k", "scale")
+OF_OPTIMIZER = ("tests/core/test_optimizer.py",)
+OF_TORCH = ("tests/core/test_torch_properties.py", "-k", "closure or errors or load")
+OF_KEPT_PLAN = ("tests/plan/test_kept.py",)
+OF_PARTITION = ("tests/distributed/test_flat.py",)
+OF_STATES = ("tests/state/test_loading.py",)
+OF_LAYERWISE = ("tests/core/test_layerwise.py",)
+OF_CAPTURABLE = ("tests/backends/test_capturable.py", "-k", "scale")
 
 MUTANTS = (
     Mutant(
@@ -224,7 +224,7 @@ MUTANTS = (
         STATES,
         "    if moment.shape != p.shape:",
         "    if moment.numel() != p.numel():",
-        (*OF_STATES, *OF_OPTIMIZER, "tests/test_torch_properties.py", "-k", "state or load or refused"),
+        (*OF_STATES, *OF_OPTIMIZER, "tests/core/test_torch_properties.py", "-k", "state or load or refused"),
         "moments would belong to the wrong elements",
     ),
     Mutant(

@@ -5,9 +5,9 @@ from tests.mutants.mutant import Mutant
 ALGORITHM, ROUNDING, QUANTIZATION = (
     f"adopt_hf/{name}.py" for name in ("algorithm", "state/rounding", "state/quantization")
 )
-SCALARS = ("tests/test_algorithm.py",)
-GOES_ON = ("tests/test_against_torch_adopt.py", "-k", "goes_on")
-KEPT = ("tests/test_kept_plan.py",)
+SCALARS = ("tests/core/test_algorithm.py",)
+GOES_ON = ("tests/core/test_against_torch_adopt.py", "-k", "goes_on")
+KEPT = ("tests/plan/test_kept.py",)
 
 MUTANTS = (
     Mutant(
@@ -39,7 +39,7 @@ MUTANTS = (
         ALGORITHM,
         '"beta2": (1.0 - 1.0 / (t + 1.0) ** warmup).clamp(max=beta2) if warmup else beta2,',
         '"beta2": (1.0 - 1.0 / (t + 1.0)).clamp(max=beta2) if warmup else beta2,',
-        ("tests/test_capturable.py",),
+        ("tests/backends/test_capturable.py",),
         "a captured run would be another one",
     ),
     Mutant(
@@ -47,7 +47,7 @@ MUTANTS = (
         "adopt_hf/hyperparameters.py",
         'group["beta2_warmup"] = RUNNING_MEAN',
         'group["beta2_warmup"] = WARMUP_EXPONENT',
-        ("tests/test_adoptw.py",),
+        ("tests/core/test_adoptw.py",),
         "a run of an earlier version would go on with another memory",
     ),
     Mutant(
@@ -55,7 +55,7 @@ MUTANTS = (
         "adopt_hf/state/loading.py",
         '    group.setdefault("beta2_warmup", False)  # torch-adopt and timm have none\n',
         "",
-        ("tests/test_adoptw.py",),
+        ("tests/core/test_adoptw.py",),
         "a run of torch-adopt would go on with another memory",
     ),
     Mutant(
@@ -79,7 +79,7 @@ MUTANTS = (
         ALGORITHM,
         '"decay": torch.where(t > 0, 1.0 - lr * weight_decay, 1.0) if decouple else 1.0,',
         '"decay": 1.0 - lr * weight_decay if decouple else 1.0,',
-        ("tests/test_capturable.py", "-k", "ordinary"),
+        ("tests/backends/test_capturable.py", "-k", "ordinary"),
         "a captured run would decay once more than an ordinary one",
     ),
     Mutant(
@@ -95,7 +95,7 @@ MUTANTS = (
         ROUNDING,
         "torch.where((rounded == 0) & (x > 0), 0x00010000, rounded)",
         "torch.where((rounded == 0) & (x < 0), 0x00010000, rounded)",
-        ("tests/test_rounding.py",),
+        ("tests/state/test_rounding.py",),
         "a tiny v would be rounded to 0, and its element start again",
     ),
     Mutant(
@@ -103,7 +103,7 @@ MUTANTS = (
         ROUNDING,
         "    rounded = word_of(x) + (bits & 0xFFFF) & 0xFFFF0000",
         "    rounded = word_of(x) + (bits & 0x7FFF) & 0xFFFF0000",
-        ("tests/test_rounding.py",),
+        ("tests/state/test_rounding.py",),
         "small updates would be lost half of the time",
     ),
     Mutant(
@@ -111,7 +111,7 @@ MUTANTS = (
         "adopt_hf/plan/build.py",
         "prefixes = [rounding.key((seed, number, *shard(kind.sharding))) for number in together.numbers]",
         "prefixes = [rounding.key((seed, 0, *shard(kind.sharding))) for number in together.numbers]",
-        ("tests/test_storage.py", "-k", "bits_differ"),
+        ("tests/state/test_formats.py", "-k", "bits_differ"),
         "all tensors would draw the same random bits",
     ),
     Mutant(
@@ -119,7 +119,7 @@ MUTANTS = (
         QUANTIZATION,
         "    over_scale = (v * (1 / scale)[..., None]).clamp(min=1.0)",
         "    over_scale = v * (1 / scale)[..., None] + 1.0",
-        ("tests/test_quantization.py",),
+        ("tests/state/test_quantization.py",),
         "small v would be off by the scale of their block",
     ),
     Mutant(
@@ -127,7 +127,7 @@ MUTANTS = (
         QUANTIZATION,
         "    scale, bits = _grid(v, scales[..., 1] * beta2, scales[..., 2])",
         "    scale, bits = _grid(v, scales[..., 1] * beta2 * beta2, scales[..., 2])",
-        ("tests/test_quantization.py",),
+        ("tests/state/test_quantization.py",),
         "the decay of v would be rounded, and so not be exact",
     ),
     Mutant(
@@ -135,7 +135,7 @@ MUTANTS = (
         "adopt_hf/state/quantization.py",
         "SMALLEST_TENSOR = 4096",
         "SMALLEST_TENSOR = 4097",
-        ("tests/test_storage.py", "-k", "smallest"),
+        ("tests/state/test_formats.py", "-k", "smallest"),
         "a tensor of 4096 elements would keep 8 bytes an element, against the docs",
     ),
     Mutant(
@@ -151,7 +151,7 @@ MUTANTS = (
         ALGORITHM,
         "    new, least = v == 0, least_of(v.dtype)  # (2)",
         "    new, least = (v == 0) & (m == 0), least_of(v.dtype)  # (2)",
-        ("tests/test_backends.py", "-k", "told_from"),
+        ("tests/backends/test_backends.py", "-k", "told_from"),
         "another update, where a state was loaded whose m is not 0",
     ),
 )

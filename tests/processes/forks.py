@@ -1,0 +1,248 @@
+"""`python ARGS` again and again, in forks of one process that has imported what all of them import.
+
+forks.py MODULES... imports those of the modules that are installed, then reads lines of JSON from stdin, {"args",
+"env", "cwd", "out", "err"}, and answers each with {"pid"} when it has begun and {"exit_code"} when it has ended. ARGS
+are `-m MODULE ...` or `SCRIPT ...`. `forks` below is for those who ask.
+
+A launcher, accelerate's or torch's, runs as it is, but for one thing: the processes that it starts are forks, too,
+made before the launcher has any threads or sockets.
+"""
+
+import atexit
+import gc
+import importlib
+import importlib.util
+import json
+import math
+import os
+import queue
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+# What launchers and their processes import, in the order in which job.py does.
+LAUNCHED = ("tests.processes.job", "accelerate.commands.launch", "torch.distributed.run", "deepspeed")
+OF_RECIPE = (  # and examples/gpt2_pretraining
+    *LAUNCHED,
+    "datasets",
+    "matplotlib.figure",
+    "tokenizers",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "transformers.models.gpt2.modeling_gpt2",
+)
+LAUNCHERS = {"accelerate.commands.launch": "--num_processes", "torch.distributed.run": "--nproc_per_node"}
+
+
+class Waiting:
+    """A fork that runs what it is told later; with what the launcher asks of a `subprocess.Popen`."""
+
+    def __init__(self) -> None:
+        self.returncode: int | None = None
+        reading, self.writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.writing)
+            with os.fdopen(reading) as pipe:
+                told = pipe.readline()  # not to its end, which forks made later hold open, too
+            if not told:  # the launcher has started fewer, or none
+                os._exit(0)
+            os.setsid()
+            run(**json.loads(told))
+        os.set_inheritable(self.writing, False)
+        os.close(reading)
+
+    def start(self, args: tuple[str, ...], env: dict[str, str]) -> "Waiting":
+        with os.fdopen(self.writing, "w") as pipe:
+            print(json.dumps({"args": [arg for arg in args[1:] if arg != "-u"], "env": env}), file=pipe)
+        return self
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0)
+            time.sleep(0.01)
+        return self.returncode
+
+
+def run(args: list[str], env: dict[str, str]) -> None:
+    """What `python ARGS` does, with its end."""
+    os.environ.clear()
+    os.environ.update(env)
+    code = 1
+    try:
+        if args[0] == "-m":
+            sys.argv = args[1:]
+            sys.path[0] = os.getcwd()
+            runpy.run_module(args[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = args
+            sys.path[0] = os.path.dirname(args[0])
+            runpy.run_path(args[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:  # noqa: BLE001
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def launch_forks(count: int) -> None:
+    waiting = [Waiting() for _ in range(count)]
+    SubprocessHandler._popen = lambda self, args, env: waiting.pop(0).start(args, env)  # type: ignore[method-assign]
+
+
+def in_child(args: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
+    os.chdir(cwd)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    if args[0] == "-m" and args[1] in LAUNCHERS:
+        launch_forks(int(args[args.index(LAUNCHERS[args[1]]) + 1]))
+    run(args, env)
+
+
+def answer(**what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def main() -> None:
+    for module in sys.argv[1:]:
+        if importlib.util.find_spec(module.partition(".")[0]):
+            importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            in_child(**json.loads(line))
+        answer(pid=child)
+        answer(exit_code=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+# ----- for those who ask -----
+
+
+def kill(pid: int) -> None:
+    """The process and all that it has started."""
+    process = psutil.Process(pid)
+    for started in (*process.children(recursive=True), process):
+        started.kill()
+
+
+class Started:
+    """What `Forks.start` has started, with some of what a `subprocess.Popen` has."""
+
+    def __init__(self, answers: "queue.SimpleQueue[dict[str, int]]"):
+        self.answers = answers
+        self.returncode: int | None = None
+        self.pid = answers.get(timeout=200)["pid"]
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            try:
+                self.returncode = self.answers.get(timeout != 0, timeout)["exit_code"]
+            except queue.Empty:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0) from None
+        return self.returncode
+
+
+class Forks:
+    """One at a time."""
+
+    def __init__(self, modules: tuple[str, ...], environment: dict[str, str]):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *modules],
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.answers: queue.SimpleQueue[dict[str, int]] = queue.SimpleQueue()
+        threading.Thread(target=self.listen, daemon=True).start()
+        atexit.register(self.process.kill)
+
+    def listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.answers.put(json.loads(line))
+
+    def start(self, args: list[str], env: dict[str, str], cwd: Path, out: str | Path, err: str | Path) -> Started:
+        """`python ARGS`, which prints into two files or one."""
+        told = {"args": args, "env": env, "cwd": str(cwd), "out": str(out), "err": str(err)}
+        print(json.dumps(told), file=self.process.stdin, flush=True)
+        return Started(self.answers)
+
+    def run(
+        self,
+        args: list[str],
+        env: dict[str, str],
+        cwd: Path,
+        out: str | Path,
+        err: str | Path | None = None,
+        timeout: float = 400,
+    ) -> int | None:
+        """The exit code; None if it took too long."""
+        started = self.start(args, env, cwd, out, err or out)
+        try:
+            return started.wait(timeout)
+        except subprocess.TimeoutExpired:
+            kill(started.pid)
+            started.wait(60)
+            return None
+
+    def run_to_end(
+        self, args: list[str], env: dict[str, str], cwd: Path, timeout: float = 600
+    ) -> subprocess.CompletedProcess[str]:
+        """As `subprocess.run` with what was printed."""
+        with (
+            tempfile.NamedTemporaryFile("r", errors="replace") as out,
+            tempfile.NamedTemporaryFile("r", errors="replace") as err,
+        ):
+            code = self.run(args, env, cwd, out.name, err.name, timeout)
+            if code is None:
+                raise subprocess.TimeoutExpired(args, timeout, out.read(), err.read())
+            return subprocess.CompletedProcess(args, code, out.read(), err.read())
+
+
+BEGUN: dict[tuple[str, ...], Forks] = {}
+
+
+def forks(modules: tuple[str, ...], environment: dict[str, str]) -> Forks:
+    """The process that has imported these, begun with this environment when it is first asked for."""
+    if modules not in BEGUN:
+        BEGUN[modules] = Forks(modules, environment)
+    return BEGUN[modules]
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main()

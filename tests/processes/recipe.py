@@ -1,0 +1,77 @@
+"""Runs a script of examples/gpt2_pretraining as its users do, on processes of the CPU, and tells what it saw.
+
+accelerate launch --config_file CONFIG --num_processes 2 recipe.py FOLDER SCRIPT [the script's arguments]
+
+The script runs unchanged; around it stand what the CPU needs (FSDP2, which Accelerate turns on for GPUs alone), and
+what a test needs: every process writes FOLDER/rankR.json before its first step, adds a byte to FOLDER/stepsR with every
+step, and takes 20 ms longer for it, so that there is time to kill it.
+"""
+
+import json
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers.trainer
+from accelerate.state import AcceleratorState
+
+import adopt_hf
+from tests.processes.job import CpuAccelerator, deepspeed_is_on
+
+PAUSE = 0.02  # seconds a step
+
+
+def note(folder: Path, rank: str, optimizer: adopt_hf.ADOPT) -> None:
+    """Write what is training in this process, under another name first, so that nobody reads half of it."""
+    state = AcceleratorState()
+    seen = {
+        "pid": os.getpid(),
+        "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+        "distributed_type": state.distributed_type.value,
+        "stage": state.deepspeed_plugin.zero_stage if state.distributed_type.value == "DEEPSPEED" else None,
+        "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
+    }
+    unfinished = folder / f"unfinished{rank}"
+    unfinished.write_text(json.dumps(seen))
+    unfinished.replace(folder / f"rank{rank}.json")
+
+
+def watch_steps(folder: Path) -> None:
+    original, rank = adopt_hf.ADOPT.step, os.environ.get("RANK", "0")
+    steps = open(folder / f"steps{rank}", "ab", buffering=0)  # noqa: SIM115  until the process ends
+
+    def step(self: adopt_hf.ADOPT, *args: Any, **kwargs: Any) -> Any:
+        if not (folder / f"rank{rank}.json").exists():
+            note(folder, rank, self)
+        time.sleep(PAUSE)
+        result = original(self, *args, **kwargs)
+        steps.write(b".")
+        return result
+
+    adopt_hf.ADOPT.step = step  # type: ignore[method-assign]
+
+
+def main() -> None:
+    folder, script, *rest = sys.argv[1:]
+    watch_steps(Path(folder))
+    accelerate.Accelerator = transformers.trainer.Accelerator = CpuAccelerator
+    if deepspeed_is_on():
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build
+    sys.argv = [script, *rest]
+    runpy.run_path(script, run_name="__main__")
+    # At times a thread of a library outlives Python and aborts a process whose work is done (apache/arrow#45214, for
+    # one), and the launcher reports a failure.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
