@@ -38,6 +38,7 @@ ELSEWHERE = {  # module -> the test file that it shares, without .py
     "plan/entries": "plan/test_kept",
     "plan/known": "plan/test_kept",
     "state/conversion": "state/test_formats",
+    "state/differences": "integrations/test_differences",
     "state/names": "state/test_loading",
     "state/prepare": "state/test_formats",
 }

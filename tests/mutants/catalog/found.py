@@ -19,7 +19,7 @@ MUTANTS = (
         "adopt_hf/state/differences.py",
         "    if message not in _told:",
         "    if False:",
-        ("tests/state/test_differences.py",),
+        ("tests/integrations/test_differences.py",),
         "a resumed run would train with other numbers than the line about it says",
     ),
     Mutant(
