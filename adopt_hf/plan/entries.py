@@ -150,13 +150,13 @@ class FlatEntry:
             self.buckets.append((parts, bucket._replace(grads=[])))  # which are not kept alive
 
     def _parts(self, active: Sequence[bool], counts: Sequence[float]) -> Mapping[float, list[Any]]:
-        """Return the parts of the flat tensor to update, by step count: spans, or pieces with blocks of their own."""
+        """Return the parts of the flat tensor to update, by step count: spans, or segments with blocks of their own."""
         if self.storage.is_plain:
             return self.partition.spans(active, counts)
         by_step: dict[float, list[Any]] = defaultdict(list)
-        for piece in conversion.pieces(self.partition, self.storage.block_size):
-            if active[piece.tensor]:
-                by_step[counts[piece.tensor]].append(piece)
+        for segment in conversion.segments(self.param.shape, self.partition, self.storage.block_size):
+            if active[segment.tensor]:
+                by_step[counts[segment.tensor]].append(segment)
         return by_step
 
     def _bucket(self, parts: list[Any]) -> Bucket | RoundedBucket:

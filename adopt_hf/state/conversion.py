@@ -1,4 +1,4 @@
-"""The state of one parameter: made, and brought from one form of storage into another."""
+"""Make the state of one parameter, and convert it from one format into another. A whole tensor is one segment."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,27 +18,38 @@ FLOATS = ("exp_avg", "exp_avg_sq")
 CODES = ("exp_avg_codes", "exp_avg_sq_codes", "scales")
 
 
-class Piece(NamedTuple):
-    """A part of a tensor that has blocks of its own: all of it, or a stretch of a flat parameter."""
+class Segment(NamedTuple):
+    """Elements of a parameter that have blocks of their own: a stretch of a flat parameter, or all of another one."""
 
-    tensor: int  # of the stretch; 0
+    tensor: int  # of the stretch, else 0
     start: int
     numel: int
     first_block: int
+    whole: torch.Size | None = None  # the shape of a parameter that is not flat
 
-    def of(self, flat: Tensor) -> Tensor:
-        return flat.narrow(0, self.start, self.numel)
+    @property
+    def shape(self) -> torch.Size:
+        """The shape that decides on the blocks."""
+        return torch.Size([self.numel]) if self.whole is None else self.whole
+
+    def of(self, t: Tensor) -> Tensor:
+        """Return the part of a tensor of the parameter's shape."""
+        return t.narrow(0, self.start, self.numel) if self.whole is None else t
 
     def scales_of(self, scales: Tensor, block_size: int) -> Tensor:
-        return scales.narrow(1, self.first_block, -(-self.numel // block_size))
+        """Return the scales of the blocks."""
+        return scales.narrow(1, self.first_block, quantization.layout(self.shape, block_size).blocks)
 
 
-def pieces(partition: Partition, block_size: int) -> Iterator[Piece]:
-    """The stretches of a flat parameter, each with its blocks: tensors may differ in their step counts."""
+def segments(shape: torch.Size, partition: Partition | None, block_size: int) -> Iterator[Segment]:
+    """Yield the segments of a parameter of this shape. Tensors of a flat one may differ in their step counts."""
+    if partition is None:
+        yield Segment(0, 0, shape.numel(), 0, shape)
+        return
     first_block = 0
     for stretch in partition.stretches:
         if stretch.numel:
-            yield Piece(*stretch, first_block)
+            yield Segment(*stretch, first_block)
             first_block += -(-stretch.numel // block_size)
 
 
@@ -46,11 +57,8 @@ def check_scales(
     p: Tensor, state: dict[str, Any], partition: Partition | None, block_size: int, what: str = "the state"
 ) -> None:
     """Raise ValueError if the codes and scales of 8-bit moments are not those of `p` in blocks of this size."""
-    if partition is None:
-        where = quantization.layout(p.shape, block_size)
-        blocks = (where.rows, where.blocks, 3)
-    else:
-        blocks = (1, sum(-(-piece.numel // block_size) for piece in pieces(partition, block_size)), 3)
+    layouts = [quantization.layout(s.shape, block_size) for s in segments(p.shape, partition, block_size)]
+    blocks = (layouts[0].rows if layouts else 1, sum(layout.blocks for layout in layouts), 3)
     expected = {"exp_avg_codes": (p.shape, torch.uint8), "exp_avg_sq_codes": (p.shape, torch.uint8)}
     for name, (shape, dtype) in (expected | {"scales": (torch.Size(blocks), torch.float32)}).items():
         if state[name].shape != shape or state[name].dtype != dtype:
@@ -78,16 +86,13 @@ def add_zeros(p: Tensor, state: dict[str, Any], storage: Storage, partition: Par
     """Give a parameter its state, in which nothing has been observed."""
     state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
     if storage.bits == 8:
-        local = p.to_local() if is_dtensor(p) else p
-        if partition is None:
-            zeros = quantization.zeros(local.shape, storage.block_size, local.device)
-        else:
-            scales = [
-                quantization.zeros(torch.Size([piece.numel]), storage.block_size, local.device).scales
-                for piece in pieces(partition, storage.block_size)
-            ]
-            m, v = (torch.zeros(local.shape, dtype=torch.uint8, device=local.device) for _ in range(2))
-            zeros = Quantized(m, v, torch.cat([_no_blocks(local), *scales], dim=1))
+        local = _local(p)
+        m, v = _no_codes(local)
+        scales = [
+            quantization.zeros(s.shape, storage.block_size, local.device).scales
+            for s in segments(local.shape, partition, storage.block_size)
+        ]
+        zeros = Quantized(m, v, _joined(scales, local))
         state.update(zip(CODES, (_sharded_like(p, t) for t in zeros), strict=True))
         return
     dtype = torch.bfloat16 if storage.bits == 16 else algorithm.state_dtype(p.dtype)
@@ -136,31 +141,33 @@ def _as_floats(state: dict[str, Any], partition: Partition | None, block_size: i
         m, v = (_local(state[name]) for name in FLOATS)
         return (m.float(), v.float()) if m.dtype == torch.bfloat16 else (m, v)
     m, v, scales = (_local(state[name]) for name in CODES)
-    if partition is None:
-        return quantization.dequantize(Quantized(m, v, scales), block_size)
-    whole = tuple(torch.zeros(m.shape, dtype=torch.float32, device=m.device) for _ in range(2))
-    for piece in pieces(partition, block_size):
-        codes = Quantized(piece.of(m), piece.of(v), piece.scales_of(scales, block_size))
-        for flat, part in zip(whole, quantization.dequantize(codes, block_size), strict=True):
-            piece.of(flat).copy_(part)
-    return whole[0], whole[1]
+    floats = tuple(torch.zeros(m.shape, dtype=torch.float32, device=m.device) for _ in range(2))
+    for s in segments(m.shape, partition, block_size):
+        codes = Quantized(s.of(m), s.of(v), s.scales_of(scales, block_size))
+        for t, part in zip(floats, quantization.dequantize(codes, block_size), strict=True):
+            s.of(t).copy_(part)
+    return floats[0], floats[1]
 
 
 def _quantized(m: Tensor, v: Tensor, partition: Partition | None, block_size: int, key: int) -> Quantized:
-    if partition is None:
-        return quantization.quantize(m.float(), v.float(), block_size, key)
-    m_codes, v_codes = (torch.zeros(m.shape, dtype=torch.uint8, device=m.device) for _ in range(2))
-    scales = [_no_blocks(m)]
-    for piece in pieces(partition, block_size):
-        new = quantization.quantize(piece.of(m).float(), piece.of(v).float(), block_size, key + piece.tensor)
-        piece.of(m_codes).copy_(new.exp_avg)
-        piece.of(v_codes).copy_(new.exp_avg_sq)
+    m_codes, v_codes = _no_codes(m)
+    scales = []
+    for s in segments(m.shape, partition, block_size):
+        new = quantization.quantize(s.of(m).float(), s.of(v).float(), block_size, key + s.tensor)
+        s.of(m_codes).copy_(new.exp_avg)
+        s.of(v_codes).copy_(new.exp_avg_sq)
         scales.append(new.scales)
-    return Quantized(m_codes, v_codes, torch.cat(scales, dim=1))
+    return Quantized(m_codes, v_codes, _joined(scales, m))
 
 
-def _no_blocks(like: Tensor) -> Tensor:
-    return torch.zeros(1, 0, 3, dtype=torch.float32, device=like.device)
+def _no_codes(like: Tensor) -> tuple[Tensor, Tensor]:
+    m, v = (torch.zeros(like.shape, dtype=torch.uint8, device=like.device) for _ in range(2))
+    return m, v
+
+
+def _joined(scales: list[Tensor], like: Tensor) -> Tensor:
+    """Return the scales of all segments; a process may have none of them."""
+    return torch.cat(scales, dim=1) if scales else torch.zeros(1, 0, 3, dtype=torch.float32, device=like.device)
 
 
 def _local(t: Tensor) -> Tensor:
