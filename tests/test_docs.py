@@ -9,10 +9,10 @@ import pytest
 from adopt_hf.integrations.deepspeed.checkpoints import OTHER_WORLD_SIZE
 from adopt_hf.memory import state_bytes
 from experiments.harness import markers
+from experiments.launches.matrix import COLUMNS, LOOPS, MODES, NOT_HERE, Matrix, is_within_bounds, seen_as
 from experiments.pages import launches, options, registry
 from tests.mutants.catalog.docs import MUTANTS
 from tests.mutants.mutant import Mutant, apply
-from tests.processes.matrix import COLUMNS, LOOPS, MODES, NOT_HERE, Matrix, is_within_bounds, seen_as
 
 ROOT = Path(__file__).parents[1]
 INTEGRATIONS = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
@@ -123,7 +123,7 @@ def test_the_bounds_reject_what_would_have_failed(mode: str, column: str, cell: 
 def test_the_kept_bytes_are_those_of_the_shapes() -> None:
     """tests/processes/test_memory.py holds a measurement to the same numbers."""
     from adopt_hf import param_groups
-    from tests.processes.memory_model import Model
+    from experiments.launches.memory_model import Model
 
     groups = [[tuple(p.shape) for p in group["params"]] for group in param_groups(Model(), 0.1)]
     for row in launches.read("state_bytes")["rows"]:

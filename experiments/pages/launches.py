@@ -10,6 +10,8 @@ from adopt_hf.integrations.deepspeed.refused import REPLACEMENTS
 from adopt_hf.state import quantization
 from experiments.harness import machine as conditions
 from experiments.harness.machine import RESULTS
+from experiments.launches.matrix import Matrix
+from experiments.launches.memory_model import Model
 
 KINDS = {"ddp": "DDP", "zero2": "ZeRO 2", "fsdp2_sharded": "FSDP2, sharded checkpoints"}
 STAGES_1_2 = [(f"zero{stage}", offload) for stage in (1, 2) for offload in (None, "optimizer")]
@@ -33,8 +35,6 @@ def read(name: str) -> dict[str, Any]:
 
 
 def launch_modes() -> str:
-    from tests.processes.matrix import Matrix
-
     matrix = Matrix.load()
     return f"{matrix.table()}\n\n{conditions.sentence(matrix.conditions)}"
 
@@ -88,8 +88,6 @@ def _of_ranks(rows: list[Mapping[str, Any]], wanted: Mapping[str, Any]) -> str:
 
 def memory_model() -> str:
     """The size of the model whose bytes are counted."""
-    from tests.processes.memory_model import Model
-
     tensors = list(Model().parameters())
     return (
         f"{sum(p.numel() for p in tensors):,} parameters of odd shapes in {len(tensors)} tensors and two param groups"

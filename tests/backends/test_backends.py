@@ -26,7 +26,7 @@ from adopt_hf.algorithm import StepScalars, least_of, state_dtype, step_scalars,
 from adopt_hf.backends import Backend, foreach, reference
 from adopt_hf.backends.bucket import Bucket
 from adopt_hf.hyperparameters import HYPERPARAMETERS
-from tests.backends.triton import interpreter  # noqa: F401
+from experiments.gpu import interpreter  # noqa: F401
 from tests.oracle import Settings
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

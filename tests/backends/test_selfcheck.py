@@ -28,7 +28,7 @@ from adopt_hf.backends.agreement import Kind, Wrong
 from adopt_hf.backends.triton import launch as backend
 from adopt_hf.backends.verdicts import Verdict
 from adopt_hf.state.formats import Storage
-from tests.backends.triton import interpreter  # noqa: F401
+from experiments.gpu import interpreter  # noqa: F401
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 F32, BF16 = torch.float32, torch.bfloat16

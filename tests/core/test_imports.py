@@ -32,6 +32,7 @@ INTO_WINGS = {  # module -> what it may import from inside of a wing that is not
     "integrations.transformers.deepspeed": ("integrations.deepspeed.ds_config",),
     "integrations.accelerate": ("integrations.deepspeed.ds_config",),
 }
+FOLDERS = ("adopt_hf", "examples", "experiments", "tests")  # of the repository, in the same sense
 CORE = {name for rooms in ROOMS[:7] for name in rooms}
 
 
@@ -112,6 +113,24 @@ def test_imports_point_one_way(path: Path) -> None:
 )
 def test_a_wrong_import_is_found(source: str, module: str) -> None:
     assert wrong_imports(source, module) != []
+
+
+def wrong_folders(source: str, folder: str) -> list[str]:
+    """Return what a file of a folder of the repository imports and may not."""
+    later = FOLDERS[FOLDERS.index(folder) + 1 :]
+    return [name for name in imports(ast.parse(source)) if name.split(".")[0] in later]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folders_import_those_before_them(folder: str) -> None:
+    files = sorted((PACKAGE.parent / folder).rglob("*.py"))
+    assert len(files) > 5
+    assert {str(file): wrong for file in files if (wrong := wrong_folders(file.read_text(), folder))} == {}
+
+
+def test_an_import_from_a_later_folder_is_found() -> None:
+    assert wrong_folders("def f():\n    from tests.oracle import Oracle", "experiments") == ["tests.oracle"]
+    assert wrong_folders("import experiments.harness", "examples") == ["experiments.harness"]
 
 
 @pytest.mark.parametrize("triton", ["there", "missing"])

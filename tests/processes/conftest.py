@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from experiments.harness import machine as conditions
+from experiments.launches.matrix import Matrix
 from tests.processes.forks import OF_RECIPE, forks, kill
-from tests.processes.matrix import Matrix
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"

@@ -16,7 +16,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from memory_model import Model  # beside this script
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
@@ -24,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from adopt_hf.integrations.deepspeed import config
+from experiments.launches.memory_model import Model
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compiler run of 100 seconds
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.launches.matrix import BF16_SHARE, FP32_TOLERANCE, LOOPS, MODES, Matrix, Mode, seen_as
 from tests.processes.job import SAVED, STEPS, make_model
-from tests.processes.matrix import BF16_SHARE, FP32_TOLERANCE, LOOPS, MODES, Matrix, Mode, seen_as
 
 pytestmark = pytest.mark.distributed
 

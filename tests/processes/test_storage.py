@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes.matrix import MODES, Mode
+from experiments.launches.matrix import MODES, Mode
 from tests.processes.test_matrix import distance, ranks, start, weights
 
 pytestmark = pytest.mark.distributed

@@ -25,7 +25,7 @@ from adopt_hf.algorithm import state_dtype, step_scalars
 from adopt_hf.backends import reference
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory
 from adopt_hf.backends.triton import launch as backend
-from tests.backends.triton import interpreter  # noqa: F401
+from experiments.gpu import interpreter  # noqa: F401
 from tests.oracle import Settings
 
 pytest.importorskip("triton", reason="Triton is not installed")

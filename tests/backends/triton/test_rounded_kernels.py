@@ -28,7 +28,7 @@ from adopt_hf.hyperparameters import BLOCK_SIZES
 from adopt_hf.state import quantization
 from adopt_hf.state.formats import Storage
 from adopt_hf.state.rounding import GOLDEN, WORD, _mixed, to_bfloat16
-from tests.backends.triton import interpreter  # noqa: F401
+from experiments.gpu import interpreter  # noqa: F401
 from tests.backends.triton.test_kernels import all_versions, assert_as_defined, compile_kernels, placed, transfers
 from tests.oracle import Settings
 
