@@ -160,7 +160,7 @@ def _scales(elements: int) -> int:
 def _apart(
     groups: Shapes, float32: Sequence[Sequence[int]], mode: str
 ) -> tuple[list[list[Sequence[int]]], list[list[Sequence[int]]]]:
-    """The param groups of what keeps float32 moments, and of the rest, as `storage.float32_apart` makes them."""
+    """The param groups of what keeps float32 moments, and of the rest, as `formats.float32_apart` makes them."""
     kept: list[list[Sequence[int]]] = [[] for _ in groups]
     others: list[list[Sequence[int]]] = [[] for _ in groups]
     for number, (group, positions) in enumerate(zip(groups, float32, strict=True)):

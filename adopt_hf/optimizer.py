@@ -138,7 +138,7 @@ class ADOPT(Optimizer):
             for i, p in enumerate(group["params"]):
                 if p.device.type == "meta" or not p.requires_grad or is_lazy(p):  # it will have changed until then
                     continue
-                rounded = not formats.storage_of(p, group, i, is_flat=False).is_plain
+                rounded = not formats.format_of(p, group, i, is_flat=False).is_plain
                 backends.choose(
                     *(group["backend"], p.device, p.dtype),
                     capturable=group["capturable"],
@@ -294,7 +294,7 @@ class ADOPT(Optimizer):
         """Bring the loaded state of a parameter into the form that its group asks for."""
         p, partition, state = member.param, self.partitions.get(member.param), self.state[member.param]
         group = self.param_groups[member.group_index]
-        wanted = formats.storage_of(p, group, member.position, is_flat=partition is not None)
+        wanted = formats.format_of(p, group, member.position, is_flat=partition is not None)
         coded = "scales" in state
         if not coded or wanted.bits != 8:
             block_size = member.block_size if coded else None

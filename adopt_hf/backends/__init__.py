@@ -16,7 +16,7 @@ from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.backends.cpu import launch as cpu_launch
 from adopt_hf.backends.triton import launch as triton_launch
 from adopt_hf.hyperparameters import HYPERPARAMETERS
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 
 logger = logging.getLogger("adopt_hf")
 
@@ -68,7 +68,7 @@ TABLE = {
 }
 
 NAMES = tuple(TABLE)  # the values of the option `backend`
-PLAIN = Storage(32, 0, False)
+PLAIN = Format(32, 0, False)
 
 
 class Wanted(NamedTuple):
@@ -92,7 +92,7 @@ def choose(
     grad_dtype: torch.dtype | None = None,
     coupled: bool = False,
     clipped: bool = True,
-    storage: Storage | None = None,
+    format: Format | None = None,
     to_use: bool = True,
 ) -> Backend:
     """Return the backend for parameters of `dtype` on `device`; "auto" is the fastest that runs there.
@@ -106,7 +106,7 @@ def choose(
         grad_dtype: The dtype of the gradients; None means that of the parameters.
         coupled: Whether weight decay is added to the gradients.
         clipped: Whether there is a clip.
-        storage: How the moments are stored; None means as float32, or what is usual where `rounded`.
+        format: How the moments are stored; None means as float32, or what is usual where `rounded`.
         to_use: Whether it is used now. If so the Triton kernel has to have passed its check on the device.
 
     Raises:
@@ -121,9 +121,9 @@ def choose(
             continue
         reason = _why_not(backend, wanted)
         if reason is None and to_use and backend is TRITON and device.type == "cuda":
-            if storage is None:
-                storage = Storage(8, 256, dtype == torch.bfloat16) if rounded else PLAIN
-            kept = storage._replace(block_size=storage.block_size if storage.bits == 8 else 0)
+            if format is None:
+                format = Format(8, 256, dtype == torch.bfloat16) if rounded else PLAIN
+            kept = format._replace(block_size=format.block_size if format.bits == 8 else 0)
             clipped = clipped or not capturable  # other kernels have the clip as a number
             kind = Kind(wanted.dtype, (grad_dtype or dtype).to_real(), coupled, capturable, kept, clipped)
             reason = selfcheck.why_not(device, kind)

@@ -17,7 +17,7 @@ from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBu
 from adopt_hf.backends.dense import Columns
 from adopt_hf.backends.triton import launch as triton
 from adopt_hf.state import quantization
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 
 MANY = 150  # small tensors in one table
 
@@ -29,14 +29,14 @@ class Kind(NamedTuple):
     grad: torch.dtype
     coupled: bool  # weight decay is added to the gradient
     capturable: bool
-    storage: Storage
+    format: Format
     clipped: bool = True  # without a clip the capturable kernel is another one, and the others are not
 
     def __str__(self) -> str:
         words = [f"parameters of {self.param}", f"gradients of {self.grad}"]
-        words += [f"moments of {self.storage.bits} bits"] if self.storage.bits < 32 else []
-        words += [f"blocks of {self.storage.block_size}"] if self.storage.bits == 8 else []
-        words += ["stochastic rounding"] if self.storage.round_param else []
+        words += [f"moments of {self.format.bits} bits"] if self.format.bits < 32 else []
+        words += [f"blocks of {self.format.block_size}"] if self.format.bits == 8 else []
+        words += ["stochastic rounding"] if self.format.round_param else []
         words += ["coupled weight decay"] if self.coupled else []
         words += ["capturable=True"] if self.capturable else []
         words += ["no clip"] if not self.clipped else []
@@ -71,13 +71,13 @@ class Problem:
         drawn = [self._moments(shape) for shape, _ in self.places]
         self.params = self._put([self._normal(shape) for shape, _ in self.places], kind.param, 0)
         self.scales: list[Tensor] = []
-        if kind.storage.bits == 8:
-            coded = [quantization.quantize(m, v, kind.storage.block_size, i) for i, (m, v) in enumerate(drawn)]
+        if kind.format.bits == 8:
+            coded = [quantization.quantize(m, v, kind.format.block_size, i) for i, (m, v) in enumerate(drawn)]
             self.exp_avgs = self._put([q.exp_avg for q in coded], torch.uint8, 2)
             self.exp_avg_sqs = self._put([q.exp_avg_sq for q in coded], torch.uint8, 3)
             self.scales = [q.scales.to(device) for q in coded]
         else:
-            dtype = torch.bfloat16 if kind.storage.bits == 16 else state_dtype(kind.param)
+            dtype = torch.bfloat16 if kind.format.bits == 16 else state_dtype(kind.param)
             self.exp_avgs = self._put([m for m, _ in drawn], dtype, 2)
             self.exp_avg_sqs = self._put([v for _, v in drawn], dtype, 3)
 
@@ -136,14 +136,14 @@ def _places(kind: Kind) -> list[tuple[tuple[int, ...], tuple[int, int, int, int]
     """Shapes, and how many elements from an aligned address theta, g, m and v begin."""
     aligned = (0, 0, 0, 0)
     odd = [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (2, 2, 2, 2), (4, 4, 4, 4)]
-    chunk, block = triton.lengths(kind.storage)
+    chunk, block = triton.lengths(kind.format)
     shapes: list[tuple[int, ...]] = [(0,), (), (7,), (block - 1,), (block,), (block + 1,)]
     shapes += [(chunk,), (chunk + 1,), (2 * chunk + block + 3,)]
-    if kind.storage.bits == 8:  # rows, whose last blocks are shorter or not
+    if kind.format.bits == 8:  # rows, whose last blocks are shorter or not
         shapes += [(3, block), (2, 2 * block + 4), (3, block // 2 + 5), (5, chunk // 4 + 2)]
     places = [(shape, aligned) for shape in shapes]
     places += [((block + 3,), offsets) for offsets in odd] + [((chunk + 4,), odd[-1])]
-    many = MANY if kind.storage.is_plain else MANY // 5  # whose definition goes tensor by tensor
+    many = MANY if kind.format.is_plain else MANY // 5  # whose definition goes tensor by tensor
     return places + [((1 + i % 5,), aligned) for i in range(many)]
 
 
@@ -155,7 +155,7 @@ def run(device: torch.device, kind: Kind) -> None:
     """
     if kind.capturable:
         return _run_capturable(device, kind)
-    step = _rounded_step if not kind.storage.is_plain else _plain_step
+    step = _rounded_step if not kind.format.is_plain else _plain_step
     for seed, (options, factor, counts) in enumerate(GROUPS):
         group = _group(kind, options)
         problem = Problem(device, kind, seed)
@@ -183,8 +183,8 @@ def _rounded_step(problem: Problem, s: StepScalars, t: int) -> None:
     columns, scales = problem.columns(grads), problem.scales
     wanted, wanted_scales = _cloned(columns), [x.clone() for x in scales]
     keys = [(2**31 * i + 77_777_777 * (t + 1)) % 2**32 for i in range(len(grads))]
-    triton.step_rounded([RoundedBucket(*columns, scales, keys, kind.storage, s, problem.memory)])
-    reference.step_rounded([RoundedBucket(*wanted, wanted_scales, keys, kind.storage, s)])
+    triton.step_rounded([RoundedBucket(*columns, scales, keys, kind.format, s, problem.memory)])
+    reference.step_rounded([RoundedBucket(*wanted, wanted_scales, keys, kind.format, s)])
     names = ("theta", "g", "m", "v", "scales")
     for name, got, expected in zip(names, (*columns, scales), (*wanted, wanted_scales), strict=True):
         if got:

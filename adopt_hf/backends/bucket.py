@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from adopt_hf.algorithm import StepScalars
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class RoundedBucket(NamedTuple):
     exp_avg_sqs: list[Tensor]  # v, as m
     scales: list[Tensor]  # of the codes, (rows, blocks, 3) each, contiguous; empty where there are none
     keys: list[int]  # of each parameter's random bits
-    storage: Storage  # alike for all of them
+    format: Format  # alike for all of them
     scalars: StepScalars
     memory: Memory | None = None
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from adopt_hf.algorithm import StepScalars, capturable_scalars, update
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.state import quantization
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 from adopt_hf.state.quantization import Quantized
 from adopt_hf.state.rounding import random_bits, to_bfloat16
 
@@ -38,10 +38,10 @@ class Piece(NamedTuple):
             new = new[part.numel() :]
 
 
-def _pieces(shape: torch.Size, storage: Storage) -> Iterator[Piece]:
+def _pieces(shape: torch.Size, format: Format) -> Iterator[Piece]:
     """Cut a tensor of this shape, if its moments are codes between blocks."""
-    numel, size = shape.numel(), storage.block_size
-    if storage.bits != 8:
+    numel, size = shape.numel(), format.block_size
+    if format.bits != 8:
         for start in range(0, numel, PIECE):
             yield Piece(start, min(start + PIECE, numel), (min(PIECE, numel - start),))
         return
@@ -109,16 +109,16 @@ def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
 
 
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
-    """Do the same with results that are rounded as the bucket's storage says, in pieces of at most PIECE elements.
+    """Do the same with results that are rounded as the format of the bucket says, in pieces of at most PIECE elements.
 
     The pieces bound the temporaries. Blocks stay whole, and random bits depend on an element's place in its tensor, so
     that a tensor's results do not depend on how it is cut.
     """
-    for params, grads, exp_avgs, exp_avg_sqs, scales, keys, storage, scalars, _ in buckets:
+    for params, grads, exp_avgs, exp_avg_sqs, scales, keys, format, scalars, _ in buckets:
         for i, four in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
-            for piece in _pieces(four[0].shape, storage):
+            for piece in _pieces(four[0].shape, format):
                 _step_piece(
-                    four, scales[i][piece.rows, piece.blocks] if scales else None, keys[i], piece, storage, scalars
+                    four, scales[i][piece.rows, piece.blocks] if scales else None, keys[i], piece, format, scalars
                 )
 
 
@@ -127,22 +127,22 @@ def _step_piece(
     scales: Tensor | None,
     key: int,
     piece: Piece,
-    storage: Storage,
+    format: Format,
     scalars: StepScalars,
 ) -> None:
     param, grad, exp_avg, exp_avg_sq = (piece.of(t) for t in four)
     numel = piece.end - piece.start
     random, more = (bits.view(param.shape) for bits in random_bits(key, numel, param.device, piece.start))
     if scales is not None:
-        old = quantization.dequantize(Quantized(exp_avg, exp_avg_sq, scales), storage.block_size)
+        old = quantization.dequantize(Quantized(exp_avg, exp_avg_sq, scales), format.block_size)
     else:
         old = (exp_avg.float(), exp_avg_sq.float())
     theta, m, v = update(param, grad, *old, scalars)
-    piece.write(four[0], to_bfloat16(theta, more) if storage.round_param else theta)
+    piece.write(four[0], to_bfloat16(theta, more) if format.round_param else theta)
     if scales is not None:
-        m, v, new_scales = quantization.encode(m, v, scales, scalars.beta2, storage.block_size, random)
+        m, v, new_scales = quantization.encode(m, v, scales, scalars.beta2, format.block_size, random)
         scales.copy_(new_scales)
-    elif storage.bits == 16:
+    elif format.bits == 16:
         m, v = to_bfloat16(m, random), to_bfloat16(v, random >> 16, above_zero=True)
     piece.write(four[2], m)
     piece.write(four[3], v)

@@ -14,7 +14,7 @@ from adopt_hf import backends
 from adopt_hf.backends import selfcheck
 from adopt_hf.backends.agreement import Kind
 from adopt_hf.optimizer import ADOPT
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 
 STEPS = 3
 SHAPES = ((), (7,), (33, 129), (64, 100), (5000,))
@@ -120,7 +120,7 @@ def _selfcheck(device: torch.device) -> tuple[list[str], bool]:
 
 
 def _kinds() -> list[Kind]:
-    single, half, plain = torch.float32, torch.bfloat16, Storage(32, 0, False)
+    single, half, plain = torch.float32, torch.bfloat16, Format(32, 0, False)
     kinds = [
         Kind(dtype, dtype, coupled, capturable, plain)
         for capturable in (False, True)
@@ -129,8 +129,8 @@ def _kinds() -> list[Kind]:
     ]
     kinds += [Kind(dtype, dtype, False, True, plain, clipped=False) for dtype in (single, half)]
     kinds += [Kind(single, half, False, False, plain), Kind(half, single, False, False, plain)]
-    kinds += [Kind(single, single, False, False, Storage(bits, 256 * (bits == 8), False)) for bits in (8, 16)]
-    return kinds + [Kind(half, half, False, False, Storage(bits, 256 * (bits == 8), True)) for bits in (8, 16, 32)]
+    kinds += [Kind(single, single, False, False, Format(bits, 256 * (bits == 8), False)) for bits in (8, 16)]
+    return kinds + [Kind(half, half, False, False, Format(bits, 256 * (bits == 8), True)) for bits in (8, 16, 32)]
 
 
 def timing(device: torch.device, seconds: float = SECONDS) -> list[str]:

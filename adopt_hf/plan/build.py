@@ -20,7 +20,7 @@ from adopt_hf.distributed.sharding import local_real, locally, shard, sharding_o
 from adopt_hf.plan.entries import UNKNOWN, Entry, FlatEntry, Plan, Waiting, agreement, observed
 from adopt_hf.plan.kept import KeptPlan, WithGradient, is_clipped, is_coupled
 from adopt_hf.state import prepare, rounding
-from adopt_hf.state.formats import Storage, storage_of
+from adopt_hf.state.formats import Format, format_of
 
 Kept = dict[Hashable, KeptPlan]
 
@@ -32,7 +32,7 @@ class Kind(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     grad_dtype: torch.dtype
-    storage: Storage
+    format: Format
     plain: bool = True  # not of a subclass that handles its operations
     sharding: Any = None  # the mesh and the placements of DTensors
 
@@ -119,7 +119,7 @@ def _new_plan(
     kinds, having, columns = _by_kind(groups, states, partitions, first)
     check_shapes(*columns)
     for kind, members in kinds.items():
-        group, rounded, capturable = groups[kind.group], not kind.storage.is_plain, groups[kind.group]["capturable"]
+        group, rounded, capturable = groups[kind.group], not kind.format.is_plain, groups[kind.group]["capturable"]
         backend = backends.choose(
             "reference" if compiling and not rounded else group["backend"],
             kind.device,
@@ -130,7 +130,7 @@ def _new_plan(
             grad_dtype=kind.grad_dtype,
             coupled=is_coupled(group),
             clipped=is_clipped(group),
-            storage=kind.storage,
+            format=kind.format,
         )
         if capturable:
             entries.append(_capturable(members, kind, backend))
@@ -177,7 +177,7 @@ def _by_kind(
     everywhere: Columns = ([], [], [], [])
     before = first  # parameters that lie behind
     for index, group in enumerate(groups):
-        plain_storage = Storage(32, group["block_size"], False)
+        plain_format = Format(32, group["block_size"], False)
         all_plain = group["state_bits"] == 32 and not group["bf16_stochastic_round"]
         for position, p in enumerate(group["params"]):
             grad = p.grad
@@ -185,15 +185,15 @@ def _by_kind(
                 continue
             state = states[p]
             partition = partitions.get(p) if partitions else None
-            storage = plain_storage if all_plain else storage_of(p, group, position, partition is not None)
+            format = plain_format if all_plain else format_of(p, group, position, partition is not None)
             number = before + position
-            theta, g, (m, v, own_scales) = p, grad, prepare.moments(p, state, storage, partition, group, number)
+            theta, g, (m, v, own_scales) = p, grad, prepare.moments(p, state, format, partition, group, number)
             if type(p) in (Parameter, Tensor) and type(g) is type(m) is type(v) is Tensor and not p.is_complex():
-                key: tuple[Any, ...] = (index, p.device, p.dtype, g.dtype, storage)
+                key: tuple[Any, ...] = (index, p.device, p.dtype, g.dtype, format)
             else:
                 sharding = sharding_of(p)
                 theta, g, m, v = locally(p, g, m, v)
-                key = (index, p.device, p.dtype, g.dtype, storage, all(map(is_plain, (theta, g, m, v))), sharding)
+                key = (index, p.device, p.dtype, g.dtype, format, all(map(is_plain, (theta, g, m, v))), sharding)
             params, of_params, columns, scales, numbers, positions = by_key[key]
             params.append(p)
             of_params.append(state)
@@ -233,10 +233,10 @@ def _by_step(
         thetas, _, ms, vs = together.columns
         bucket: Bucket | RoundedBucket
         prefixes: list[int] = []
-        if kind.storage.is_plain:
+        if kind.format.is_plain:
             bucket = Bucket(thetas, [], ms, vs, UNKNOWN, Memory())
         else:
-            bucket = RoundedBucket(thetas, [], ms, vs, together.scales, [], kind.storage, UNKNOWN, Memory())
+            bucket = RoundedBucket(thetas, [], ms, vs, together.scales, [], kind.format, UNKNOWN, Memory())
             prefixes = [rounding.key((seed, number, *shard(kind.sharding))) for number in together.numbers]
         entries.append(
             Entry(backend, kind.group, bucket, together.positions, together.states, kind.sharding, t, prefixes)
@@ -259,7 +259,7 @@ def _flat(
             members.scales[i] if members.scales else None,
             state,
             partitions[param],
-            kind.storage,
+            kind.format,
         )
         for i, (param, state, m, v, position) in enumerate(
             zip(members.params, members.states, *members.columns[2:], members.positions, strict=True)

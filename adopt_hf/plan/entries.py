@@ -17,7 +17,7 @@ from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBu
 from adopt_hf.distributed.flat import Partition, counted
 from adopt_hf.distributed.sharding import sum_over_shards
 from adopt_hf.state import conversion, rounding
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 
 
 class Plan(NamedTuple):
@@ -125,7 +125,7 @@ class FlatEntry:
     scales: Tensor | None  # of 8-bit moments
     state: dict[str, Any]
     partition: Partition
-    storage: Storage
+    format: Format
     # Of the last step: the parts of the flat tensor that a bucket is made of, and the bucket.
     buckets: list[tuple[list[Any], Bucket | RoundedBucket]] = field(default_factory=list)
 
@@ -151,22 +151,22 @@ class FlatEntry:
 
     def _parts(self, active: Sequence[bool], counts: Sequence[float]) -> Mapping[float, list[Any]]:
         """Return the parts of the flat tensor to update, by step count: spans, or segments with blocks of their own."""
-        if self.storage.is_plain:
+        if self.format.is_plain:
             return self.partition.spans(active, counts)
         by_step: dict[float, list[Any]] = defaultdict(list)
-        for segment in conversion.segments(self.param.shape, self.partition, self.storage.block_size):
+        for segment in conversion.segments(self.param.shape, self.partition, self.format.block_size):
             if active[segment.tensor]:
                 by_step[counts[segment.tensor]].append(segment)
         return by_step
 
     def _bucket(self, parts: list[Any]) -> Bucket | RoundedBucket:
         theta, m, v = ([part.of(flat) for part in parts] for flat in (self.param, self.exp_avg, self.exp_avg_sq))
-        if self.storage.is_plain:
+        if self.format.is_plain:
             return Bucket(theta, [], m, v, UNKNOWN, Memory())
         scales = []
         if self.scales is not None:
-            scales = [part.scales_of(self.scales, self.storage.block_size) for part in parts]
-        return RoundedBucket(theta, [], m, v, scales, [], self.storage, UNKNOWN, Memory())
+            scales = [part.scales_of(self.scales, self.format.block_size) for part in parts]
+        return RoundedBucket(theta, [], m, v, scales, [], self.format, UNKNOWN, Memory())
 
 
 UNKNOWN = algorithm.StepScalars(*[0.0] * len(algorithm.StepScalars._fields))  # until a plan fills the numbers in

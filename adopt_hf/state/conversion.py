@@ -10,7 +10,7 @@ from adopt_hf import algorithm
 from adopt_hf.distributed.flat import Partition
 from adopt_hf.distributed.sharding import is_dtensor
 from adopt_hf.state import quantization
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 from adopt_hf.state.quantization import Quantized
 from adopt_hf.state.rounding import random_bits, to_bfloat16
 
@@ -82,20 +82,20 @@ def bits_of(state: dict[str, Any]) -> int:
     return 16 if state["exp_avg"].dtype == torch.bfloat16 else 32
 
 
-def add_zeros(p: Tensor, state: dict[str, Any], storage: Storage, partition: Partition | None) -> None:
+def add_zeros(p: Tensor, state: dict[str, Any], format: Format, partition: Partition | None) -> None:
     """Give a parameter its state, in which nothing has been observed."""
     state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-    if storage.bits == 8:
+    if format.bits == 8:
         local = _local(p)
         m, v = _no_codes(local)
         scales = [
-            quantization.zeros(s.shape, storage.block_size, local.device).scales
-            for s in segments(local.shape, partition, storage.block_size)
+            quantization.zeros(s.shape, format.block_size, local.device).scales
+            for s in segments(local.shape, partition, format.block_size)
         ]
         zeros = Quantized(m, v, _joined(scales, local))
         state.update(zip(CODES, (_sharded_like(p, t) for t in zeros), strict=True))
         return
-    dtype = torch.bfloat16 if storage.bits == 16 else algorithm.state_dtype(p.dtype)
+    dtype = torch.bfloat16 if format.bits == 16 else algorithm.state_dtype(p.dtype)
     for name in FLOATS:
         state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
@@ -103,31 +103,31 @@ def add_zeros(p: Tensor, state: dict[str, Any], storage: Storage, partition: Par
 def bring_into_form(
     p: Tensor,
     state: dict[str, Any],
-    storage: Storage,
+    format: Format,
     partition: Partition | None,
     key: int,
     block_size: int | None = None,
 ) -> None:
-    """Bring a state, in place, into the form that `storage` asks for.
+    """Bring a state, in place, into the form that `format` asks for.
 
     Args:
         key: of the random bits that rounding takes.
-        block_size: of the codes that there are; None: as `storage` has it.
+        block_size: of the codes that there are; None: as `format` has it.
     """
-    block_size = block_size or storage.block_size
+    block_size = block_size or format.block_size
     dtype = algorithm.state_dtype(p.dtype)
-    if bits_of(state) == 32 and storage.bits == 32:
+    if bits_of(state) == 32 and format.bits == 32:
         for name in FLOATS:  # the model was cast after its first step
             state[name] = state[name].to(dtype)
         return
     m, v = _as_floats(state, partition, block_size)
     for name in (*FLOATS, *CODES):
         state.pop(name, None)
-    if storage.bits == 8:
-        new = _quantized(m, v, partition, storage.block_size, key)
+    if format.bits == 8:
+        new = _quantized(m, v, partition, format.block_size, key)
         state.update(zip(CODES, (_sharded_like(p, t) for t in new), strict=True))
         return
-    if storage.bits == 16:
+    if format.bits == 16:
         random = random_bits(key, m.numel(), m.device)[0].view(m.shape)
         m, v = to_bfloat16(m, random), to_bfloat16(v, random >> 16, above_zero=True)
     else:

@@ -20,7 +20,7 @@ MARK = "adopt_float32_state"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class Storage(NamedTuple):
+class Format(NamedTuple):
     """How one parameter and its moments are stored."""
 
     bits: int
@@ -87,7 +87,7 @@ def check(group: Mapping[str, Any]) -> None:
             _check_dtype(p, group["state_bits"])
 
 
-def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool) -> Storage:
+def format_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool) -> Format:
     """How the parameter at `position` of a group is to be stored.
 
     Args:
@@ -108,7 +108,7 @@ def storage_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool
         and (position in group.get("float32_state", ()) or not _can_be_blocked(p, group["block_size"]))
     ):
         bits = 32
-    return Storage(bits, group["block_size"], round_param)
+    return Format(bits, group["block_size"], round_param)
 
 
 def _check_capturable(group: Mapping[str, Any]) -> None:

@@ -242,7 +242,7 @@ def _translated_state(member: Member, saved: Any, partition: Partition | None) -
         raise ValueError(f"{what} has moments in 8 bits (scales) and in floating point (exp_avg): it must have one")
     for name in wanted:
         _check_tensor(f"{what} has {name}", saved[name], p)
-    formats.storage_of(p, member.group, member.position, is_flat=partition is not None)
+    formats.format_of(p, member.group, member.position, is_flat=partition is not None)
     if coded:
         _check_codes(member, saved, partition)
     else:

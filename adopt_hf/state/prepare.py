@@ -13,7 +13,7 @@ from adopt_hf import algorithm
 from adopt_hf.distributed.flat import Partition
 from adopt_hf.distributed.sharding import shard_of
 from adopt_hf.state import conversion, rounding
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 
 
 class Moments(NamedTuple):
@@ -38,17 +38,17 @@ _state_dtypes = _StateDtypes()
 def moments(
     p: Tensor,
     state: dict[str, Any],
-    storage: Storage,
+    format: Format,
     partition: Partition | None,
     group: Mapping[str, Any],
     number: int,
 ) -> Moments:
-    """Return the moments of a parameter in the format `storage`, made or converted in place in `state` if they are not.
+    """Return the moments of a parameter in the given format, made or converted in place in `state` if they are not.
 
     Args:
         p: The parameter.
         state: Its state, empty before its first gradient.
-        storage: The format that its group asks for.
+        format: The format that its group asks for.
         partition: Of a flat parameter, else None.
         group: Its param group.
         number: Its number among all parameters, of which the random bits of a conversion are made.
@@ -57,12 +57,12 @@ def moments(
         ValueError: If 8-bit moments are not those of the parameter in blocks of the group's `block_size`.
     """
     if not state:
-        conversion.add_zeros(p, state, storage, partition)
-    if ("scales" in state) != (storage.bits == 8) or _has_other_dtypes(p, state, storage.bits):
-        convert(p, state, storage, partition, group, number)
-    if storage.bits != 8:
+        conversion.add_zeros(p, state, format, partition)
+    if ("scales" in state) != (format.bits == 8) or _has_other_dtypes(p, state, format.bits):
+        convert(p, state, format, partition, group, number)
+    if format.bits != 8:
         return Moments(state["exp_avg"], state["exp_avg_sq"], None)
-    conversion.check_scales(p, state, partition, storage.block_size)
+    conversion.check_scales(p, state, partition, format.block_size)
     m, v, scales = conversion.CODES
     return Moments(state[m], state[v], state[scales])
 
@@ -70,19 +70,19 @@ def moments(
 def convert(
     p: Tensor,
     state: dict[str, Any],
-    storage: Storage,
+    format: Format,
     partition: Partition | None,
     group: Mapping[str, Any],
     number: int,
     block_size: int | None = None,
 ) -> None:
-    """Convert a state in place to the format `storage`. Args as of `moments`.
+    """Convert a state in place to the given format. Args as of `moments`.
 
     Args:
-        block_size: Of the codes that there are. Default: as `storage` has it.
+        block_size: Of the codes that there are. Default: as `format` has it.
     """
     key = rounding.key((rounding.seed_of(group), number, *shard_of(p), int(state["step"])))
-    conversion.bring_into_form(p, state, storage, partition, key, block_size)
+    conversion.bring_into_form(p, state, format, partition, key, block_size)
 
 
 def _has_other_dtypes(p: Tensor, state: Mapping[str, Any], bits: int) -> bool:

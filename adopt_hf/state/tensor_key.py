@@ -15,7 +15,7 @@ from torch import Tensor
 from adopt_hf.distributed.flat import Partition
 from adopt_hf.distributed.sharding import is_dtensor, needs_redistribution, sharding_of, sum_over_shards
 from adopt_hf.state import names, rounding
-from adopt_hf.state.formats import storage_of
+from adopt_hf.state.formats import format_of
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -42,7 +42,7 @@ def give_key(
         return
     if p in states and states[p] and float(states[p]["step"]) > 0:
         return
-    if not storage_of(p, group, 0, is_flat=False).is_plain:
+    if not format_of(p, group, 0, is_flat=False).is_plain:
         group[rounding.TENSOR_KEY] = copies[0][rounding.TENSOR_KEY] = _key(group, p, p.grad)
 
 

@@ -11,7 +11,7 @@ from adopt_hf import backends
 from adopt_hf.algorithm import step_scalars
 from adopt_hf.backends.bucket import Bucket, RoundedBucket
 from adopt_hf.state import quantization
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 from experiments.gpu.check import Check
 from experiments.gpu.problems import DRY_SHAPES, SHAPES, Columns, cloned, columns, group, worst
 
@@ -138,20 +138,20 @@ def rounded(check: Check) -> None:
     """8 and 16 bits, and bfloat16 rounded stochastically: to the bit those of the definition and of the CPU kernel."""
     shapes = [(3, 65)] if check.dry else [(64, 65), (300, 257), (4096,), (5001,), (17, 1024), (129, 127)]
     single, bf16, half = torch.float32, torch.bfloat16, torch.float16
-    storages = [Storage(8, block, False) for block in (64, 256, 2048)] + [Storage(16, 256, False)]
-    kinds = [(dtype, storage) for storage in storages for dtype in (single, bf16, half)]
-    kinds += [(bf16, Storage(storage.bits, storage.block_size, True)) for storage in storages]
-    kinds += [(bf16, Storage(32, 256, True))]
+    formats = [Format(8, block, False) for block in (64, 256, 2048)] + [Format(16, 256, False)]
+    kinds = [(dtype, format) for format in formats for dtype in (single, bf16, half)]
+    kinds += [(bf16, Format(format.bits, format.block_size, True)) for format in formats]
+    kinds += [(bf16, Format(32, 256, True))]
     if check.dry:
         kinds = kinds[::4]
-    for dtype, storage in kinds:
-        name = f"{dtype}, {storage}"
+    for dtype, format in kinds:
+        name = f"{dtype}, {format}"
         if check.skipped_for_time(name):
             return
-        kernel = _rounded_run(check, check.device, TRITON, shapes, dtype, storage)
+        kernel = _rounded_run(check, check.device, TRITON, shapes, dtype, format)
         for other, device, backend in (("definition", check.device, REFERENCE), ("CPU kernel", HOST, CPU)):
             if backend.why_not(device, dtype) is None:
-                distance = worst(kernel, _rounded_run(check, device, backend, shapes, dtype, storage))
+                distance = worst(kernel, _rounded_run(check, device, backend, shapes, dtype, format))
                 check.say(distance == 0, f"kernel is the {other}: {name}", f"{distance:g} ulp")
 
 
@@ -161,22 +161,22 @@ def _rounded_run(
     backend: backends.Backend,
     shapes: list[tuple[int, ...]],
     dtype: torch.dtype,
-    storage: Storage,
+    format: Format,
 ) -> Columns:
     """Some steps from nothing: theta, no gradients, m, v and scales."""
     params, scales = columns(device, shapes, dtype)[0], []
-    if storage.bits == 8:
-        codes = [quantization.zeros(p.shape, storage.block_size, device) for p in params]
+    if format.bits == 8:
+        codes = [quantization.zeros(p.shape, format.block_size, device) for p in params]
         moments = [[q.exp_avg for q in codes], [q.exp_avg_sq for q in codes]]
         scales = [q.scales for q in codes]
     else:
-        state = torch.bfloat16 if storage.bits == 16 else torch.float32
+        state = torch.bfloat16 if format.bits == 16 else torch.float32
         moments = [[torch.zeros(p.shape, dtype=state, device=device) for p in params] for _ in range(2)]
     assert backend.step_rounded is not None
     for t in range(2 if check.dry else 6):
         grads = columns(device, shapes, dtype, seed=t + 1)[1]
         keys = [97 * t + i for i in range(len(params))]
-        backend.step_rounded([RoundedBucket(params, grads, *moments, scales, keys, storage, step_scalars(group(), t))])
+        backend.step_rounded([RoundedBucket(params, grads, *moments, scales, keys, format, step_scalars(group(), t))])
     return [params, [], *moments, scales]
 
 

@@ -4,19 +4,19 @@ import torch
 
 from adopt_hf.backends import selfcheck
 from adopt_hf.backends.agreement import Kind
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 from experiments.gpu.check import Check
 from experiments.harness.fresh import one_line
 
-FULL = Storage(32, 256, False)
+FULL = Format(32, 256, False)
 KINDS = [
     *(Kind(p, p, False, False, FULL) for p in (torch.float32, torch.bfloat16, torch.float16, torch.float64)),
     Kind(torch.float32, torch.float32, True, False, FULL),
     Kind(torch.float32, torch.float32, False, True, FULL),
     Kind(torch.float32, torch.float32, False, True, FULL, clipped=False),
-    Kind(torch.float32, torch.float32, False, False, Storage(8, 256, False)),
-    Kind(torch.bfloat16, torch.bfloat16, False, False, Storage(8, 256, True)),
-    Kind(torch.bfloat16, torch.bfloat16, False, False, Storage(32, 256, True)),
+    Kind(torch.float32, torch.float32, False, False, Format(8, 256, False)),
+    Kind(torch.bfloat16, torch.bfloat16, False, False, Format(8, 256, True)),
+    Kind(torch.bfloat16, torch.bfloat16, False, False, Format(32, 256, True)),
 ]
 
 

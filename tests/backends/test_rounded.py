@@ -14,7 +14,7 @@ from torch import Tensor
 from adopt_hf.algorithm import StepScalars, step_scalars, update
 from adopt_hf.backends.bucket import RoundedBucket
 from adopt_hf.state import quantization
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 from tests.backends.test_backends import runs_on
 from tests.oracle import Settings
 
@@ -33,11 +33,11 @@ OTHERS: dict[str, dict[str, Any]] = {
     "grad_scale": {"grad_scale": 4.0},
 }
 FORMS = {
-    "8 bits": Storage(8, 64, False),
-    "8 bits, rounded bfloat16": Storage(8, 64, True),
-    "16 bits": Storage(16, 64, False),
-    "16 bits, rounded bfloat16": Storage(16, 64, True),
-    "32 bits, rounded bfloat16": Storage(32, 64, True),
+    "8 bits": Format(8, 64, False),
+    "8 bits, rounded bfloat16": Format(8, 64, True),
+    "16 bits": Format(16, 64, False),
+    "16 bits, rounded bfloat16": Format(16, 64, True),
+    "32 bits, rounded bfloat16": Format(32, 64, True),
 }
 KINDS = ("observed", "some not observed", "some not finite")
 SHAPE = (3, 150)
@@ -50,7 +50,7 @@ def scalars_of(changed: dict[str, Any]) -> StepScalars:
     return step_scalars(vars(Settings(**numbers)), 5, scale)
 
 
-def bucket_of(storage: Storage, kind: str, scalars: StepScalars) -> RoundedBucket:
+def bucket_of(format: Format, kind: str, scalars: StepScalars) -> RoundedBucket:
     generator = torch.Generator().manual_seed(0)
     p, g, m = (torch.randn(SHAPE, generator=generator) for _ in range(3))
     v = torch.rand(SHAPE, generator=generator) + 0.5
@@ -59,38 +59,38 @@ def bucket_of(storage: Storage, kind: str, scalars: StepScalars) -> RoundedBucke
         m[unseen] = v[unseen] = 0
     elif kind == "some not finite":
         v.view(-1)[::50] = torch.inf
-    dtype = torch.bfloat16 if storage.round_param else torch.float32
+    dtype = torch.bfloat16 if format.round_param else torch.float32
     scales = []
-    if storage.bits == 8:
-        m, v, of_blocks = quantization.quantize(m, v, storage.block_size, 1)
+    if format.bits == 8:
+        m, v, of_blocks = quantization.quantize(m, v, format.block_size, 1)
         scales.append(of_blocks)
-    elif storage.bits == 16:
+    elif format.bits == 16:
         m, v = m.bfloat16(), v.bfloat16()
-    return RoundedBucket([p.to(dtype)], [(3 * g).to(dtype)], [m], [v], scales, [77], storage, scalars)
+    return RoundedBucket([p.to(dtype)], [(3 * g).to(dtype)], [m], [v], scales, [77], format, scalars)
 
 
 def decoded(bucket: RoundedBucket) -> Three:
     m, v = bucket.exp_avgs[0], bucket.exp_avg_sqs[0]
     if bucket.scales:
-        m, v = quantization.dequantize(quantization.Quantized(m, v, bucket.scales[0]), bucket.storage.block_size)
+        m, v = quantization.dequantize(quantization.Quantized(m, v, bucket.scales[0]), bucket.format.block_size)
     return bucket.params[0].double(), m.double(), v.double()
 
 
-def wanted(storage: Storage, kind: str, scalars: StepScalars) -> Three:
-    before = bucket_of(storage, kind, scalars)
+def wanted(format: Format, kind: str, scalars: StepScalars) -> Three:
+    before = bucket_of(format, kind, scalars)
     p, m, v = decoded(before)
     return update(p, before.grads[0].double(), m, v, scalars)
 
 
-def fits(storage: Storage, got: Three, expected: Three) -> bool:
+def fits(format: Format, got: Three, expected: Three) -> bool:
     """Whether each number is one of the neighbours that the expected one may be rounded to."""
     theta, m, v = (x.nan_to_num(0, 0, 0).abs() for x in expected)
     bounds = {
         8: ((m + m.max() / 223) / 16, v / 4),  # 4 bits of m, and at least 2 of v
         16: (m * 2**-7, v * 2**-7),
         32: (m * 1e-5, v * 1e-5),
-    }[storage.bits]
-    of_theta = theta * (2**-7 if storage.round_param else 1e-5)
+    }[format.bits]
+    of_theta = theta * (2**-7 if format.round_param else 1e-5)
     return all(
         bool((((a - b).abs() <= bound + 1e-6) | (a == b) | (a.isnan() & b.isnan())).all())
         for a, b, bound in zip(got, expected, (of_theta, *bounds), strict=True)
@@ -102,14 +102,14 @@ def fits(storage: Storage, got: Three, expected: Three) -> bool:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_hyperparameter_is_ignored(name: str, form: str, backend: str) -> None:
-    step, storage = runs_on(backend, "cpu").step_rounded, FORMS[form]
+    step, format = runs_on(backend, "cpu").step_rounded, FORMS[form]
     assert step is not None
     for kind in KINDS:
-        bucket = bucket_of(storage, kind, scalars_of(OTHERS[name]))
+        bucket = bucket_of(format, kind, scalars_of(OTHERS[name]))
         step([bucket])
         got = decoded(bucket)
-        assert fits(storage, got, wanted(storage, kind, scalars_of(OTHERS[name]))), kind
-        assert not fits(storage, got, wanted(storage, kind, scalars_of({}))), f"{kind}: the test could not tell"
+        assert fits(format, got, wanted(format, kind, scalars_of(OTHERS[name]))), kind
+        assert not fits(format, got, wanted(format, kind, scalars_of({}))), f"{kind}: the test could not tell"
         assert got[0].isfinite().all() == (kind != "some not finite")
 
 
@@ -117,10 +117,10 @@ def test_no_hyperparameter_is_ignored(name: str, form: str, backend: str) -> Non
 @pytest.mark.parametrize("form", FORMS)
 def test_an_observed_v_of_zero_is_told_from_one_never_observed(form: str, backend: str) -> None:
     """At beta2 = 0 after a zero gradient, and after a first gradient whose square underflows."""
-    step, storage = runs_on(backend, "cpu").step_rounded, FORMS[form]
+    step, format = runs_on(backend, "cpu").step_rounded, FORMS[form]
     assert step is not None
     for kind in ("observed", "some not observed"):
-        bucket = bucket_of(storage, kind, scalars_of({"betas": (0.9, 0.0)}))
+        bucket = bucket_of(format, kind, scalars_of({"betas": (0.9, 0.0)}))
         never = decoded(bucket)[2] == 0
         grad = bucket.grads[0]
         grad[:, ::2] = 0

@@ -27,12 +27,12 @@ from adopt_hf.backends import triton as triton_package
 from adopt_hf.backends.agreement import Kind, Wrong
 from adopt_hf.backends.triton import launch as backend
 from adopt_hf.backends.verdicts import Verdict
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 from experiments.gpu import interpreter  # noqa: F401
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 F32, BF16 = torch.float32, torch.bfloat16
-PLAIN = Storage(32, 0, False)
+PLAIN = Format(32, 0, False)
 
 
 @pytest.fixture(autouse=True)
@@ -105,8 +105,8 @@ KINDS = {
     "float16 with float32 gradients": Kind(torch.float16, F32, False, False, PLAIN),
     "capturable": Kind(F32, F32, False, True, PLAIN),
     "capturable, no clip": Kind(F32, F32, False, True, PLAIN, clipped=False),
-    "8 bits": Kind(BF16, BF16, False, False, Storage(8, 256, True)),
-    "16 bits": Kind(F32, F32, True, False, Storage(16, 0, False)),
+    "8 bits": Kind(BF16, BF16, False, False, Format(8, 256, True)),
+    "16 bits": Kind(F32, F32, True, False, Format(16, 0, False)),
 }
 
 
@@ -275,8 +275,8 @@ def test_auto_is_the_kernel_once_it_has_passed(gpu: Gpu, tmp_path: Path, caplog:
     [
         ({"grad_dtype": BF16}, True),
         ({"coupled": True}, True),
-        ({"storage": Storage(8, 128, False), "rounded": True}, True),
-        ({"storage": Storage(32, 128, False)}, False),  # without codes it has no blocks
+        ({"format": Format(8, 128, False), "rounded": True}, True),
+        ({"format": Format(32, 128, False)}, False),  # without codes it has no blocks
         ({"clipped": False}, False),  # the clip is a number of the kernel
         ({"capturable": True, "clipped": False}, True),  # it is not
     ],
@@ -293,7 +293,7 @@ def test_an_optimizer_asks_for_the_kind_that_it_uses(monkeypatch: pytest.MonkeyP
 
     def choose(*args: Any, to_use: bool = True, **more: Any) -> backends.Backend:
         if to_use:
-            asked.append((*args[1:], more["grad_dtype"], more["coupled"], more["storage"].bits, more["capturable"]))
+            asked.append((*args[1:], more["grad_dtype"], more["coupled"], more["format"].bits, more["capturable"]))
         return chosen(*args, to_use=to_use, **more)
 
     chosen = backends.choose

@@ -87,7 +87,7 @@ def test_on_a_gpu_the_kernel_is_checked_again(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(device_check, "_verdict", lambda device, name, form: "PASS")
     lines, right = device_check.check([torch.device("cuda:0")])
     assert not right
-    assert {kind.storage.bits for kind in kinds} == {8, 16, 32}
+    assert {kind.format.bits for kind in kinds} == {8, 16, 32}
     assert len(set(kinds)) == len(kinds) == sum("parameters of" in line for line in lines)
     failed = [line for line in lines if "FAIL" in line]
     assert len(failed) == 2

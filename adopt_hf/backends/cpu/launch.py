@@ -79,7 +79,7 @@ def step(buckets: Sequence[Bucket]) -> None:
 
 
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
-    """The same with results that are rounded as the bucket's storage says."""
+    """The same with results that are rounded as the format of the bucket says."""
     with ExitStack() as until_then:
         kept = []
         for bucket in buckets:
@@ -87,7 +87,7 @@ def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
             if prepared is None:
                 columns = until_then.enter_context(dense(*bucket[:4], logically=True))
                 table, grad_type, grads = _table(columns, 8)
-                bits, block_size, round_param = bucket.storage
+                bits, block_size, round_param = bucket.format
                 if bucket.scales:
                     table[5::8] = array("q", [t.data_ptr() for t in bucket.scales])
                 table[6::8] = array("q", [layout(t.shape, block_size).columns for t in bucket.params])
@@ -145,10 +145,10 @@ def _row(
     row_length: int,
     grad_type: int,
     scalars: StepScalars,
-    *storage: int,
+    *format: int,
 ) -> _Bucket:
     param_type, address = TYPES.index(params[0].dtype), table.buffer_info()[0]
-    numbers = (row_length, param_type, grad_type, *(storage or (0, 0, 0)))
+    numbers = (row_length, param_type, grad_type, *(format or (0, 0, 0)))
     return _Bucket(len(params), address, *numbers, _Scalars(*scalars))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from adopt_hf.algorithm import StepScalars, warmup_exponent
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.backends.dense import are_same, dense
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 from adopt_hf.state.quantization import layout
 
 OLDEST = (3, 6)  # Triton: earlier ones take subnormal numbers for zero in roots and quotients
@@ -60,12 +60,12 @@ def step(buckets: Sequence[Bucket]) -> None:
 
 
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
-    """The same with results that are rounded as the bucket's storage says. One launch a bucket."""
+    """The same with results that are rounded as the format of the bucket says. One launch a bucket."""
     types = _loaded().TYPES
     from adopt_hf.backends.triton import rounded_kernels as kernels
 
     for bucket in buckets:
-        s, (bits, block_size, round_param) = bucket.scalars, bucket.storage
+        s, (bits, block_size, round_param) = bucket.scalars, bucket.format
         block_size = block_size if bits == 8 else kernels.UNBLOCKED
         with _on_device_of(bucket), _table(bucket, bucket.scales, keys=bucket.keys, block_size=block_size) as table:
             if table.programs:
@@ -132,16 +132,16 @@ def version() -> str:
     return kernels if isinstance(kernels, str) else str(kernels.triton.__version__)
 
 
-def lengths(storage: Storage) -> tuple[int, int]:
+def lengths(format: Format) -> tuple[int, int]:
     """Return the elements of a chunk and of a block of the kernel for tensors that are stored so."""
     kernels = _loaded()
-    if storage.is_plain:
+    if format.is_plain:
         return kernels.CHUNK.value, kernels.BLOCK.value
     from adopt_hf.backends.triton import rounded_kernels
 
     return (
         rounded_kernels.CHUNK.value,
-        storage.block_size if storage.bits == 8 else rounded_kernels.UNBLOCKED,
+        format.block_size if format.bits == 8 else rounded_kernels.UNBLOCKED,
     )
 
 

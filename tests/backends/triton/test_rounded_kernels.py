@@ -26,7 +26,7 @@ from adopt_hf.backends.bucket import Memory, RoundedBucket
 from adopt_hf.backends.triton import launch as backend
 from adopt_hf.hyperparameters import BLOCK_SIZES
 from adopt_hf.state import quantization
-from adopt_hf.state.formats import Storage
+from adopt_hf.state.formats import Format
 from adopt_hf.state.rounding import GOLDEN, WORD, _mixed, to_bfloat16
 from experiments.gpu import interpreter  # noqa: F401
 from tests.backends.triton.test_kernels import all_versions, assert_as_defined, compile_kernels, placed, transfers
@@ -66,7 +66,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 class Case:
     """Tensors in mid-training, of which some elements have not been observed, and some steps that they go through."""
 
-    storage: Storage
+    format: Format
     dtype: torch.dtype = torch.bfloat16
     grad_dtype: torch.dtype = torch.bfloat16
     settings: Settings = field(default_factory=Settings)
@@ -79,7 +79,7 @@ class Case:
     def run(self, step: Step, first_key: int = 5) -> list[list[Tensor]]:
         """theta, m, v and scales at the end; fails if memory beside them was written."""
         torch.manual_seed(0)
-        bits, block_size, _ = self.storage
+        bits, block_size, _ = self.format
         params = [torch.randn(shape).to(self.dtype) for shape in self.shapes]
         moments = [(torch.randn(s), torch.rand(s) * torch.randn(s).mul(5).exp2()) for s in self.shapes]
         moments = [(m, v * (torch.rand(v.shape) > 0.2)) for m, v in moments]
@@ -107,7 +107,7 @@ class Case:
                         grad.view(-1)[place : place + len(self.odd)] = torch.tensor(self.odd)
             keys = [(first_key + 2**31 * i + 77_777_777 * t) & WORD for i in range(len(p))]
             s = step_scalars(vars(self.settings), t)
-            step([RoundedBucket(p, g, m, v, scales, keys, self.storage, s, shared)])
+            step([RoundedBucket(p, g, m, v, scales, keys, self.format, s, shared)])
             shared.grad_addresses = [x.data_ptr() for x in g]
         for t, whole, offset in memory:
             assert whole[:offset].eq(7).all()
@@ -123,28 +123,28 @@ def assert_same(got: list[list[Tensor]], wanted: list[list[Tensor]]) -> None:
 
 HALF, SINGLE = torch.float16, torch.float32
 CASES = {
-    **{f"8 bits, blocks of {n}": Case(Storage(8, n, True)) for n in BLOCK_SIZES},
-    "16 bits": Case(Storage(16, 256, True)),
-    "32 bits": Case(Storage(32, 256, True)),
-    "8 bits, float32": Case(Storage(8, 64, False), SINGLE, SINGLE, Settings(weight_decay=0.1)),
-    "8 bits, float16": Case(Storage(8, 64, False), HALF, HALF, Settings(weight_decay=0.1, decouple=True)),
-    "8 bits, bfloat16 to nearest": Case(Storage(8, 64, False), settings=Settings(betas=(0.3, 0.9), clip_exp=None)),
-    "8 bits, mixed": Case(Storage(8, 64, True), grad_dtype=SINGLE, settings=Settings(eps=0.1, maximize=True)),
-    "8 bits, float32 with float16 gradients": Case(Storage(8, 64, False), SINGLE, HALF),
-    "16 bits, float32": Case(Storage(16, 64, False), SINGLE, SINGLE, Settings(weight_decay=0.1)),
-    "16 bits, float16": Case(Storage(16, 64, False), HALF, HALF),
-    "8 bits from the first step": Case(Storage(8, 64, True), t=0, settings=Settings(beta2_warmup=0.8)),
-    "8 bits, not aligned": Case(Storage(8, 64, True), offsets=(1, 2, 3, 5)),
-    "8 bits, codes not aligned": Case(Storage(8, 256, True), offsets=(0, 0, 0, 1)),
-    "16 bits, not aligned": Case(Storage(16, 64, True), offsets=(1, 2, 3, 5)),
-    "8 bits, several chunks": Case(Storage(8, 256, True), shapes=((9, 1000), (3, 300)), steps=1),
-    "16 bits, several chunks": Case(Storage(16, 256, True), shapes=((9, 1001), (7,))),
-    "8 bits, odd numbers": Case(Storage(8, 64, True), odd=(math.inf, math.nan, -math.inf, 3e38, 1e-30), steps=3),
-    "16 bits, v just above zero": Case(Storage(16, 64, True), odd=(1e-21,) * 40),
-    "8 bits, v becomes 0": Case(Storage(8, 64, True), settings=Settings(betas=(0.9, 0.0)), odd=(1e-30,) * 40),
-    "16 bits, v becomes 0": Case(Storage(16, 64, True), settings=Settings(betas=(0.9, 0.0)), odd=(1e-30,) * 40),
-    "32 bits, v becomes 0": Case(Storage(32, 64, True), settings=Settings(betas=(0.9, 0.0), eps=1e-40)),
-    "16 bits, odd numbers": Case(Storage(16, 64, True), odd=(math.inf, math.nan, -math.inf, 3e38, 1e-30), steps=3),
+    **{f"8 bits, blocks of {n}": Case(Format(8, n, True)) for n in BLOCK_SIZES},
+    "16 bits": Case(Format(16, 256, True)),
+    "32 bits": Case(Format(32, 256, True)),
+    "8 bits, float32": Case(Format(8, 64, False), SINGLE, SINGLE, Settings(weight_decay=0.1)),
+    "8 bits, float16": Case(Format(8, 64, False), HALF, HALF, Settings(weight_decay=0.1, decouple=True)),
+    "8 bits, bfloat16 to nearest": Case(Format(8, 64, False), settings=Settings(betas=(0.3, 0.9), clip_exp=None)),
+    "8 bits, mixed": Case(Format(8, 64, True), grad_dtype=SINGLE, settings=Settings(eps=0.1, maximize=True)),
+    "8 bits, float32 with float16 gradients": Case(Format(8, 64, False), SINGLE, HALF),
+    "16 bits, float32": Case(Format(16, 64, False), SINGLE, SINGLE, Settings(weight_decay=0.1)),
+    "16 bits, float16": Case(Format(16, 64, False), HALF, HALF),
+    "8 bits from the first step": Case(Format(8, 64, True), t=0, settings=Settings(beta2_warmup=0.8)),
+    "8 bits, not aligned": Case(Format(8, 64, True), offsets=(1, 2, 3, 5)),
+    "8 bits, codes not aligned": Case(Format(8, 256, True), offsets=(0, 0, 0, 1)),
+    "16 bits, not aligned": Case(Format(16, 64, True), offsets=(1, 2, 3, 5)),
+    "8 bits, several chunks": Case(Format(8, 256, True), shapes=((9, 1000), (3, 300)), steps=1),
+    "16 bits, several chunks": Case(Format(16, 256, True), shapes=((9, 1001), (7,))),
+    "8 bits, odd numbers": Case(Format(8, 64, True), odd=(math.inf, math.nan, -math.inf, 3e38, 1e-30), steps=3),
+    "16 bits, v just above zero": Case(Format(16, 64, True), odd=(1e-21,) * 40),
+    "8 bits, v becomes 0": Case(Format(8, 64, True), settings=Settings(betas=(0.9, 0.0)), odd=(1e-30,) * 40),
+    "16 bits, v becomes 0": Case(Format(16, 64, True), settings=Settings(betas=(0.9, 0.0)), odd=(1e-30,) * 40),
+    "32 bits, v becomes 0": Case(Format(32, 64, True), settings=Settings(betas=(0.9, 0.0), eps=1e-40)),
+    "16 bits, odd numbers": Case(Format(16, 64, True), odd=(math.inf, math.nan, -math.inf, 3e38, 1e-30), steps=3),
 }
 
 
@@ -171,7 +171,7 @@ def test_all_codes_are_read_as_they_are(bits: int) -> None:
         four = [t.clone().contiguous() for t in (m, v, scales)]
         p, g = torch.ones(64, 256, device=DEVICE), torch.full((64, 256), 1e-13, device=DEVICE)
         s = step_scalars(vars(Settings(eps=1e-20, clip_exp=None)), 3)
-        step([RoundedBucket([p], [g], [four[0]], [four[1]], [four[2]], [9], Storage(8, 256, False), s)])
+        step([RoundedBucket([p], [g], [four[0]], [four[1]], [four[2]], [9], Format(8, 256, False), s)])
         results.append([p, *four])
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
@@ -206,10 +206,10 @@ def test_places_beyond_2_to_the_32(kernels: Any) -> None:
 def test_a_table_is_built_once_and_keys_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     tables, new = [], backend._new
     monkeypatch.setattr(backend, "_new", lambda *args: tables.append(new(*args)) or tables[-1])
-    Case(Storage(8, 64, True), shapes=((3, 100), (70,)), steps=3).run(backend.step_rounded)
+    Case(Format(8, 64, True), shapes=((3, 100), (70,)), steps=3).run(backend.step_rounded)
     assert len(tables) == 1
     assert tables[0][0].rows._version == 2  # keys, twice
-    Case(Storage(8, 128, True), shapes=((3, 100), (70,)), steps=1).run(backend.step_rounded)
+    Case(Format(8, 128, True), shapes=((3, 100), (70,)), steps=1).run(backend.step_rounded)
     assert len(tables) == 2
 
 
@@ -223,7 +223,7 @@ def test_a_tensor_of_another_shape_in_the_same_place_is_cut_anew() -> None:
             m, v, scales = quantization.zeros(torch.Size(shape), 64, DEVICE)
             four = [t.view(shape) for t in (p, g, m, v)]
             for key in range(2):
-                step([RoundedBucket(*([t] for t in four), [scales], [key], Storage(8, 64, False), s)])
+                step([RoundedBucket(*([t] for t in four), [scales], [key], Format(8, 64, False), s)])
         results.append([p, m, v, scales])
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
@@ -244,8 +244,8 @@ def test_one_launch_a_bucket_and_autograd_is_told_of_parameters(kernels: Any, mo
     of_empty = quantization.zeros(empty.shape, 256, DEVICE)
     lists = zip((p, g, *moments), (empty, empty, *of_empty), strict=True)
     s = step_scalars(vars(Settings()), 3)
-    nothing = RoundedBucket([empty], [empty], *([t] for t in of_empty), [4], Storage(8, 256, False), s)
-    backend.step_rounded([RoundedBucket(*map(list, lists), [1, 2], Storage(8, 256, False), s), nothing])
+    nothing = RoundedBucket([empty], [empty], *([t] for t in of_empty), [4], Format(8, 256, False), s)
+    backend.step_rounded([RoundedBucket(*map(list, lists), [1, 2], Format(8, 256, False), s), nothing])
     assert launched == [2]  # of 34 blocks, 32 a program
     assert [t._version > before for t, before in zip((p, g, *moments), versions, strict=True)] == [1, 0, 0, 0, 0]
 
@@ -347,7 +347,7 @@ def test_all_versions_of_triton_compile_the_definition(triton: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_no_number_is_compiled_in(machine_code: dict[str, Any]) -> None:
-    """But for the storage, which does not change."""
+    """But for the format, which does not change."""
     names = ["bits", "block_size", "coupled", "g_type", "p_type", "round_param"]
     assert machine_code[SMALL]["constants"] == names
 
