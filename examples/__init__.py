@@ -1,1 +1,1 @@
-"""Recipes to copy: each is a folder, and what they have in common is in shared/."""
+"""Examples to copy: two quick starts, a file each, and two recipes, a folder each."""

@@ -6,8 +6,9 @@ import logging
 import runpy
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate.state import AcceleratorState
 
@@ -17,6 +18,7 @@ class Result:
     code: int | str | None
     out: str
     err: str
+    names: dict[str, Any] = field(default_factory=dict)  # the script's globals, if it did not exit
 
     @property
     def last_error(self) -> str:
@@ -40,17 +42,18 @@ def own_logging() -> Iterator[None]:
 
 
 def call(script: Path, *argv: object) -> Result:
-    """Run `script`, and give back what it printed and its exit code."""
+    """Run `script`, and return what it printed, its exit code and its globals."""
     before = sys.argv, list(sys.path)
     out, err = io.StringIO(), io.StringIO()
     code: int | str | None = 0
+    names: dict[str, Any] = {}
     try:
         sys.argv = [str(script), *map(str, argv)]
         with own_logging(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            names = runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit_:
         code = exit_.code
     finally:
         sys.argv, sys.path[:] = before
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Result(code, out.getvalue(), err.getvalue())
+    return Result(code, out.getvalue(), err.getvalue(), names)
