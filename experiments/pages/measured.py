@@ -1,4 +1,4 @@
-"""What the benchmarks have kept in benchmarks/results."""
+"""The tables that the experiments `step`, `low_bits` and `state_formats` have left in experiments/results."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md out of all runs in benchmarks/results: `python -m experiments report`."""
+"""The tables of docs/benchmarks.md, from all runs in experiments/results/step: `python -m experiments report`."""
 
 import argparse
 from collections.abc import Mapping, Sequence
