@@ -16,7 +16,7 @@ from adopt_hf.distributed.flat import Partition
 from adopt_hf.hyperparameters import DEFAULTS, INSTEAD, OF_ADOPTW, check_group, keep_running_mean
 from adopt_hf.plan import entries
 from adopt_hf.plan.build import Kept
-from adopt_hf.state import conversion, differences, formats, loading, prepare
+from adopt_hf.state import conversion, differences, formats, loading, prepare, saved_groups, saved_parameter
 
 
 class ADOPT(Optimizer):
@@ -237,7 +237,7 @@ class ADOPT(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return what torch's optimizers do, with plain numbers in the groups: `weights_only=True` reads no others."""
         saved = super().state_dict()
-        groups = [{name: loading.plain(value) for name, value in group.items()} for group in saved["param_groups"]]
+        groups = [{name: saved_groups.plain(value) for name, value in group.items()} for group in saved["param_groups"]]
         for group in groups:
             group["beta2_warmup"] = algorithm.warmup_exponent(group) or False  # a True that was written into the group
         return {**saved, "param_groups": groups}
@@ -258,7 +258,7 @@ class ADOPT(Optimizer):
         """
         loading.check_structure(state_dict)
         before = differences.numbers(self.param_groups)
-        found: list[loading.Member] = []
+        found: list[saved_parameter.Member] = []
         saved_state: dict[Any, Any] = {}
 
         def translate(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
@@ -290,7 +290,7 @@ class ADOPT(Optimizer):
                 hook.remove()
         differences.warn(before, self.param_groups)
 
-    def _bring_into_form(self, member: loading.Member) -> None:
+    def _bring_into_form(self, member: saved_parameter.Member) -> None:
         """Bring the loaded state of a parameter into the form that its group asks for."""
         p, partition, state = member.param, self.partitions.get(member.param), self.state[member.param]
         group = self.param_groups[member.group_index]

@@ -8,9 +8,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE, TESTS = ROOT / "adopt_hf", ROOT / "tests"
 ELSEWHERE = {  # module -> the test file that it shares, without .py
     "__main__": "commands/test_env",
-    "backends/agreement": "backends/test_selfcheck",
     "backends/bucket": "backends/test_backends",
     "backends/dense": "backends/test_foreach",
+    "backends/problem": "backends/test_agreement",
     "backends/triton/launch": "backends/triton/test_kernels",
     "backends/verdicts": "backends/test_selfcheck",
     "commands/device_check": "commands/test_env",

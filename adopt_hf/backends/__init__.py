@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 
 from adopt_hf.backends import foreach, reference, selfcheck
-from adopt_hf.backends.agreement import Kind
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
 from adopt_hf.backends.cpu import launch as cpu_launch
+from adopt_hf.backends.problem import Kind
 from adopt_hf.backends.triton import launch as triton_launch
 from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.state.formats import Format

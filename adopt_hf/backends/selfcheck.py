@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from adopt_hf.backends import capture, verdicts
-from adopt_hf.backends.agreement import Kind, Wrong, run
+from adopt_hf.backends.agreement import run
+from adopt_hf.backends.problem import Kind, Wrong
 from adopt_hf.backends.triton import launch as triton
 from adopt_hf.backends.verdicts import Verdict
 

@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 
 from adopt_hf import backends
 from adopt_hf.backends import selfcheck
-from adopt_hf.backends.agreement import Kind
+from adopt_hf.backends.problem import Kind
 from adopt_hf.optimizer import ADOPT
 from adopt_hf.state.formats import Format
 

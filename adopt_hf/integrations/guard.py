@@ -13,7 +13,7 @@ import torch
 from adopt_hf.integrations import patching
 from adopt_hf.integrations.patching import Patch
 from adopt_hf.optimizer import is_adopt_optimizer
-from adopt_hf.state import loading
+from adopt_hf.state import saved_groups
 
 
 def load_state_dict(original: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -30,10 +30,10 @@ def load_state_dict(original: Any, /, *args: Any, **kwargs: Any) -> Any:
 def refuse(optimizer: Any, state_dict: Any) -> None:
     """Raise ValueError if `state_dict` is the state of an ADOPT, and `optimizer` neither is ADOPT nor wraps one."""
     saved = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
-    if not saved or not loading.is_adopt(saved):
+    if not saved or not saved_groups.is_adopt(saved):
         return
     inner = innermost(optimizer)
-    if not is_adopt_optimizer(inner) and not loading.is_adopt(optimizer.param_groups):
+    if not is_adopt_optimizer(inner) and not saved_groups.is_adopt(optimizer.param_groups):
         raise ValueError(refusal(type(inner).__name__))
 
 
@@ -50,7 +50,7 @@ def refusal(name: str, what: str = "the saved state") -> str:
     return (
         f"{what} is that of ADOPT, and the optimizer is {name}: ADOPT's exp_avg averages normalised gradients and not "
         f"raw ones, so that the first step of {name} would move the weights by thousands of learning rates. Go on with "
-        f'ADOPT (optim="adopt" under the Trainer), or with {loading.WEIGHTS_ONLY}'
+        f'ADOPT (optim="adopt" under the Trainer), or with {saved_groups.WEIGHTS_ONLY}'
     )
 
 
@@ -79,12 +79,12 @@ def load_fsdp_optimizer(
     """
     folder = Path(input_dir)
     saved, inner = _saved_groups(folder, index), innermost(optimizer)
-    if saved and loading.is_adopt(saved) and not is_adopt_optimizer(inner):
+    if saved and saved_groups.is_adopt(saved) and not is_adopt_optimizer(inner):
         raise ValueError(refusal(type(inner).__name__, f"the optimizer's state in {folder}"))
-    if saved and not loading.is_adopt(saved) and is_adopt_optimizer(inner):
+    if saved and not saved_groups.is_adopt(saved) and is_adopt_optimizer(inner):
         raise ValueError(
             f"the optimizer's state in {folder} is not that of ADOPT, and the optimizer is {type(inner).__name__}: go "
-            f"on with the optimizer that has written it, or with {loading.WEIGHTS_ONLY}"
+            f"on with the optimizer that has written it, or with {saved_groups.WEIGHTS_ONLY}"
         )
     return original(plugin, accelerator, optimizer, model, input_dir, index, **kwargs)
 

@@ -3,7 +3,7 @@
 import torch
 
 from adopt_hf.backends import selfcheck
-from adopt_hf.backends.agreement import Kind
+from adopt_hf.backends.problem import Kind
 from adopt_hf.state.formats import Format
 from experiments.gpu.check import Check
 from experiments.harness.fresh import one_line

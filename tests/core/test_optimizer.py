@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from adopt_hf import ADOPT, LayerwiseADOPT, backends
-from adopt_hf.state import loading
+from adopt_hf.state import saved_groups
 from tests.oracle import Oracle, Settings
 
 BACKENDS = backends.NAMES
@@ -328,10 +328,10 @@ def test_foreign_state_is_refused_and_nothing_changed(saved: dict[str, Any], mes
 
 def test_param_groups_say_whether_they_are_adopts() -> None:
     weight = torch.nn.Parameter(torch.zeros(2))
-    assert loading.is_adopt(ADOPT([weight]).param_groups)
-    assert loading.is_adopt(LayerwiseADOPT([torch.nn.Parameter(torch.zeros(2))]).state_dict()["param_groups"])
+    assert saved_groups.is_adopt(ADOPT([weight]).param_groups)
+    assert saved_groups.is_adopt(LayerwiseADOPT([torch.nn.Parameter(torch.zeros(2))]).state_dict()["param_groups"])
     for other in (torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.SGD):
-        assert not loading.is_adopt(other([weight]).state_dict()["param_groups"])
+        assert not saved_groups.is_adopt(other([weight]).state_dict()["param_groups"])
 
 
 # -- state of other ADOPTs ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from transformers import TrainerState, TrainingArguments
 from adopt_hf.integrations import guard
 from adopt_hf.integrations.checkpoints.folders import MARK, last_complete, missing
 from adopt_hf.optimizer import is_adopt_optimizer
-from adopt_hf.state.loading import WEIGHTS_ONLY
+from adopt_hf.state.saved_groups import WEIGHTS_ONLY
 
 logger = logging.getLogger("adopt_hf")
 

@@ -12,7 +12,8 @@ import torch
 from adopt_hf.integrations import guard
 from adopt_hf.integrations.deepspeed import internals
 from adopt_hf.optimizer import is_adopt_optimizer
-from adopt_hf.state import differences, loading
+from adopt_hf.state import differences
+from adopt_hf.state.saved_groups import WEIGHTS_ONLY, is_adopt, translated_group
 
 COUNTS = "adopt_tensor_steps"  # in the universal_checkpoint_info of a checkpoint: name -> step count
 
@@ -21,8 +22,8 @@ NO_NVME_RESUME = (
     "DeepSpeed does not load the optimizer's state from a checkpoint when it is offloaded to NVMe: step counts, and "
     "what was too small to be swapped, would begin anew. Train with the optimizer on the CPU "
     "(offload_optimizer.device=cpu) where a run has to be resumed, or go on with "
-    f"{loading.WEIGHTS_ONLY}. DeepSpeed does not find the weights in such a checkpoint; its model.safetensors, which "
-    'the Trainer saves with "stage3_gather_16bit_weights_on_model_save": true, has them'
+    f"{WEIGHTS_ONLY}. DeepSpeed does not find the weights in such a checkpoint; its model.safetensors, "
+    'which the Trainer saves with "stage3_gather_16bit_weights_on_model_save": true, has them'
 )
 
 
@@ -61,7 +62,7 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
     optimizer: Any = getattr(engine, "basic_optimizer", None)
     saved = [] if optimizer is None else saved_groups(original, engine, args, kwargs)
     if not is_adopt_optimizer(optimizer):
-        if loading.is_adopt(saved):
+        if is_adopt(saved):
             refused = guard.refusal(type(optimizer).__name__, "the state in the checkpoint")
             raise ValueError(f"{refused}. {WEIGHTS_ONLY}")
         return original(engine, *args, **kwargs)
@@ -74,7 +75,7 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
             "groups as they were made for the checkpoint"
         )
     try:
-        groups = [loading.translated_group(there, group) for there, group in zip(saved, here, strict=False)]
+        groups = [translated_group(there, group) for there, group in zip(saved, here, strict=False)]
     except ValueError as error:
         raise ValueError(f"{error}. {WEIGHTS_ONLY}") from error
     engine.adopt_arrivals.forget()

@@ -195,15 +195,15 @@ MUTANTS = (
         "adopt_hf/state/quantization.py",
         "        & ((v >= TINIEST) & (v < largest_v))\n",
         "",
-        ("tests/state/test_loading.py",),
+        ("tests/state/test_saved_parameter.py",),
         "a damaged state would end as NaN, much later",
     ),
     Mutant(
         "states-numpy-numbers-saved",
-        "adopt_hf/state/loading.py",
+        "adopt_hf/state/saved_groups.py",
         "    if isinstance(value, Real):\n        return float(value)\n",
         "",
-        ("tests/state/test_loading.py",),
+        ("tests/state/test_saved_groups.py",),
         "a schedule's numpy number would make the checkpoint unreadable",
     ),
     Mutant(

@@ -96,8 +96,8 @@ MUTANTS = (
     Mutant(
         "guard-adopts-state-in-adam",
         f"{INTEGRATIONS}guard.py",
-        "    if not saved or not loading.is_adopt(saved):",
-        "    if not saved or loading.is_adopt(saved):",
+        "    if not saved or not saved_groups.is_adopt(saved):",
+        "    if not saved or saved_groups.is_adopt(saved):",
         OF_GUARD,
         "AdamW would go on with ADOPT's moments, and move weights by 10,000 times the learning rate",
     ),

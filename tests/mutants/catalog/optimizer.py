@@ -2,18 +2,20 @@
 
 from tests.mutants.mutant import Mutant
 
-OPTIMIZER, PLAN, KEPT_PLAN, KNOWN, ENTRIES, PARTITION, STATES, LAYERWISE = (
+OPTIMIZER, PLAN, KEPT_PLAN, KNOWN, ENTRIES, PARTITION, LOADING, GROUPS, PARAMETER, LAYERWISE = (
     f"adopt_hf/{name}.py"
     for name in (
         *("optimizer", "plan/build", "plan/kept", "plan/known", "plan/entries"),
-        *("distributed/flat", "state/loading", "layerwise"),
+        *("distributed/flat", "state/loading", "state/saved_groups", "state/saved_parameter", "layerwise"),
     )
 )
 OF_OPTIMIZER = ("tests/core/test_optimizer.py",)
 OF_TORCH = ("tests/core/test_torch_properties.py", "-k", "closure or errors or load")
 OF_KEPT_PLAN = ("tests/plan/test_kept.py",)
 OF_PARTITION = ("tests/distributed/test_flat.py",)
-OF_STATES = ("tests/state/test_loading.py",)
+OF_LOADING = ("tests/state/test_loading.py",)
+OF_GROUPS = ("tests/state/test_saved_groups.py",)
+OF_PARAMETER = ("tests/state/test_saved_parameter.py",)
 OF_LAYERWISE = ("tests/core/test_layerwise.py",)
 OF_CAPTURABLE = ("tests/backends/test_capturable.py", "-k", "scale")
 
@@ -205,39 +207,39 @@ MUTANTS = (
     ),
     Mutant(
         "states-adams-taken",
-        STATES,
+        GROUPS,
         "        not OF_ADAM & group.keys()\n        and (",
         "        (",
-        (*OF_STATES, *OF_OPTIMIZER),
+        (*OF_GROUPS, *OF_OPTIMIZER),
         "a state that has been through Adam would be taken for ADOPT's",
     ),
     Mutant(
         "states-negative-v-taken",
-        STATES,
+        PARAMETER,
         '    if _any_below_zero(saved["exp_avg_sq"]):',
         "    if False:",
-        OF_STATES,
+        OF_PARAMETER,
         "a damaged state would end as NaN, much later",
     ),
     Mutant(
         "states-transposed-taken",
-        STATES,
+        PARAMETER,
         "    if moment.shape != p.shape:",
         "    if moment.numel() != p.numel():",
-        (*OF_STATES, *OF_OPTIMIZER, "tests/core/test_torch_properties.py", "-k", "state or load or refused"),
+        (*OF_PARAMETER, *OF_OPTIMIZER, "tests/core/test_torch_properties.py", "-k", "state or load or refused"),
         "moments would belong to the wrong elements",
     ),
     Mutant(
         "states-names-ignored",
-        STATES,
+        LOADING,
         '    saved_groups = names.matched(saved["param_groups"], groups)',
         '    saved_groups = saved["param_groups"]',
-        OF_STATES,
+        OF_LOADING,
         "parameters in another order would get each other's moments",
     ),
     Mutant(
         "states-backend-of-the-checkpoint",
-        STATES,
+        GROUPS,
         "    for name in KEPT:\n        group.pop(name, None)\n",
         "",
         OF_OPTIMIZER,
@@ -245,10 +247,10 @@ MUTANTS = (
     ),
     Mutant(
         "states-fractions-of-a-step",
-        STATES,
+        PARAMETER,
         "        if 0 <= count <= LARGEST_COUNT and count.is_integer():",
         "        if count <= LARGEST_COUNT:",
-        OF_STATES,
+        OF_PARAMETER,
         "a count of -1 or 2.5 would be taken, and the clip be NaN",
     ),
     Mutant(

@@ -52,7 +52,7 @@ MUTANTS = (
     ),
     Mutant(
         "state-without-a-warm-up-gets-one",
-        "adopt_hf/state/loading.py",
+        "adopt_hf/state/saved_groups.py",
         '    group.setdefault("beta2_warmup", False)  # torch-adopt and timm have none\n',
         "",
         ("tests/core/test_adoptw.py",),
