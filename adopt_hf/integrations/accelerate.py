@@ -38,13 +38,6 @@ def _check_kept(given: Any, got: Any) -> None:
         )
 
 
-def refuse(reason: str, original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
-    """`Accelerator.prepare` of an Accelerate that is not known: ADOPT is an error, the rest is unchanged."""
-    if any(map(is_adopt_optimizer, args)):
-        raise ImportError(reason)
-    return original(accelerator, *args, **kwargs)
-
-
 def _fill(block: dict[str, Any], given: dict[str, Any]) -> None:
     """Write what a DummyOptim was given, beside `lr` and `weight_decay`, into the "optimizer" block, in place.
 
@@ -74,7 +67,7 @@ PREPARE = Patch(
     "by DeepSpeedCPUAdam, without a word.",
     why="`prepare` is the public method in which it happens. In front of it the config can still say no.",
     remove_when="Accelerate keeps the optimizer that it was given, or raises an error.",
-    refuse=refuse,
+    asks=is_adopt_optimizer,
 )
 LOADS = (
     Patch(

@@ -31,8 +31,8 @@ class Patch:
         remove_when: The change of the other package that makes the patch unnecessary.
         called: The name of the function in error messages. Default: the name in `target`.
         optional: Whether ADOPT can do without the patch. It is left out of a version with another function, or none.
-        refuse: Called as `refuse(reason, original, *args, **kwargs)` instead of the function in a version that does not
-            fit, where ADOPT is an error. Default: the function stays as it is there.
+        asks: Whether an argument of a call asks for ADOPT. In a version that does not fit, a call with such an argument
+            raises ImportError. Default: the function stays as it is there.
     """
 
     target: str
@@ -43,7 +43,7 @@ class Patch:
     remove_when: str
     called: str = ""
     optional: bool = False
-    refuse: Around | None = None
+    asks: Callable[[Any], bool] | None = None
 
     @property
     def module(self) -> str:
@@ -131,14 +131,14 @@ def install(patches: Iterable[Patch], reason: str | None = None) -> None:
 
     Args:
         patches: Rows of modules that have been imported.
-        reason: The reason why the package does not fit. Only the rows with a `refuse` are installed then.
+        reason: The reason why the package does not fit. Only the rows with `asks` are installed then.
     """
     for patch in patches:
         owner, name = patch._place()
         if reason is None and patch.mismatch() is None:
             _wrap(owner, name, patch.around)
-        elif reason is not None and patch.refuse is not None and inspect.isroutine(_function(owner, name)):
-            _wrap(owner, name, functools.partial(patch.refuse, reason))
+        elif reason is not None and patch.asks is not None and inspect.isroutine(_function(owner, name)):
+            _wrap(owner, name, functools.partial(_refuse, patch.asks, reason))
 
 
 def uninstall(patches: Iterable[Patch]) -> None:
@@ -149,6 +149,12 @@ def uninstall(patches: Iterable[Patch]) -> None:
     """
     for patch in patches:
         _unwrap(*patch._place())
+
+
+def _refuse(asks: Callable[[Any], bool], reason: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+    if any(map(asks, (*args, *kwargs.values()))):
+        raise ImportError(reason)
+    return original(*args, **kwargs)
 
 
 def _wrap(owner: Any, name: str, around: Around) -> None:

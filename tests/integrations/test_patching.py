@@ -56,10 +56,6 @@ def exact(original: Callable[..., Any], args: Any, model: Any = None) -> Any:
     return ["ours", *original(args, model)]
 
 
-def refused(reason: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    raise ImportError(reason)
-
-
 def row(name: str = "train", takes: str = "model", around: Callable[..., Any] = noted, **more: Any) -> Patch:
     return Patch(f"theirs:{name}", around, takes, issue="an issue", why="a reason", remove_when="it is gone", **more)
 
@@ -140,11 +136,14 @@ def test_a_wrapper_of_another_library_is_not_taken_away(theirs: Any) -> None:
 
 
 def test_what_does_not_fit_stays_and_refuses(theirs: Any) -> None:
-    rows = [row(), row("Engine.make", "args", refuse=refused), row("Engine.gone", refuse=refused)]
+    rows = [row(), row("Engine.make", "args", asks=lambda argument: argument == "a"), row("Engine.gone", asks=bool)]
     patching.install(rows, "too new")
     assert [patch.is_installed() for patch in rows] == [False, True, False]
     with pytest.raises(ImportError, match="too new"):
         theirs.Engine.make("a")
+    with pytest.raises(ImportError, match="too new"):
+        theirs.Engine.make("b", model="a")
+    assert theirs.Engine.make("b") == ["b", None]
     patching.uninstall(rows)
     assert theirs.Engine.make("a") == ["a", None]
 
@@ -242,7 +241,7 @@ def test_the_environment_lists_them() -> None:
 
 
 def test_the_environment_says_why_not(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = (row(), row("Engine.make", "gone", refuse=refused), row("Engine.gone"))
+    rows = (row(), row("Engine.make", "gone", asks=bool), row("Engine.gone"))
     patching.install(rows, "theirs is too new")
     monkeypatch.setattr(env, "version", lambda name: "1.0")
     assert env._patches("theirs", integrations.Patched(rows, lambda: "theirs is too new")) == [

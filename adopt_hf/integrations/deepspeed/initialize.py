@@ -50,9 +50,10 @@ def initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
         call.arguments |= {"model_parameters": parameters, "optimizer": optimizer(parameters)}
         optimizer = call.arguments["optimizer"]
     _check_block(adopted, optimizer)
-    if _makes_adopt(optimizer):
+    made = adopt_class(optimizer)
+    if made is not None:
         keep_adopt(adopted)
-        internals.support_in_zero(_class_of(optimizer))
+        internals.support_in_zero(made)
         call.arguments["optimizer"] = optimizer
         if where == "args":
             without = copy.copy(call.arguments["args"])
@@ -72,7 +73,7 @@ def _check_block(config: Mapping[str, Any], optimizer: Any) -> None:
     block = config.get("optimizer")
     if optimizer is None or not isinstance(block, Mapping):
         return
-    if _makes_adopt(optimizer):
+    if adopt_class(optimizer) is not None:
         _warn_of_block(str(block.get("type")))
     elif is_adopt_block(config):
         raise ValueError(
@@ -128,22 +129,16 @@ def _adopt_of_block(cls: type[ADOPT], model: Any, params: Any, **kwargs: Any) ->
     return cls(internals.expert_groups(params), **kwargs, float32_apart=True)
 
 
-def _makes_adopt(optimizer: Any) -> bool:
+def adopt_class(optimizer: Any) -> type | None:
+    """Return the class of the ADOPT that `optimizer` is or makes, or None. It may be another copy of the module's."""
     made = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
-    return made is _adopt_of_block or is_adopt_optimizer(made)
-
-
-def _class_of(optimizer: Any) -> type:
-    """The class of the ADOPT that `_makes_adopt` has found: of another copy of the module, it is another class."""
-    made = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
+    if made is _adopt_of_block:
+        return cast(type, optimizer.args[0])
     if not is_adopt_optimizer(made):
-        return cast(type, optimizer.args[0])  # of _adopt_of_block
+        return None
     return made if isinstance(made, type) else type(made)
 
 
-def refuse(reason: str, original: Any, *args: Any, **kwargs: Any) -> Any:
-    """`deepspeed.initialize` of a DeepSpeed that is not known: ADOPT is an error, the rest is left alone."""
-    everything = [*args, *kwargs.values()]
-    if any(_makes_adopt(x) or (isinstance(x, Mapping) and is_adopt_block(x)) for x in everything):
-        raise ImportError(reason)
-    return original(*args, **kwargs)
+def asks_for_adopt(argument: Any) -> bool:
+    """Return whether an argument of `deepspeed.initialize` is an ADOPT, makes one, or is a config with its block."""
+    return adopt_class(argument) is not None or (isinstance(argument, Mapping) and is_adopt_block(argument))

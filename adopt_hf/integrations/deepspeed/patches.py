@@ -18,7 +18,7 @@ PATCHES = (
         "is refused under offload unless a flag is set.",
         why="It is public, and everything passes through it, Accelerate and the Trainer included.",
         remove_when="DeepSpeed can be told of an optimizer class.",
-        refuse=initialize.refuse,
+        asks=initialize.asks_for_adopt,
     ),
     Patch(
         target="deepspeed:DeepSpeedEngine.__init__",

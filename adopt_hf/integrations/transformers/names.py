@@ -55,14 +55,9 @@ def explain_names(reason: str) -> None:
         explain_optimizer_name(name, reason)
 
 
-def refuse(reason: str, original: Any, *args: Any, **kwargs: Any) -> Any:
-    """`Trainer.get_optimizer_cls_and_kwargs` of a version that does not fit: ADOPT is an error, the rest is unchanged.
-
-    Arguments with one of the names were made, or unpickled, before the Trainer was imported.
-    """
-    if any(getattr(argument, "optim", None) in NAMES for argument in (*args, *kwargs.values())):
-        raise ImportError(reason)
-    return original(*args, **kwargs)
+def are_in(args: Any) -> bool:
+    """Return whether `args`, the arguments of a training or something else, have one of the names."""
+    return getattr(args, "optim", None) in NAMES
 
 
 def remove_names() -> None:

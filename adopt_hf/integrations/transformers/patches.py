@@ -42,7 +42,7 @@ PATCHES = (
         'and equals sign: `betas=(0.9,0.99)` or a trailing comma fail there with "not enough values".',
         why="In front of both, our own parser can read the text and say what is wrong with it.",
         remove_when="transformers lets a package register an optimizer and hands it the text.",
-        refuse=names.refuse,
+        asks=names.are_in,  # arguments that were made, or unpickled, before the Trainer was imported
     ),
     Patch(
         target=f"{TRAINER}:Trainer._load_from_checkpoint",
