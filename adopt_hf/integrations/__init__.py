@@ -27,8 +27,8 @@ class Patched(NamedTuple):
 PATCHED = {
     "torch": Patched(guard.PATCHES, lambda: None),
     "transformers": Patched(of_transformers.PATCHES, of_transformers.mismatch),
-    "accelerate": Patched(accelerate.PACKAGE.patches, accelerate.mismatch),
-    "deepspeed": Patched(of_deepspeed.PATCHES, of_deepspeed.mismatch),
+    "accelerate": Patched(accelerate.PACKAGE.patches, accelerate.PACKAGE.mismatch),
+    "deepspeed": Patched(of_deepspeed.PATCHES, of_deepspeed.PACKAGE.mismatch),
 }
 
 

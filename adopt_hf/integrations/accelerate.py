@@ -4,11 +4,9 @@ from typing import Any
 
 from adopt_hf.integrations import guard, patching
 from adopt_hf.integrations.after_import import when_imported, when_imported_no_more
-from adopt_hf.integrations.deepspeed.ds_config import forget_auto, is_adopt_block, is_auto, keep_adopt
+from adopt_hf.integrations.deepspeed.ds_config import FILLED, forget_auto, is_adopt_block, is_auto, keep_adopt
 from adopt_hf.integrations.patching import Package, Patch
 from adopt_hf.optimizer import is_adopt_optimizer
-
-FILLED = ("lr", "weight_decay")  # by Accelerate, from its DummyOptim
 
 
 def prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
@@ -92,13 +90,6 @@ LOADS = (
 PACKAGE = Package("accelerate", "1.10", "ADOPT", (PREPARE, *LOADS))
 
 
-def mismatch() -> str | None:
-    """Return why ADOPT cannot be kept by the installed Accelerate, or None. Imports it."""
-    import accelerate
-
-    return PACKAGE.mismatch(accelerate)
-
-
 def register() -> None:
     """Look at what is prepared, once accelerate is imported. A second call does nothing."""
     when_imported("accelerate", _install)
@@ -110,5 +101,5 @@ def unregister() -> None:
 
 
 def _install() -> None:
-    patching.install([PREPARE], mismatch())
+    patching.install([PREPARE], PACKAGE.mismatch())
     patching.install(LOADS)

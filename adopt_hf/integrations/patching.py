@@ -6,7 +6,6 @@ version fits, `python -m adopt_hf env` and the table of docs/integrations.md are
 
 import functools
 import importlib
-import importlib.metadata
 import inspect
 import sys
 from collections.abc import Callable, Iterable
@@ -110,9 +109,9 @@ class Package(NamedTuple):
             return f"{self.use} needs {self.name} {self.minimum} or later, installed is {installed}"
         return None
 
-    def mismatch(self, module: Any) -> str | None:
-        """Return why the patches do not fit `module`, which is the package, or None."""
-        installed = getattr(module, "__version__", None)
+    def mismatch(self) -> str | None:
+        """Return why the patches do not fit the installed version, or None. Imports the package."""
+        installed = getattr(importlib.import_module(self.name), "__version__", None)
         old = self.too_old(installed) if installed is not None else None
         return old or self.says_changed(installed or "of unknown version", changed(self.patches) or self.changed())
 
@@ -202,15 +201,6 @@ def _function(owner: Any, name: str) -> Any:
 def _takes_anything(around: Around) -> bool:
     kinds = {parameter.kind for parameter in inspect.signature(around).parameters.values()}
     return bool(kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
-
-
-def version(package: str) -> str:
-    """Return the installed version of `package`.
-
-    Raises:
-        importlib.metadata.PackageNotFoundError: If it is not installed.
-    """
-    return importlib.metadata.version(package)
 
 
 def import_failure(*modules: str) -> str | None:

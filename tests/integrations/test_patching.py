@@ -172,7 +172,7 @@ def test_an_optional_patch_is_left_out(theirs: Any) -> None:
 def test_why_a_package_does_not_fit(installed: str | None, patch: Patch, reason: str | None, theirs: Any) -> None:
     if installed is not None:
         theirs.__version__ = installed
-    assert Package("theirs", "2.0", "ADOPT", (patch,)).mismatch(theirs) == reason
+    assert Package("theirs", "2.0", "ADOPT", (patch,)).mismatch() == reason
 
 
 # -- the rows ----------------------------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ from adopt_hf.memory import OFFLOAD
 from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
 
 CLASSES: dict[str, type[ADOPT]] = {"adopt": ADOPT, "adoptw": ADOPTW}  # "type" of a block, in any case
-
-
+FILLED = ("lr", "weight_decay")  # the Trainer and Accelerate fill these in where the block has "auto"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -113,7 +112,7 @@ def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dic
             raise ValueError(
                 f"DeepSpeed config: optimizer.params has the unknown key {key!r}; ADOPT's are {', '.join(OPTIONS)}"
             )
-    for key in ("lr", "weight_decay"):
+    for key in FILLED:
         if is_auto(given.get(key)) and not auto_is_filled:
             raise ValueError(
                 f"DeepSpeed config: optimizer.params.{key} is 'auto', which the Trainer and Accelerate fill in and "

@@ -1,5 +1,6 @@
 """The inside of DeepSpeed: everything that is no public interface of it and that ADOPT has to read or change."""
 
+import importlib.metadata
 import sys
 import weakref
 from collections.abc import Callable
@@ -7,8 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from adopt_hf.integrations import patching
 
 
 def states_of_fused_adam(engine: Any, include: Any) -> list[str]:
@@ -219,10 +218,8 @@ def zero_whole_tensors(engine: Any) -> list[tuple[Any, list[tuple[Tensor, Tensor
 
 
 def _changed(optimizer: Any, error: AttributeError) -> ImportError:
-    kind = type(optimizer).__name__
-    return ImportError(
-        f"deepspeed {patching.version('deepspeed')} has changed {kind} ({error}): adopt_hf must be updated"
-    )
+    installed, kind = importlib.metadata.version("deepspeed"), type(optimizer).__name__
+    return ImportError(f"deepspeed {installed} has changed {kind} ({error}): adopt_hf must be updated")
 
 
 def _consecutive(tensors: Any) -> list[tuple[int, int, int]]:

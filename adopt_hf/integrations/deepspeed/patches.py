@@ -76,13 +76,6 @@ def _changed() -> str | None:
 PACKAGE = Package("deepspeed", "0.17", "ADOPT under DeepSpeed", PATCHES, _changed)
 
 
-def mismatch() -> str | None:
-    """Return why the patches do not fit the installed DeepSpeed, or None. Imports it."""
-    import deepspeed
-
-    return PACKAGE.mismatch(deepspeed)
-
-
 def register() -> None:
     """Teach DeepSpeed what ADOPT is, once it is imported. A second call does nothing."""
     when_imported("deepspeed", _install)
@@ -94,7 +87,7 @@ def unregister() -> None:
 
 
 def _install() -> None:
-    reason = mismatch()
+    reason = PACKAGE.mismatch()
     if reason is None:
         for optimizer_class in CLASSES.values():
             internals.support_in_zero(optimizer_class)
