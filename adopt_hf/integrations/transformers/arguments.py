@@ -1,6 +1,5 @@
 """The optimizer that TrainingArguments ask for: its class, its numbers, and what of them a user has set."""
 
-import dataclasses
 import functools
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,12 +75,12 @@ def _layerwise(args: "TrainingArguments") -> type[ADOPTW]:
     Raises:
         ValueError: it cannot; says what would have to be set.
     """
-    default: Any = {f.name: f.default for f in dataclasses.fields(args)}["max_grad_norm"]
+    unset = fields.default(args, "max_grad_norm")
     refused = {
         f"gradient_accumulation_steps={args.gradient_accumulation_steps}: set it to 1": (
             args.gradient_accumulation_steps != 1
         ),
-        f"max_grad_norm={args.max_grad_norm}: set it to 0": args.max_grad_norm not in (0, None, default),
+        f"max_grad_norm={args.max_grad_norm}: set it to 0": args.max_grad_norm not in (0, None, unset),
         f"{args.world_size} processes: start one": args.world_size > 1,
         "several GPUs in one process: set CUDA_VISIBLE_DEVICES to one of them": args.n_gpu > 1,
         "fp16, whose gradients are scaled: use bf16": args.fp16,
@@ -95,8 +94,8 @@ def _layerwise(args: "TrainingArguments") -> type[ADOPTW]:
                 f'optim="{LAYERWISE}" updates each parameter as its gradient becomes ready, and all gradients never '
                 f'exist at once. That cannot be combined with {what}, or write optim="{NAME}"'
             )
-    if args.max_grad_norm == default and args.max_grad_norm is not default:  # written, as in fields.warn_of_replaced
-        _warn_of_clipping(default)
+    if fields.is_written_default(args, "max_grad_norm"):
+        _warn_of_clipping(args.max_grad_norm)
     return LayerwiseADOPTW
 
 
@@ -151,6 +150,11 @@ def resolve(args: "TrainingArguments") -> Resolved:
     kwargs = {"lr": values.pop("lr"), "betas": (values.pop("beta1"), values.pop("beta2")), **values}
     checked = ADOPT([{"params": []}], **kwargs).defaults  # now, with ADOPT's own words
     return Resolved({name: checked[name] for name in kwargs}, set_by_user, loraplus)
+
+
+def asks_for_adopt(trainer: Any) -> bool:
+    """Return whether the Trainer builds ADOPT, by one of the names or by the class that it was given."""
+    return trainer.args.optim in names.registered or was_given_the_class(trainer)
 
 
 def was_given_the_class(trainer: Any) -> bool:

@@ -54,13 +54,13 @@ def deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> An
         ValueError: it would train with another optimizer, or could not load the best model at the end.
     """
     config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config
-    by_class = arguments.was_given_the_class(trainer)
-    if by_class or trainer.args.optim in names.registered or ds_config.is_adopt_block(config):
+    is_asked, has_block = arguments.asks_for_adopt(trainer), ds_config.is_adopt_block(config)
+    if is_asked or has_block:
         _refuse_best_model_from_nvme(trainer, config)
-    if (by_class or is_adopt_optimizer(trainer.optimizer)) and not ds_config.is_adopt_block(config):
+    if not has_block and (arguments.was_given_the_class(trainer) or is_adopt_optimizer(trainer.optimizer)):
         if "optimizer" in config:
             raise ValueError(f"the Trainer was given ADOPT, and {_another_block(config)}")
-        if not by_class and trainer.args.optim not in names.registered:
+        if not is_asked:
             raise ValueError(
                 f"the Trainer was given an ADOPT in `optimizers`, which it drops under DeepSpeed to build "
                 f'optim="{trainer.args.optim.value}": write optim="{NAME}", or give optimizer_cls_and_kwargs'
@@ -108,7 +108,7 @@ def deepspeed_optim_sched(original: Any, trainer: Any, hf_config: Any, *rest: An
         ValueError: LoRA+ is asked for, and the DeepSpeed config has a scheduler.
     """
     by_deepspeed = ds_config.is_adopt_block(hf_config.config)
-    if by_deepspeed or trainer.args.optim in names.registered or arguments.was_given_the_class(trainer):
+    if by_deepspeed or arguments.asks_for_adopt(trainer):
         _refuse_scheduler(hf_config.config, trainer.args.optim_args)
     optimizer, scheduler = original(trainer, hf_config, *rest, **kwargs)
     if by_deepspeed:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 ADAM = {"beta1": "adam_beta1", "beta2": "adam_beta2", "eps": "adam_epsilon"}  # ADOPT's name -> the field
-OF_SET_OPTIMIZER = {"beta1": "adam_beta1", "beta2": "adam_beta2", "epsilon": "adam_epsilon"}
 ASSIGNED = "_adopt_hf_assigned"  # in vars(args): the names of fields, which pickle and copy with the arguments
 
 logger = logging.getLogger("adopt_hf")
@@ -25,46 +24,51 @@ _warned = False
 
 def set_by_user(args: "TrainingArguments") -> dict[str, float]:
     """Return Adam's numbers that a user has set, by ADOPT's names."""
-    defaults = _defaults(args)
     assigned = vars(args).get(ASSIGNED, frozenset())
-    numbers = {name: getattr(args, field) for name, field in ADAM.items()}
-    return {name: n for name, n in numbers.items() if ADAM[name] in assigned or n != defaults[name]}
+    return {
+        name: getattr(args, field)
+        for name, field in ADAM.items()
+        if field in assigned or getattr(args, field) != default(args, field)
+    }
+
+
+def default(args: "TrainingArguments", field: str) -> Any:
+    """Return the default of a field of TrainingArguments."""
+    return next(f.default for f in dataclasses.fields(args) if f.name == field)
+
+
+def is_written_default(args: "TrainingArguments", field: str) -> bool:
+    """Return whether a field holds its default because a user wrote it, on a command line or in a call.
+
+    It equals the default that was not set, but it is another object. That is enough for a warning. It is too little to
+    decide what a run trains with, because unpickled arguments hold other objects too.
+    """
+    value, unset = getattr(args, field), default(args, field)
+    return bool(value == unset) and value is not unset
 
 
 def warn_of_replaced(args: "TrainingArguments", used: dict[str, float]) -> None:
     """Warn, once a process, if a number of Adam was written in TrainingArguments and the run uses another one.
 
-    A default that was written on a command line or in a call equals one that was not set, but it is another object.
-    That is enough for a warning. It is too little to decide what a run trains with, because unpickled arguments hold
-    other objects too.
-
     Args:
         used: the numbers of the run, by ADOPT's names.
     """
     global _warned
-    defaults = _defaults(args)
-    fields = {name: (field, getattr(args, field)) for name, field in ADAM.items()}
     replaced = {
-        name: f"{field}={value}"
-        for name, (field, value) in fields.items()
-        if used[name] != value == defaults[name] and value is not defaults[name]
+        name: getattr(args, field)
+        for name, field in ADAM.items()
+        if used[name] != getattr(args, field) and is_written_default(args, field)
     }
     if not replaced or _warned:
         return
     _warned = True
-    written = ", ".join(f"{name}={fields[name][1]}" for name in replaced)
     logger.warning(
         "TrainingArguments were given %s, Adam's default, which they hold as well if nothing is set. ADOPT therefore "
         'trains with its own %s. To train with the given numbers write optim_args="%s"',
-        " and ".join(replaced.values()),
+        " and ".join(f"{ADAM[name]}={value}" for name, value in replaced.items()),
         " and ".join(f"{name}={used[name]}" for name in replaced),
-        written,
+        ", ".join(f"{name}={value}" for name, value in replaced.items()),
     )
-
-
-def _defaults(args: "TrainingArguments") -> dict[str, float]:
-    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(args)}
-    return {name: defaults[field] for name, field in ADAM.items()}
 
 
 def assign(original: Any, args: Any, name: str, value: Any) -> None:
@@ -80,5 +84,5 @@ def set_optimizer(original: Any, args: Any, /, *values: Any, **named: Any) -> An
     """`TrainingArguments.set_optimizer` that notes which of Adam's numbers are written in the call."""
     written = inspect.signature(original).bind(args, *values, **named).arguments
     result = original(args, *values, **named)
-    vars(args)[ASSIGNED] = frozenset(field for name, field in OF_SET_OPTIMIZER.items() if name in written)
+    vars(args)[ASSIGNED] = frozenset(field for field in ADAM.values() if field.removeprefix("adam_") in written)
     return result

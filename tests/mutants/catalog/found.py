@@ -65,8 +65,8 @@ MUTANTS = (
     Mutant(
         "fields-default-set-on-purpose",
         "adopt_hf/integrations/transformers/fields.py",
-        "if ADAM[name] in assigned or n != defaults[name]}",
-        "if n != defaults[name]}",
+        "        if field in assigned or getattr(args, field) != default(args, field)\n",
+        "        if getattr(args, field) != default(args, field)\n",
         ("tests/integrations/transformers/test_fields.py",),
         "a trial of a search that says 0.999 would train with 0.9999",
     ),
