@@ -17,7 +17,6 @@ from adopt_hf.state.saved_groups import WEIGHTS_ONLY, is_adopt, translated_group
 
 COUNTS = "adopt_tensor_steps"  # in the universal_checkpoint_info of a checkpoint: name -> step count
 
-
 NO_NVME_RESUME = (
     "DeepSpeed does not load the optimizer's state from a checkpoint when it is offloaded to NVMe: step counts, and "
     "what was too small to be swapped, would begin anew. Train with the optimizer on the CPU "
@@ -25,11 +24,7 @@ NO_NVME_RESUME = (
     f"{WEIGHTS_ONLY}. DeepSpeed does not find the weights in such a checkpoint; its model.safetensors, "
     'which the Trainer saves with "stage3_gather_16bit_weights_on_model_save": true, has them'
 )
-
-
-WEIGHTS_ONLY = "A call of the engine takes the weights only: load_checkpoint(..., load_optimizer_states=False)"
-
-
+WEIGHTS_OF_ENGINE = "A call of the engine takes the weights only: load_checkpoint(..., load_optimizer_states=False)"
 OTHER_WORLD_SIZE = (
     "To go on with another number of processes, make a universal checkpoint of it: "
     "`python -m deepspeed.checkpoint.ds_to_universal --input_folder CHECKPOINT/global_stepN --output_folder "
@@ -60,13 +55,17 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
         RuntimeError: If the optimizer is on NVMe, from where DeepSpeed does not bring all of its state back.
     """
     optimizer: Any = getattr(engine, "basic_optimizer", None)
-    saved = [] if optimizer is None else saved_groups(original, engine, args, kwargs)
+    call = inspect.signature(original).bind(engine, *args, **kwargs)
+    call.apply_defaults()
+    asked = call.arguments
+    loads_state = bool(asked.get("load_optimizer_states")) and not asked.get("load_module_only")
+    saved = saved_groups(engine, str(asked["load_dir"]), asked["tag"]) if loads_state and optimizer is not None else []
     if not is_adopt_optimizer(optimizer):
         if is_adopt(saved):
             refused = guard.refusal(type(optimizer).__name__, "the state in the checkpoint")
-            raise ValueError(f"{refused}. {WEIGHTS_ONLY}")
+            raise ValueError(f"{refused}. {WEIGHTS_OF_ENGINE}")
         return original(engine, *args, **kwargs)
-    if engine.zero_nvme_offload_optimizer() and loads_state(original, engine, args, kwargs):
+    if engine.zero_nvme_offload_optimizer() and loads_state:
         raise RuntimeError(NO_NVME_RESUME)
     universal, here = engine.load_universal_checkpoint(), optimizer.param_groups
     if universal and saved and len(saved) != len(here):
@@ -77,7 +76,7 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
     try:
         groups = [translated_group(there, group) for there, group in zip(saved, here, strict=False)]
     except ValueError as error:
-        raise ValueError(f"{error}. {WEIGHTS_ONLY}") from error
+        raise ValueError(f"{error}. {WEIGHTS_OF_ENGINE}") from error
     engine.adopt_arrivals.forget()
     before = differences.numbers(optimizer.param_groups)
     try:
@@ -118,23 +117,12 @@ def _set_step_counts(engine: Any, counts: dict[str, float]) -> None:
 # -- what a checkpoint holds -------------------------------------------------------------------------------------------
 
 
-def loads_state(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) -> bool:
-    """Whether a call of `load_checkpoint` asks for the optimizer's state."""
-    call = inspect.signature(load_checkpoint).bind(engine, *args, **kwargs)
-    call.apply_defaults()
-    return bool(call.arguments.get("load_optimizer_states")) and not call.arguments.get("load_module_only")
+def saved_groups(engine: Any, folder: str, tag: str | None) -> list[dict[str, Any]]:
+    """Return the param groups in the checkpoint `tag` in `folder`; those in the latest one if `tag` is None.
 
-
-def saved_groups(load_checkpoint: Any, engine: Any, args: Any, kwargs: Any) -> list[dict[str, Any]]:
-    """Return the param groups of the optimizer's state that a call of `load_checkpoint` will load.
-
-    None if it loads no state, or if DeepSpeed will not find the file either and says what is missing.
+    There are none if DeepSpeed will not find the file either, and says what is missing.
     """
-    if not loads_state(load_checkpoint, engine, args, kwargs):
-        return []
-    call = inspect.signature(load_checkpoint).bind(engine, *args, **kwargs)
-    call.apply_defaults()
-    folder, tag, universal = str(call.arguments["load_dir"]), call.arguments["tag"], engine.load_universal_checkpoint()
+    universal = engine.load_universal_checkpoint()
     latest = os.path.join(folder, "latest_universal" if universal else "latest")
     if tag is None and os.path.isfile(latest):
         with open(latest, encoding="utf-8") as file:
