@@ -1,16 +1,15 @@
 """Functions of DeepSpeed that are written for Adam: each keeps ADOPT as it is, or is refused by name."""
 
+import functools
 import inspect
 import logging
 from typing import Any
 
+from adopt_hf.integrations import guard
 from adopt_hf.integrations.deepspeed import internals
 from adopt_hf.optimizer import is_adopt_optimizer
 
 logger = logging.getLogger("adopt_hf")
-
-
-_told_of_betas = False
 
 
 def one_cycle(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
@@ -19,12 +18,8 @@ def one_cycle(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     Raises:
         ValueError: `cycle_momentum` is set to true.
     """
-    global _told_of_betas
     call = inspect.signature(original).bind(scheduler, *args, **kwargs)
-    inner = call.arguments["optimizer"]
-    while not is_adopt_optimizer(inner) and hasattr(inner, "optimizer"):
-        inner = inner.optimizer
-    if is_adopt_optimizer(inner):
+    if is_adopt_optimizer(guard.innermost(call.arguments["optimizer"])):
         if call.arguments.get("cycle_momentum"):
             raise ValueError(
                 "the optimizer is ADOPT, and cycle_momentum=True makes DeepSpeed's OneCycle scheduler set beta2 to 0.99"
@@ -32,14 +27,18 @@ def one_cycle(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
                 '"scheduler" block (ADOPT then keeps its own betas), or use torch.optim.lr_scheduler.OneCycleLR, which '
                 "only cycles beta1"
             )
-        if "cycle_momentum" not in call.arguments and not _told_of_betas:
-            _told_of_betas = True
-            logger.warning(
-                "DeepSpeed's OneCycle scheduler only cycles the learning rate of ADOPT: its cycle_momentum, which is "
-                "on by default, would set beta2 to 0.99. ADOPT keeps its own betas, as with cycle_momentum=False"
-            )
+        if "cycle_momentum" not in call.arguments:
+            _warn_of_betas()
         call.arguments["cycle_momentum"] = False
     original(*call.args, **call.kwargs)
+
+
+@functools.cache  # once a process
+def _warn_of_betas() -> None:
+    logger.warning(
+        "DeepSpeed's OneCycle scheduler only cycles the learning rate of ADOPT: its cycle_momentum, which is on by "
+        "default, would set beta2 to 0.99. ADOPT keeps its own betas, as with cycle_momentum=False"
+    )
 
 
 def offload_states(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:

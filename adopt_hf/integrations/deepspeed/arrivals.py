@@ -4,6 +4,7 @@ The host knows what arrives, because autograd calls a hook for each gradient. Th
 of CPU tensors over gloo, one a step for all tensors that the same processes share. No step waits for the device.
 """
 
+import functools
 import logging
 import weakref
 from collections.abc import Sequence
@@ -134,18 +135,13 @@ class Arrivals:
         reduce_on_host(counts, dist.ReduceOp.SUM, self.hosts[self.ranks[index]])
 
 
-_hidden_gradients_warned = False
-
-
+@functools.cache  # once a process
 def _warn_of_hidden_gradients() -> None:
-    global _hidden_gradients_warned
-    if not _hidden_gradients_warned:
-        _hidden_gradients_warned = True
-        logger.warning(
-            "autograd's hooks have not seen a gradient of any parameter of the DeepSpeed engine, so ADOPT reads the "
-            "values of the gradients in each step and waits for the device. A compiler that reduces gradients itself, "
-            "such as DeepCompile, may hide them: leave it out"
-        )
+    logger.warning(
+        "autograd's hooks have not seen a gradient of any parameter of the DeepSpeed engine, so ADOPT reads the values "
+        "of the gradients in each step and waits for the device. A compiler that reduces gradients itself, such as "
+        "DeepCompile, may hide them: leave it out"
+    )
 
 
 # -- Process groups for CPU tensors ------------------------------------------------------------------------------------

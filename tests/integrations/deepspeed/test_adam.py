@@ -144,7 +144,7 @@ CYCLE: dict[str, Any] = {"cycle_min_lr": 1e-4, "cycle_max_lr": 1e-3, "cycle_firs
 
 @pytest.fixture
 def optimizer() -> ADOPT:
-    adam._told_of_betas = False
+    adam._warn_of_betas.cache_clear()
     return ADOPT([torch.nn.Parameter(torch.zeros(2))], betas=(0.9, 0.9999))
 
 
