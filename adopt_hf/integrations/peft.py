@@ -79,7 +79,8 @@ def loraplus_groups(
     for name, p in trainable:
         # A LoRA layer holds its parameters in dictionaries: `embed_tokens.lora_embedding_A.default`.
         layer = model.get_submodule(".".join(name.split(".")[:-2]))
-        kind = "embedding" if isinstance(layer, embedding) else "B" if "lora_B" in name or _ndim(p) == 1 else "A"
+        ndim = len(getattr(p, "ds_shape", p.shape))  # ZeRO 3 leaves an empty tensor, and notes the shape
+        kind = "embedding" if isinstance(layer, embedding) else "B" if "lora_B" in name or ndim == 1 else "A"
         groups[kind, is_decayed(model, name)].append(p)
     return [
         {"params": params, "lr": rates[kind], "weight_decay": weight_decay if decayed else 0.0}
@@ -94,11 +95,6 @@ def _embedding_class() -> type[nn.Module]:
     except ImportError as error:
         raise ImportError(f"optim_args: loraplus_lr_ratio needs peft (pip install peft): {error}") from error
     return Embedding
-
-
-def _ndim(p: Tensor) -> int:
-    """The dimensions of the whole tensor: ZeRO 3 leaves an empty one and notes the shape."""
-    return len(getattr(p, "ds_shape", p.shape))
 
 
 def keep_precision(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:

@@ -29,8 +29,7 @@ def layout_of(checkpoint: Path) -> str:
 
 def check_layout(checkpoint: Path) -> None:
     """Raise ValueError if `checkpoint` was written in a launch mode whose files this process's cannot read."""
-    theirs: str | None = layout_of(checkpoint)
-    ours = layout()
+    theirs, ours = layout_of(checkpoint), layout()
     if theirs != ours:
         raise ValueError(
             f"checkpoint {checkpoint} was written with another launcher config: its layout is {theirs!r}, this run's "

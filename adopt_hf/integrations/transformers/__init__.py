@@ -1,7 +1,6 @@
 """ADOPT in transformers: the names of `optim`, what the Trainer makes of them, and the Trainer's DeepSpeed."""
 
-ARGUMENTS, DEEPSPEED, TRAINER = (
-    "transformers.training_args",
-    "transformers.integrations.deepspeed",
-    "transformers.trainer",
-)
+ARGUMENTS = "transformers.training_args"
+TRAINER = "transformers.trainer"
+DEEPSPEED = "transformers.integrations.deepspeed"
+MODULES = (ARGUMENTS, TRAINER, DEEPSPEED)  # that are patched

@@ -27,7 +27,7 @@ def add_names(check: Callable[[], None]) -> None:
     global _check
     _check = check
     for name in NAMES:
-        if add_optimizer_name(name, _reduce_optimizer_name):
+        if add_optimizer_name(name):
             registered.add(name)
         else:
             logger.warning(
@@ -55,9 +55,9 @@ def explain_names(reason: str) -> None:
         explain_optimizer_name(name, reason)
 
 
-def are_in(args: Any) -> bool:
-    """Return whether `args`, the arguments of a training or something else, have one of the names."""
-    return getattr(args, "optim", None) in NAMES
+def has_name(argument: Any) -> bool:
+    """Return whether `argument` is TrainingArguments with one of the names."""
+    return getattr(argument, "optim", None) in NAMES
 
 
 def remove_names() -> None:
@@ -84,8 +84,8 @@ def _optimizer_name(value: str) -> Any:
 # Remove when: transformers lets a package register an optimizer name.
 
 
-def add_optimizer_name(value: str, reduce: Callable[[Any], Any]) -> bool:
-    """Make `OptimizerNames(value)` a member; members are pickled by `reduce`.
+def add_optimizer_name(value: str) -> bool:
+    """Make `OptimizerNames(value)` a member.
 
     Returns:
         Whether the member is this package's. If transformers has the name itself, its own is left as it is.
@@ -100,7 +100,7 @@ def add_optimizer_name(value: str, reduce: Callable[[Any], Any]) -> bool:
         type.__setattr__(OptimizerNames, member._name_, member)
     elif not _is_added(member):
         return False
-    copyreg.pickle(OptimizerNames, reduce)  # again for a member of another copy of this module
+    copyreg.pickle(OptimizerNames, _reduce_optimizer_name)  # again for a member of another copy of this module
     return True
 
 

@@ -6,13 +6,12 @@ loraplus_lr_ratio=16
 
 import difflib
 import re
-from collections.abc import Callable
-from typing import Any
 
 from adopt_hf.hyperparameters import HYPERPARAMETERS, LORAPLUS, OF_OPTIMIZER, Hyperparameter
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 KEYS = (*OF_OPTIMIZER, "betas", *LORAPLUS)
+ALLOWED = f"allowed keys: {', '.join(KEYS)}"
 
 Value = float | bool | str | None
 
@@ -38,7 +37,7 @@ def parse(text: str | None) -> dict[str, Value]:
         key, equals, raw = item.partition("=")
         key, raw = key.strip(), raw.strip()
         if not equals or not key or not raw:
-            raise ValueError(f"optim_args: {item.strip()!r} is not of the form key=value; {_allowed_keys()}")
+            raise ValueError(f"optim_args: {item.strip()!r} is not of the form key=value; {ALLOWED}")
         for name, value in _read(key, raw):
             if name in values:
                 raise ValueError(f"optim_args: {name!r} is given twice, in {text!r}")
@@ -63,13 +62,17 @@ def _read(key: str, raw: str) -> list[tuple[str, Value]]:
     if key not in HYPERPARAMETERS:
         close = difflib.get_close_matches(key, KEYS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"optim_args: unknown key {key!r}{hint}; {_allowed_keys()}")
+        raise ValueError(f"optim_args: unknown key {key!r}{hint}; {ALLOWED}")
     return [(key, _typed(key, raw))]
 
 
 def _typed(key: str, raw: str) -> Value:
     hyperparameter = HYPERPARAMETERS[key]
-    return _in_optim_args(lambda value: hyperparameter.check(key, value), _from_text(hyperparameter, raw))
+    try:
+        checked: Value = hyperparameter.check(key, _from_text(hyperparameter, raw))
+    except ValueError as error:
+        raise ValueError(f"optim_args: {error}") from None
+    return checked
 
 
 def _from_text(hyperparameter: Hyperparameter, raw: str) -> Value:
@@ -88,14 +91,3 @@ def _from_text(hyperparameter: Hyperparameter, raw: str) -> Value:
         except ValueError:
             continue
     return raw
-
-
-def _in_optim_args(check: Callable[[Any], Value], value: Value) -> Value:
-    try:
-        return check(value)
-    except ValueError as error:
-        raise ValueError(f"optim_args: {error}") from None
-
-
-def _allowed_keys() -> str:
-    return f"allowed keys: {', '.join(KEYS)}"

@@ -7,6 +7,7 @@ from adopt_hf.integrations.patching import Package, Patch
 from adopt_hf.integrations.transformers import (
     ARGUMENTS,
     DEEPSPEED,
+    MODULES,
     TRAINER,
     arguments,
     deepspeed,
@@ -42,7 +43,7 @@ PATCHES = (
         'and equals sign: `betas=(0.9,0.99)` or a trailing comma fail there with "not enough values".',
         why="In front of both, our own parser can read the text and say what is wrong with it.",
         remove_when="transformers lets a package register an optimizer and hands it the text.",
-        asks=names.are_in,  # arguments that were made, or unpickled, before the Trainer was imported
+        asks=names.has_name,  # in arguments that were made, or unpickled, before the Trainer was imported
     ),
     Patch(
         target=f"{TRAINER}:Trainer._load_from_checkpoint",
@@ -114,14 +115,13 @@ def patches_of(module: str) -> tuple[Patch, ...]:
 
 def mismatch() -> str | None:
     """Return why the patches do not fit the installed transformers, or None. Imports the Trainer."""
-    modules = (ARGUMENTS, TRAINER, DEEPSPEED)
     reason = _version_mismatch()
     if reason:
         return reason
-    failure = patching.import_failure(*modules)
+    failure = patching.import_failure(*MODULES)
     if failure:
         return cannot_be_imported(failure)
-    return next(filter(None, map(module_mismatch, modules)), None)
+    return next(filter(None, map(module_mismatch, MODULES)), None)
 
 
 def cannot_be_imported(failure: str) -> str:

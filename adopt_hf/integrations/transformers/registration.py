@@ -8,11 +8,9 @@ import logging
 
 from adopt_hf.integrations import patching
 from adopt_hf.integrations.after_import import is_executed, is_executing, when_imported, when_imported_no_more
-from adopt_hf.integrations.transformers import ARGUMENTS, DEEPSPEED, TRAINER, names, patches
+from adopt_hf.integrations.transformers import ARGUMENTS, MODULES, TRAINER, names, patches
 
 logger = logging.getLogger("adopt_hf")
-
-MODULES = (ARGUMENTS, DEEPSPEED, TRAINER)
 
 
 def register() -> None:
@@ -35,13 +33,9 @@ def unregister() -> None:
 def _take(module: str) -> None:
     """Patch `module`, which has been executed, or let the names say why it cannot be patched."""
     reason = patches.module_mismatch(module)
-    if reason is None:
-        _install(module)
-    else:
+    if reason is not None:
         _refuse(reason)
-
-
-def _install(module: str) -> None:
+        return
     if module == ARGUMENTS:
         names.add_names(_check_trainer)
     patching.install(patches.patches_of(module))
