@@ -1,7 +1,8 @@
 """ADOPT, the optimizer (Taniguchi et al., NeurIPS 2024), for people who train with Hugging Face.
 
-Importing this registers `optim="adopt"` with transformers, if that is installed, and lets accelerate and DeepSpeed keep
-ADOPT where they would replace it. It imports torch only: the other packages are patched when they are imported.
+Importing this package registers `optim="adopt"` with transformers, if transformers is installed. It also makes
+Accelerate and DeepSpeed keep ADOPT where they would replace it. The import loads torch only: another package is patched
+when it is imported.
 """
 
 from adopt_hf.integrations import register, register_on_import, trainer_kwargs, unregister

@@ -1,4 +1,4 @@
-"""python -m adopt_hf run script.py ARGS... | run -m package.module ARGS... | env --check | memory --params 7e9 ..."""
+"""Run a command of `python -m adopt_hf`. The table in `adopt_hf/commands/__init__.py` lists them."""
 
 from adopt_hf.commands import main
 

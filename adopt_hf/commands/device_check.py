@@ -18,14 +18,13 @@ from adopt_hf.state.formats import Format
 
 STEPS = 3
 SHAPES = ((), (7,), (33, 129), (64, 100), (5000,))
-FORMS: dict[
-    str, tuple[torch.dtype, dict[str, Any], float]
-] = {  # dtype of the parameters, options, and what a rounding more or less may change
+# For each form the dtype of the parameters, the options, and the difference that other roundings may make.
+FORMS: dict[str, tuple[torch.dtype, dict[str, Any], float]] = {
     "float32": (torch.float32, {}, 1e-5),
     "bfloat16": (torch.bfloat16, {}, 2**-6),
     "float32, 8 bits": (torch.float32, {"state_bits": 8}, 1e-3),
 }
-SECONDS = 15.0  # of timing on a device
+SECONDS = 15.0  # of timing for each device
 GPT2 = (  # 124M
     *((50257, 768), (1024, 768)),
     *12
@@ -41,7 +40,7 @@ def check(devices: Sequence[torch.device]) -> tuple[list[str], bool]:
     """Do some steps with every backend on every device, and check the Triton kernel again on NVIDIA GPUs.
 
     Returns:
-        The lines of a report, and whether all is right.
+        The lines of a report, and whether everything passed.
     """
     lines: list[str] = []
     right = True
@@ -62,7 +61,7 @@ def check(devices: Sequence[torch.device]) -> tuple[list[str], bool]:
 
 
 def _verdict(device: torch.device, name: str, form: str) -> str:
-    """Return PASS, FAIL with what differs, or why the backend does not run."""
+    """Return PASS, FAIL with the difference, or why the backend does not run."""
     dtype, options, tolerance = FORMS[form]
     try:
         backends.choose(name, device, dtype, rounded="state_bits" in options, to_use=False)
@@ -70,12 +69,12 @@ def _verdict(device: torch.device, name: str, form: str) -> str:
         return f"does not run: {str(error).split(': ', 1)[1].split('. Allowed here')[0]}"
     try:
         got, wanted = _stepped(device, name, form), _stepped(torch.device("cpu"), "reference", form)
-    except Exception as error:  # noqa: BLE001 - whatever a driver raises is the finding
+    except Exception as error:  # noqa: BLE001 - any error of a driver is a finding
         return f"FAIL {type(error).__name__}: {' '.join(str(error).split())[:500]}"
     worst = 0.0
     for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
         difference = (a - b).abs().div(b.abs().clamp(min=1.0))
-        if not bool((difference <= tolerance).all()):  # NaN is not
+        if not bool((difference <= tolerance).all()):  # not True for NaN, either
             at = int((~(difference <= tolerance)).flatten().nonzero()[0])
             return (
                 f"FAIL element {at} of a parameter of shape {SHAPES[i]}: expected {b.flatten()[at].item()!r}, "
@@ -86,7 +85,7 @@ def _verdict(device: torch.device, name: str, form: str) -> str:
 
 
 def _stepped(device: torch.device, name: str, form: str) -> list[Tensor]:
-    """Return parameters after some steps, as float32 on the CPU."""
+    """Return the parameters after some steps, in float32 on the CPU."""
     dtype, options, _ = FORMS[form]
     generator = torch.Generator("cpu").manual_seed(0)
 
@@ -103,7 +102,7 @@ def _stepped(device: torch.device, name: str, form: str) -> list[Tensor]:
 
 
 def _selfcheck(device: torch.device) -> tuple[list[str], bool]:
-    """Check the kinds that are in common use, whatever an earlier verdict says."""
+    """Check the kinds in common use, even if an earlier verdict exists."""
     reason = backends.TRITON.why_not(device, torch.float32)
     if reason is not None:
         return [f"  does not run: {reason}"], True
@@ -134,7 +133,7 @@ def _kinds() -> list[Kind]:
 
 
 def timing(device: torch.device, seconds: float = SECONDS) -> list[str]:
-    """Time a step on the shapes of GPT-2 124M, in float32: about `seconds` in all."""
+    """Time a step on the shapes of GPT-2 124M in float32, for about `seconds` in all."""
     makers: dict[str, Callable[[list[Parameter]], Optimizer]] = {
         **{f"ADOPT {name}": _maker(name) for name in ("fused", "foreach")},
         "AdamW fused": lambda params: AdamW(params, fused=True),
@@ -157,7 +156,7 @@ def _timed(device: torch.device, make: Callable[[list[Parameter]], Optimizer], s
     optimizer = make(params)
     for p in params:
         p.grad = torch.full_like(p, 0.01)
-    for _ in range(2):  # makes the state, and compiles
+    for _ in range(2):  # creates the state, and compiles
         optimizer.step()
     wait = _wait(device)
     wait()
@@ -178,7 +177,7 @@ def _timed(device: torch.device, make: Callable[[list[Parameter]], Optimizer], s
 
 
 def _wait(device: torch.device) -> Callable[[], object]:
-    """Return what waits until the device has done its work."""
+    """Return a function that waits until the device has finished its work."""
     if device.type == "cpu":
         return lambda: None
     return lambda: torch.accelerator.synchronize(device)

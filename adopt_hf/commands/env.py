@@ -1,4 +1,4 @@
-"""Say for `python -m adopt_hf env` which versions are here, which backend runs where, and what is patched."""
+"""Report for `python -m adopt_hf env`: the versions, the backend that runs on each device, and the patches."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `python -m adopt_hf env` takes."""
+    """Add the options of `python -m adopt_hf env`."""
     parser.add_argument(
         "--check", action="store_true", help="do real steps with every backend on every device, and say PASS or FAIL"
     )
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser) -> None:
-    """Print the report, or check, which ends the process with 1 if something fails."""
+    """Print the report or a check. If something fails in the check, the exit code is 1."""
     if not options.check and not options.time:
         print(report())
         return
@@ -38,7 +38,7 @@ def main(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
 
 
 def report() -> str:
-    """Return the text, some forty lines. Imports transformers, accelerate and DeepSpeed, if they are installed."""
+    """Return the report, some forty lines. Imports transformers, Accelerate and DeepSpeed, if they are installed."""
     lines = [f"Python {platform.python_version()} on {platform.platform()}"]
     lines += [f"{name} {_version(name)}" for name in PACKAGES]
     lines.append(f"torch threads: {torch.get_num_threads()}")
@@ -56,11 +56,10 @@ def report() -> str:
 
 
 def checked(timed: bool) -> tuple[str, bool]:
-    """Return the text with what a check of every device finds, and whether all is right.
+    """Return the report with the results of a check of every device, and whether everything passed.
 
     Args:
-        timed: Whether steps are timed, too, for a quarter of a minute on each accelerator, or on the CPU if there is
-            none.
+        timed: Whether to time steps, too, for 15 seconds on each accelerator, or on the CPU if there is none.
     """
     devices = found_devices()
     lines, right = device_check.check(devices)
@@ -78,12 +77,12 @@ def _version(package: str) -> str:
 
 
 def _patches(name: str, patched: integrations.Patched) -> list[str]:
-    """Return a line for each function, which says whether it is replaced, and why not; one line without the package."""
+    """Return a line for each function: whether it is replaced, and why not. One line if the package is missing."""
     try:
         version(name)
     except PackageNotFoundError:
         return [f"  {name} is not installed"]
-    with contextlib.redirect_stdout(sys.stderr):  # for what packages print when they are imported
+    with contextlib.redirect_stdout(sys.stderr):  # packages print when they are imported
         reason = patching.import_failure(name) or patched.mismatch()
     return [*([f"  {reason}"] if reason else []), *(f"  {p.target}: {_state(p, reason)}" for p in patched.patches)]
 
@@ -121,7 +120,7 @@ def _name(device: torch.device) -> str:
 
 
 def _runs(name: str, device: torch.device, rounded: bool = False) -> str:
-    """Return what the name means there, or for which dtypes it cannot run, and why."""
+    """Return what the name means on the device, or the dtypes for which it cannot run, and why."""
     chosen: dict[str, list[str]] = {}
     for dtype in DTYPES[:-1] if rounded or device.type == "mps" else DTYPES:  # without float64
         try:

@@ -1,4 +1,4 @@
-"""The command `python -m adopt_hf memory`: numbers as people write them, a summary, and the table of the docs."""
+"""Print a summary of optimizer state for `python -m adopt_hf memory`, and make the table of the docs."""
 
 import argparse
 import math
@@ -15,10 +15,10 @@ TABLE_WORLD_SIZES = (8, 64, 256, 1024)
 
 
 def parse_count(name: str, text: str) -> int:
-    """A whole number from 1 to 1e15: "7e9", "7B", "1.5b", "124M", "124_000_000"; K, M, B, T are powers of 1000.
+    """Parse a whole number from 1 to 1e15: "7e9", "7B", "1.5b", "124M" or "124_000_000". K, M, B, T are powers of 1000.
 
     Raises:
-        ValueError: `text` is something else; one line that begins with `name`.
+        ValueError: If `text` is something else. The message is one line that begins with `name`.
     """
     stripped = text.strip()
     factor = SUFFIXES.get(stripped[-1:].upper(), 1)
@@ -33,7 +33,7 @@ def parse_count(name: str, text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `python -m adopt_hf memory` takes."""
+    """Add the options of `python -m adopt_hf memory`."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--params", metavar="N", help="parameters that are trained: 7e9, 7B, 124M")
     what.add_argument("--model", choices=MODELS, help="a model whose shapes are known: exact, padding included")
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser) -> None:
-    """Print the report; a value that is not allowed ends the process with 2."""
+    """Print the report. If a value is not allowed, the exit code is 2."""
     try:
         print(report(options))
     except ValueError as error:
@@ -58,10 +58,11 @@ def main(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
 
 
 def report(options: argparse.Namespace) -> str:
-    """What `python -m adopt_hf memory` prints.
+    """Return the output of `python -m adopt_hf memory`.
 
     Raises:
-        ValueError: a value that is not allowed, or a combination that there is not; one line that says what is.
+        ValueError: If a value is not allowed, or a combination is not possible. The message is one line that says what
+            is.
     """
     world_sizes = [parse_count("--world-size", text) for text in options.world_size or ()]
     mode = "fsdp" if options.fsdp else "ddp" if options.zero is None else f"zero{options.zero}"
@@ -74,7 +75,7 @@ def report(options: argparse.Namespace) -> str:
 
 
 def left_out(params: int, mode: str, state_bits: int = 32) -> str:
-    """What the bytes of a mere number of parameters leave out and assume, in words."""
+    """Return in words what the bytes leave out and assume if only the number of parameters is known."""
     element = MOMENTS[state_bits] + MASTER
     if mode in WHOLE:
         words = "Exact: every process keeps all of it."
@@ -102,10 +103,10 @@ def summary(
     offload: str | None,
     state_bits: int = 32,
 ) -> str:
-    """The optimizer state of one process in one mode, one row a world size.
+    """Return the optimizer state of one process in one mode, with a row for each world size.
 
     Raises:
-        ValueError: as `state_bytes`.
+        ValueError: If `state_bytes` raises it.
     """
     where = {None: "", "optimizer": ", optimizer offloaded", "parameters": ", parameters and optimizer offloaded"}
     rows: list[tuple[str, ...]] = [
@@ -129,10 +130,10 @@ def summary(
 
 
 def table(precision: str = "bf16", world_sizes: Sequence[int] = TABLE_WORLD_SIZES, state_bits: int = 32) -> str:
-    """The optimizer state of one process in every mode, as a table in GitHub's markdown; equal modes share rows.
+    """Return the optimizer state of one process in every mode, as a table in GitHub's markdown. Equal modes share rows.
 
     Raises:
-        ValueError: as `state_bytes`.
+        ValueError: If `state_bytes` raises it.
     """
     alike: dict[tuple[bool, tuple[tuple[Usage, ...], ...]], list[str]] = {}  # the numbers -> the modes
     for offload, modes in ((None, MODES), ("optimizer", ("zero1", "zero2", "zero3"))):
@@ -172,7 +173,7 @@ def table(precision: str = "bf16", world_sizes: Sequence[int] = TABLE_WORLD_SIZE
 
 
 def _gib(size: int) -> str:
-    """Bytes in GiB, to three digits."""
+    """Return bytes in GiB, with three digits."""
     gib = size / 2**30
     decimals = max(0, 2 - math.floor(math.log10(gib))) if gib else 0
     return f"{gib:,.{decimals}f}"

@@ -1,7 +1,7 @@
-"""ADOPT in other people's frameworks: a wing or a file each, and what `import adopt_hf` puts in place and takes back.
+"""ADOPT in other people's frameworks, and the registration that `import adopt_hf` makes and `unregister` undoes.
 
-It patches torch, transformers, accelerate and DeepSpeed. None of them but torch is imported for it: each is patched
-when it has been imported.
+Each framework has a wing or a file here. torch, transformers, Accelerate and DeepSpeed are patched. Only torch is
+imported for it: each of the others is patched when it has been imported.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ __all__ = ["PATCHED", "Patched", "register", "register_on_import", "trainer_kwar
 
 
 class Patched(NamedTuple):
-    """A package that is patched."""
+    """A package with functions that are replaced."""
 
     patches: tuple[Patch, ...]
-    mismatch: Callable[[], str | None]  # imports the package, and says why its version does not fit
+    mismatch: Callable[[], str | None]  # imports the package, and returns why its version does not fit, or None
 
 
 PATCHED = {
@@ -33,13 +33,15 @@ PATCHED = {
 
 
 def register() -> None:
-    """Make `TrainingArguments(optim="adopt")` and `--optim adopt` mean ADOPT, and let accelerate and DeepSpeed keep it.
+    """Register ADOPT's names with transformers, and make Accelerate and DeepSpeed keep ADOPT.
 
-    `import adopt_hf` has arranged it already. This function imports the Trainer of transformers, so that an error comes
-    at once. A second call does nothing. DeepSpeed is not imported by it.
+    `TrainingArguments(optim="adopt")` and `--optim adopt` then mean ADOPT. `import adopt_hf` has arranged this already.
+    This function also imports the Trainer of transformers, so that an error comes at once. It does not import
+    DeepSpeed. A second call does nothing.
 
     Raises:
-        ImportError: transformers is not installed, too old, or has changed what this relies on; says which.
+        ImportError: If transformers is not installed, is too old, or has changed what ADOPT relies on. The message says
+            which.
     """
     _register_others()
     reason = of_transformers.mismatch()
@@ -49,7 +51,7 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Undo `register()`, and what `import adopt_hf` has arranged: the other packages are as they were."""
+    """Undo `register()` and what `import adopt_hf` has arranged. The other packages are then as they were before."""
     transformers.unregister()
     accelerate.unregister()
     of_deepspeed.unregister()
@@ -57,7 +59,10 @@ def unregister() -> None:
 
 
 def register_on_import() -> None:
-    """Arrange `register()` for what has been imported or will be. An unfit transformers lets the names say why."""
+    """Arrange `register()` for the packages that have been imported or will be.
+
+    If the installed transformers does not fit, using one of ADOPT's names raises an error that says why.
+    """
     _register_others()
     transformers.register()
 

@@ -1,4 +1,4 @@
-"""ADOPT in `accelerate.Accelerator`: a prepared ADOPT stays ADOPT, also where DeepSpeed offloads it."""
+"""ADOPT in `accelerate.Accelerator`: a prepared ADOPT stays ADOPT, also if DeepSpeed offloads it."""
 
 from typing import Any
 
@@ -10,6 +10,12 @@ from adopt_hf.optimizer import is_adopt_optimizer
 
 
 def prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
+    """Keep ADOPT in `Accelerator.prepare`, and complete its block of a DeepSpeed config from a DummyOptim.
+
+    Raises:
+        ValueError: If the DeepSpeed config asks for another optimizer, or its block contradicts the DummyOptim.
+        RuntimeError: If Accelerate has made another optimizer of an ADOPT.
+    """
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None:
         config = plugin.deepspeed_config
@@ -28,7 +34,7 @@ def prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _check_kept(given: Any, got: Any) -> None:
-    """Raise RuntimeError if `prepare` made another optimizer `got` of the ADOPT `given`."""
+    """Raise RuntimeError if `prepare` made another optimizer, `got`, of the ADOPT `given`."""
     if not is_adopt_optimizer(got):
         raise RuntimeError(
             f"Accelerator.prepare was given {type(given).__name__} and made a {type(got).__name__} of it, which would "
@@ -37,10 +43,12 @@ def _check_kept(given: Any, got: Any) -> None:
 
 
 def _fill(block: dict[str, Any], given: dict[str, Any]) -> None:
-    """Write what a DummyOptim was given, beside `lr` and `weight_decay`, into the "optimizer" block, in place.
+    """Write the keyword arguments of a DummyOptim into the "optimizer" block, in place.
+
+    `lr` and `weight_decay` are not among them: Accelerate fills these in.
 
     Raises:
-        ValueError: If the block says something else.
+        ValueError: If the block has another value for one of them.
     """
     params = block["params"] = dict(block.get("params") or {})
     for name, value in given.items():
@@ -91,7 +99,7 @@ PACKAGE = Package("accelerate", "1.10", "ADOPT", (PREPARE, *LOADS))
 
 
 def register() -> None:
-    """Look at what is prepared, once accelerate is imported. A second call does nothing."""
+    """Patch Accelerate when it has been imported, now or later. A second call does nothing."""
     when_imported("accelerate", _install)
 
 

@@ -1,6 +1,6 @@
-"""Act when another package's module has been executed: at once, at its import, or when an import under way has ended.
+"""Call a function when another package's module has been executed: now, after its import, or after a running one.
 
-Importing transformers' Trainer or DeepSpeed takes seconds, which a program that does not use them must not pay.
+Importing transformers' Trainer or DeepSpeed takes seconds. A program that does not use them must not pay for that.
 """
 
 import importlib.abc
@@ -15,14 +15,14 @@ Failed = Callable[[Exception], None]
 
 
 def when_imported(module: str, act: Act, failed: Failed | None = None) -> None:
-    """Call `act` now if `module` has been executed, and after every later execution of it.
+    """Call `act` now if `module` has been executed, and again after every later execution of it.
 
-    The hook of an earlier call for this module is replaced, one of another copy of this package too.
+    The hook of an earlier call for this module is replaced. That includes the hook of another copy of this package.
 
     Args:
-        module: full name of a module, which is not imported.
-        act: called without arguments, in the thread that imports the module. It must not raise.
-        failed: called with the exception that ends an execution of the module.
+        module: Full name of a module. It is not imported.
+        act: Function without arguments, called in the thread that imports the module. It must not raise.
+        failed: Function that is called with the exception that ends an execution of the module.
     """
     when_imported_no_more(module)
     finder = _AfterImport(module, act, failed)
@@ -37,27 +37,30 @@ def when_imported(module: str, act: Act, failed: Failed | None = None) -> None:
 
 
 def when_imported_no_more(module: str, undo: Act | None = None) -> None:
-    """Undo `when_imported`: no call follows. If `module` has been executed, `undo` takes back what `act` has done."""
+    """Undo `when_imported`: no further call follows.
+
+    If `module` has been executed, `undo` is called to take back what `act` has done.
+    """
     sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "adopt_hf_waits_for", None) != module]
     if undo is not None and is_executed(module):
         undo()
 
 
 def is_executed(module: str) -> bool:
-    """Return whether `module` has been imported, to its end."""
+    """Return whether the import of `module` has finished."""
     return sys.modules.get(module) is not None and not is_executing(module)
 
 
 def is_executing(module: str) -> bool:
-    """Return whether the import of `module` is under way, in this thread or in another one."""
+    """Return whether this thread or another one is importing `module`."""
     return getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False) is True
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Find one module as the finders behind this one do, and let its loader call `act` at the end."""
+    """A finder that finds one module as the finders behind it do, and makes its loader call `act` at the end."""
 
     def __init__(self, module: str, act: Act, failed: Failed | None):
-        self.adopt_hf_waits_for = self.module = module  # other copies of this package know it by that name
+        self.adopt_hf_waits_for = self.module = module  # other copies of this package find it by that name
         self.act, self.failed = act, failed
 
     def find_spec(
@@ -89,7 +92,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
 
     def ended(self, error: BaseException | None) -> None:
-        """Act on the end of an execution, unless `when_imported_no_more` or another hook has come in between."""
+        """Call `act` or `failed` after an execution, unless this hook has been removed or replaced since."""
         if self not in sys.meta_path:
             return
         if error is None and self.module in sys.modules:
@@ -100,26 +103,26 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 # -- ModuleSpec._initializing: the end of an import that is under way --------------------------------------------------
 # Issue: a module that is being executed is in sys.modules and has only a part of its names. Its loader has been called,
-#        so that no finder sees its end. adopt_hf is imported at such a moment by a plugin of accelerate, or by a hook.
-# Why:   importlib sets this attribute of the module's spec to False at the end, whatever the end is. It reads it itself
-#        to say "partially initialized module" (Python 3.5 to 3.14).
+#        so that no finder sees its end. adopt_hf is imported at such a moment by a plugin of Accelerate, or by a hook.
+# Why:   importlib sets this attribute of the module's spec to False at the end, also after an error. importlib reads
+#        the attribute itself to say "partially initialized module" (Python 3.5 to 3.14).
 # Remove when: importlib can call back at the end of an import.
 
 
 def _watch(spec: Any, finder: _AfterImport) -> None:
-    """Let the end of the import that `spec` belongs to be that of one which `finder` has seen begin."""
+    """Make `finder` act at the end of the running import that `spec` belongs to, as if it had found the module."""
     finders: list[_AfterImport] | None = vars(spec).get("_adopt_hf_finders")
     if finders is None:
         finders = spec._adopt_hf_finders = []
         spec.__class__ = _watched(type(spec))
     finders.append(finder)
-    if not is_executing(finder.module):  # it has ended, in another thread, between the caller's look and this one
+    if not is_executing(finder.module):  # another thread has ended it since the caller looked
         spec._initializing = False
         _end(finders)
 
 
 def _watched(kind: type) -> type:
-    """Return a class derived from `kind`, of a spec that is a `kind` again at the end of the import."""
+    """Return a subclass of `kind`. A spec of this class becomes a `kind` again at the end of its import."""
 
     class Watched(kind):  # type: ignore[misc]
         def __setattr__(self, name: str, value: object) -> None:
@@ -132,10 +135,11 @@ def _watched(kind: type) -> type:
 
 
 def _end(finders: list[_AfterImport]) -> None:
-    """Call and forget the finders."""
+    """Remove each of the finders, and let it act."""
     while finders:
         try:
             finder = finders.pop()
         except IndexError:  # another thread has taken it
             return
-        finder.ended(None if finder.module in sys.modules else sys.exc_info()[1])  # importlib removes it if it fails
+        # importlib removes a module from sys.modules if its import fails
+        finder.ended(None if finder.module in sys.modules else sys.exc_info()[1])

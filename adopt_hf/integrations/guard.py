@@ -1,7 +1,8 @@
 """Keep ADOPT's saved state out of every optimizer that is not ADOPT.
 
-The state has Adam's names, which FSDP, distributed checkpoints and DeepSpeed's converter know. Adam therefore takes it,
-divides normalised gradients by sqrt(v) once more, and moves the weights by thousands of learning rates in one step.
+The state has Adam's names, because FSDP, distributed checkpoints and DeepSpeed's converter know these. Adam therefore
+loads the state. It divides gradients that are already normalised by sqrt(v) again, and moves the weights by thousands
+of learning rates in one step.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from adopt_hf.state import saved_groups
 
 
 def load_state_dict(original: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """`Optimizer.load_state_dict` that refuses ADOPT's state, unless the optimizer is ADOPT or wraps one.
+    """Refuse ADOPT's state in `Optimizer.load_state_dict`, unless the optimizer is ADOPT or wraps one.
 
     Raises:
         ValueError: If the state is ADOPT's and the optimizer is not. Nothing has been loaded.
@@ -28,7 +29,7 @@ def load_state_dict(original: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 
 def refuse(optimizer: Any, state_dict: Any) -> None:
-    """Raise ValueError if `state_dict` is the state of an ADOPT, and `optimizer` neither is ADOPT nor wraps one."""
+    """Raise ValueError if `state_dict` is the state of an ADOPT, and `optimizer` neither is an ADOPT nor wraps one."""
     saved = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
     if not saved or not saved_groups.is_adopt(saved):
         return
@@ -38,7 +39,7 @@ def refuse(optimizer: Any, state_dict: Any) -> None:
 
 
 def innermost(optimizer: Any) -> Any:
-    """Return the optimizer inside of Accelerate's and other wrappers."""
+    """Return the optimizer inside Accelerate's and other wrappers."""
     inner = getattr(optimizer, "optimizer", None)
     while not is_adopt_optimizer(optimizer) and inner is not None and inner is not optimizer:
         optimizer, inner = inner, getattr(inner, "optimizer", None)
@@ -46,7 +47,7 @@ def innermost(optimizer: Any) -> Any:
 
 
 def refusal(name: str, what: str = "the saved state") -> str:
-    """Return why the optimizer class `name` must not load `what`, a state of ADOPT, and how to go on."""
+    """Return the error message for an optimizer of the class `name` that is to load `what`, a state of ADOPT."""
     return (
         f"{what} is that of ADOPT, and the optimizer is {name}: ADOPT's exp_avg averages normalised gradients and not "
         f"raw ones, so that the first step of {name} would move the weights by thousands of learning rates. Go on with "
@@ -70,9 +71,9 @@ def load_fsdp_optimizer(
     index: int = 0,
     **kwargs: Any,
 ) -> Any:
-    """Accelerate's `load_fsdp_optimizer` that looks at the checkpoint first.
+    """Compare the checkpoint with the optimizer before Accelerate's `load_fsdp_optimizer` reads it.
 
-    torch's functions, which it calls, die with a KeyError of a name in the param groups before they load anything.
+    The functions of torch that Accelerate calls fail with a KeyError for an entry of the param groups.
 
     Raises:
         ValueError: If the checkpoint is ADOPT's and the optimizer is not, or the other way round.
@@ -90,10 +91,10 @@ def load_fsdp_optimizer(
 
 
 def _saved_groups(folder: Path, index: int) -> list[dict[str, Any]]:
-    """Return the param groups of optimizer `index` in a checkpoint of FSDP; of a sharded one, their keys only."""
+    """Return the param groups of optimizer `index` in an FSDP checkpoint. Those of a sharded one only have keys."""
     sharded = folder if folder.name == f"optimizer_{index}" else folder / f"optimizer_{index}"
     if (sharded / ".metadata").is_file():
-        from torch.distributed.checkpoint.filesystem import FileSystemReader  # takes a second with what it imports
+        from torch.distributed.checkpoint.filesystem import FileSystemReader  # importing it takes a second
 
         names = FileSystemReader(sharded).read_metadata().state_dict_metadata
         groups = (name.rpartition(".") for name in names if ".param_groups." in name)
@@ -124,7 +125,7 @@ PATCHES = (
 
 
 def register() -> None:
-    """Let the optimizers of torch refuse ADOPT's state."""
+    """Patch torch's optimizers, so that they refuse ADOPT's state."""
     patching.install(PATCHES)
 
 

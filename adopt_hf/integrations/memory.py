@@ -1,4 +1,4 @@
-"""Another name of `adopt_hf.memory`, which earlier versions had and users import."""
+"""Alias of `adopt_hf.memory`, under a documented path."""
 
 from adopt_hf.memory import Usage, state_bytes
 

@@ -1,7 +1,7 @@
-"""Replace functions of other packages, and put them back. Every replacement is a row, a `Patch`, in the file of a wing.
+"""Replace functions of other packages, and put them back. Every replacement is a row, a `Patch`.
 
-Rows stand in `transformers/patches.py`, `deepspeed/patches.py`, `accelerate.py` and `guard.py` (torch). Whether a
-version fits, `python -m adopt_hf env` and the table of docs/integrations.md are views of the rows.
+The rows are in `transformers/patches.py`, `deepspeed/patches.py`, `accelerate.py` and `guard.py` (torch). The check of
+a version, `python -m adopt_hf env` and the table in docs/integrations.md are views of the rows.
 """
 
 import functools
@@ -17,21 +17,22 @@ Around = Callable[..., Any]  # around(original, *args, **kwargs): what is called
 
 @dataclass(frozen=True)
 class Patch:
-    """A function of another package that is replaced: a function, a method or a static method.
+    """A replacement of a function, a method or a static method of another package.
 
     Args:
         target: The module, a colon and the name in it, as in "transformers.trainer:Trainer._load_best_model".
         around: Called as `around(original, *args, **kwargs)` instead of the function.
-        takes: The parameters that the function must have for the patch to fit, written as in a `def`: the first ones
-            in their order, and behind a "*" those that may stand anywhere. If `around` takes no other arguments, the
+        takes: The parameters that the function must have for the patch to fit, written as in a `def`. The first ones
+            must have this order. Those behind a "*" may stand anywhere. If `around` takes no other arguments, the
             function may have no other parameters.
         issue: What goes wrong without the patch.
         why: The reason for replacing this function and no other.
         remove_when: The change of the other package that makes the patch unnecessary.
         called: The name of the function in error messages. Default: the name in `target`.
-        optional: Whether ADOPT can do without the patch. It is left out of a version with another function, or none.
+        optional: Whether ADOPT works without the patch. The patch is left out if the function differs or does not
+            exist.
         asks: Whether an argument of a call asks for ADOPT. In a version that does not fit, a call with such an argument
-            raises ImportError. Default: the function stays as it is there.
+            raises ImportError. Default: the function is unchanged in such a version.
     """
 
     target: str
@@ -46,7 +47,7 @@ class Patch:
 
     @property
     def module(self) -> str:
-        """The full name of the module that the function is looked up in."""
+        """The full name of the module that has the function."""
         return self.target.partition(":")[0]
 
     @property
@@ -62,7 +63,7 @@ class Patch:
             return "there is no such function"
         try:
             parameters = list(inspect.signature(function).parameters.values())
-        except ValueError:  # a function in C without a text of its signature
+        except ValueError:  # a C function without a text signature
             return "its parameters cannot be seen"
         there = [parameter.name for parameter in parameters]
         first, _, others = (part.replace(",", " ").split() for part in self.takes.partition("*"))
@@ -76,7 +77,7 @@ class Patch:
         return hasattr(_function(*self._place()), "_adopt_hf_wraps")
 
     def _place(self) -> tuple[Any, str]:
-        """Return the module or class that the function is in, and the name there. None if there is no such thing."""
+        """Return the module or class that has the function, or None if it does not exist, and the name there."""
         *path, name = self.target.partition(":")[2].split(".")
         owner: Any = sys.modules.get(self.module)  # a test may have put a stand-in there
         for one in path:
@@ -88,11 +89,11 @@ class Package(NamedTuple):
     """A package with functions that are replaced.
 
     Args:
-        name: Its name, for people and for pip.
+        name: The name of the package, for messages and for pip.
         minimum: The oldest version that fits.
-        use: What needs it, in an error message.
-        patches: Its rows.
-        changed: Returns the name of anything else that the patches rely on and that has changed, or None.
+        use: The subject of an error message: what needs the package.
+        patches: The rows of the package.
+        changed: Function that returns the name of anything else that the patches rely on and that has changed, or None.
     """
 
     name: str
@@ -102,7 +103,7 @@ class Package(NamedTuple):
     changed: Callable[[], str | None] = lambda: None
 
     def too_old(self, installed: str) -> str | None:
-        """Return why the version `installed` does not fit, or None."""
+        """Return why the version `installed` is too old, or None."""
         from packaging.version import Version  # transformers, Accelerate and DeepSpeed depend on it, torch does not
 
         if Version(installed) < Version(self.minimum):
@@ -116,21 +117,21 @@ class Package(NamedTuple):
         return old or self.says_changed(installed or "of unknown version", changed(self.patches) or self.changed())
 
     def says_changed(self, installed: str, name: str | None) -> str | None:
-        """Return the error message for the changed function `name`, or None if there is none."""
+        """Return the error message about the changed function `name`, or None if `name` is None."""
         return f"{self.name} {installed} has changed {name}: adopt_hf must be updated" if name else None
 
 
 def changed(patches: Iterable[Patch]) -> str | None:
-    """Return the name of the first function that has changed and that ADOPT cannot do without, or None."""
+    """Return the name of the first function that ADOPT needs and that has changed, or None."""
     return next((patch.name for patch in patches if not patch.optional and patch.mismatch()), None)
 
 
 def install(patches: Iterable[Patch], reason: str | None = None) -> None:
-    """Replace the functions of `patches`, for which `changed` has returned None. A second call does nothing.
+    """Replace the functions of `patches`. A second call does nothing.
 
     Args:
-        patches: Rows of modules that have been imported.
-        reason: The reason why the package does not fit. Only the rows with `asks` are installed then.
+        patches: Rows of modules that have been imported. `changed` has returned None for them, or there is a reason.
+        reason: Why the package does not fit. Only the rows with `asks` are then installed, and raise it.
     """
     for patch in patches:
         owner, name = patch._place()
@@ -157,9 +158,10 @@ def _refuse(asks: Callable[[Any], bool], reason: str, original: Any, *args: Any,
 
 
 def _wrap(owner: Any, name: str, around: Around) -> None:
-    """Let `owner.name(...)` be `around(original, ...)`. Twice is once.
+    """Make `owner.name(...)` call `around(original, ...)`. A second call does nothing.
 
-    The wrapper of another copy of this module (of a notebook or a test runner that imports it again) is replaced.
+    The wrapper of another copy of this module is replaced. A notebook or a test runner that imports the package again
+    makes such a copy.
     """
     found = inspect.getattr_static(owner, name)
     original: Any = found.__func__ if isinstance(found, staticmethod) else found
@@ -178,13 +180,13 @@ def _wrap(owner: Any, name: str, around: Around) -> None:
 
 
 def _unwrap(owner: Any, name: str) -> None:
-    """Undo `_wrap`. RuntimeError if another library has wrapped the function since."""
+    """Undo `_wrap`. Raise RuntimeError if another library has wrapped the function since."""
     found = inspect.getattr_static(owner, name, None)
     wrapper = found.__func__ if isinstance(found, staticmethod) else found
     original = getattr(wrapper, "_adopt_hf_wraps", None)
     if original is None:
         return
-    if wrapper.__code__.co_filename != __file__:  # functools.wraps has copied our mark to another's function
+    if wrapper.__code__.co_filename != __file__:  # functools.wraps has copied the mark to another wrapper
         raise RuntimeError(f"somebody else has wrapped {owner.__name__}.{name} since: undo that first")
     if any(vars(base).get(name) is original for base in getattr(owner, "__mro__", ())[1:]):
         delattr(owner, name)  # inherited
@@ -193,7 +195,7 @@ def _unwrap(owner: Any, name: str) -> None:
 
 
 def _function(owner: Any, name: str) -> Any:
-    """Return the function as it was written: with the parameter `self` or `cls`, if it has one. None: there is none."""
+    """Return the function as it was written, with its parameter `self` or `cls`, or None if there is none."""
     found = inspect.getattr_static(owner, name, None)
     return found.__func__ if isinstance(found, staticmethod | classmethod) else found
 
@@ -204,7 +206,7 @@ def _takes_anything(around: Around) -> bool:
 
 
 def import_failure(*modules: str) -> str | None:
-    """Import `modules`. Return what went wrong, in one line, or None."""
+    """Import `modules`. Return the error in one line, or None."""
     for module in modules:
         try:
             importlib.import_module(module)

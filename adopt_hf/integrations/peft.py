@@ -1,8 +1,8 @@
-"""Adapters of peft under the Trainer: the param groups of LoRA+ (arXiv 2402.12354), and the precision of a resumed one.
+"""Adapters of peft under the Trainer: the param groups of LoRA+ (arXiv 2402.12354), and the precision of loaded ones.
 
-The groups are those of `peft.optimizers.create_loraplus_optimizer` (a test compares them), but for two things: what is
-decayed is the Trainer's rule, and a tensor that ZeRO 3 has partitioned, and left without its dimensions, is sorted by
-those that it has as a whole.
+The groups are those of `peft.optimizers.create_loraplus_optimizer`, with two differences, and a test compares them.
+Weight decay follows the Trainer's rule. A tensor that ZeRO 3 has partitioned is sorted by the dimensions of the whole
+tensor.
 """
 
 import sys
@@ -17,15 +17,15 @@ from adopt_hf.param_groups import is_decayed
 class LoraPlus(NamedTuple):
     """The two numbers of LoRA+."""
 
-    lr_ratio: float  # of B's learning rate to A's, >= 1
-    lr_embedding: float  # the learning rate of embeddings' LoRA
+    lr_ratio: float  # the learning rate of B over that of A, >= 1
+    lr_embedding: float  # the learning rate of the LoRA of embeddings
 
 
 def take_loraplus(values: dict[str, Any]) -> LoraPlus | None:
-    """Take LoRA+'s keys out of what `optim_args.parse` has read, in place. None: there are none.
+    """Remove LoRA+'s keys from the result of `optim_args.parse`, in place. Return their values, or None if absent.
 
     Raises:
-        ValueError: `loraplus_lr_embedding` without `loraplus_lr_ratio`.
+        ValueError: If `loraplus_lr_embedding` is given without `loraplus_lr_ratio`.
     """
     ratio, embedding = (values.pop(name, None) for name in LORAPLUS)
     if ratio is None:
@@ -41,21 +41,22 @@ def take_loraplus(values: dict[str, Any]) -> LoraPlus | None:
 def loraplus_groups(
     model: nn.Module | None, loraplus: LoraPlus, lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of `model`, in groups with the learning rates of LoRA+.
+    """Return the trainable parameters of `model`, in groups with the learning rates of LoRA+.
 
     Args:
-        model: with LoRA adapters, of `peft.get_peft_model` or `add_adapter`.
-        loraplus: its numbers, checked.
-        lr: of A and of what is neither A nor B; lora_B and vectors get `lr * loraplus.lr_ratio`, and the LoRA of
-            embeddings `loraplus.lr_embedding`.
-        weight_decay: of what the Trainer's rule decays.
+        model: Model with LoRA adapters, from `peft.get_peft_model` or `add_adapter`.
+        loraplus: Checked numbers of LoRA+.
+        lr: Learning rate of A, and of parameters that are neither A nor B. lora_B and vectors get `lr *
+            loraplus.lr_ratio`. The LoRA of embeddings gets `loraplus.lr_embedding`.
+        weight_decay: Weight decay of the parameters that the Trainer's rule decays.
 
     Returns:
-        Up to six param groups, none of them empty: A first, whose learning rate the Trainer logs.
+        Up to six param groups, none of them empty. A comes first, because the Trainer logs the first group's learning
+        rate.
 
     Raises:
-        ValueError: there is no model, no `lora_B` in it that is trained, or FSDP1 has flattened it.
-        ImportError: peft cannot be imported.
+        ValueError: If there is no model, if no `lora_B` in it is trained, or if FSDP1 has flattened it.
+        ImportError: If peft cannot be imported.
     """
     if model is None:
         raise ValueError(
@@ -98,7 +99,7 @@ def _embedding_class() -> type[nn.Module]:
 
 
 def keep_precision(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a method of the Trainer that loads adapters. One that the model has stays in its precision."""
+    """Call a method of the Trainer that loads adapters. An adapter that the model has keeps its precision."""
     model, peft = trainer.model, sys.modules.get("peft")
     if peft is None or not isinstance(model, peft.PeftModel):
         return original(trainer, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Another name of a function that the training_args.bin of earlier versions name."""
+"""Alias of a function, under the path that the training_args.bin of earlier versions names."""
 
 from adopt_hf.integrations.transformers.names import _optimizer_name
 

@@ -1,14 +1,15 @@
-"""Which checkpoint is complete: a list of its files, written last, tells a finished one from what a killed run left.
+"""Detect incomplete checkpoints.
 
-The Trainer writes a checkpoint file by file into the folder where it will be looked for, every process its own files,
-and resumes from whatever it finds there, with a fresh optimizer if that file is missing. With
+The Trainer writes a checkpoint file by file into the folder where it will be looked for. Every process writes its own
+files. The Trainer resumes from whatever it finds there, with a fresh optimizer if that file is missing. With
 
     Trainer(..., callbacks=[MarkComplete(save_total_limit=2)])
 
-a checkpoint gets a file `complete.json` once every process has written its part: the name and size of every file. What
-was interrupted, lost or cut off is known by it: `missing`, `last_complete`. Loops of one's own call `mark`.
+a checkpoint gets a file `complete.json` after every process has written its part. This file has the name and size of
+every file. `missing` and `last_complete` use it to find checkpoints that were interrupted, lost or cut off. Custom
+training loops call `mark`.
 
-Processes may be killed at any moment; a machine that loses power may also lose files that were said to be written.
+Processes may be killed at any moment. A machine that loses power may also lose files that were reported as written.
 """
 
 from adopt_hf.integrations.checkpoints.disk import DiskFullError, names_a_full_disk

@@ -1,4 +1,4 @@
-"""A full disk, in place of what torch and safetensors say of it."""
+"""An error that names a full disk, instead of the errors of torch and safetensors."""
 
 import contextlib
 import errno
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adopt_hf.integrations.checkpoints.folders import last_complete
 
-# What a full disk makes torch, its C++ streams and safetensors say.
+# Texts in the errors of torch, its C++ streams and safetensors on a full disk.
 SAYS_FULL = ("unexpected pos", "iostream error", "file write failed", "No space left on device", "Disk quota exceeded")
 
 
@@ -20,7 +20,7 @@ class DiskFullError(RuntimeError):
 def names_a_full_disk(output_dir: Path) -> Iterator[None]:
     """Raise DiskFullError instead of what torch and safetensors raise in the block if the disk of `output_dir` is full.
 
-    Theirs ("unexpected pos 576 vs 534") names neither the disk nor the file.
+    Their errors ("unexpected pos 576 vs 534") name neither the disk nor the file.
     """
     try:
         yield

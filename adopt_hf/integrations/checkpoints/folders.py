@@ -1,4 +1,4 @@
-"""The folders of a run's checkpoints: which are there, and which are complete."""
+"""The folders of a run's checkpoints, and whether each is complete."""
 
 import json
 import re
@@ -8,7 +8,7 @@ MARK = "complete.json"
 
 
 def missing(checkpoint: Path) -> str | None:
-    """What `checkpoint` lacks, in a line that names the file; None if it is complete."""
+    """Return what `checkpoint` lacks, in a line that names the file, or None if it is complete."""
     try:
         written = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
         step, files = int(written["step"]), dict(written["files"])
@@ -29,7 +29,7 @@ def missing(checkpoint: Path) -> str | None:
 
 
 def last_complete(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest complete checkpoint in `output_dir`, and the newer ones with what each lacks, newest first."""
+    """Return the newest complete checkpoint in `output_dir`, and the newer ones with what each lacks, newest first."""
     skipped: list[tuple[Path, str]] = []
     for checkpoint in reversed(checkpoints_in(output_dir)):
         reason = missing(checkpoint)
@@ -40,12 +40,12 @@ def last_complete(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
-    """The folders checkpoint-<step> in `output_dir`, complete or not, oldest first."""
+    """Return the folders checkpoint-<step> in `output_dir`, complete or not, oldest first."""
     found = [(step, p) for p in output_dir.glob("checkpoint-*") if (step := step_of(p)) is not None and p.is_dir()]
     return [p for _, p in sorted(found)]
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step in the name of the folder, None if it has another name."""
+    """Return the step in the name of the folder, or None if it has another name."""
     match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
     return int(match[1]) if match else None

@@ -9,9 +9,9 @@ from adopt_hf.integrations.checkpoints.folders import MARK
 
 
 def layout() -> str:
-    """How this run's launch mode lays out a checkpoint; one is read again by a run with the same layout alone.
+    """Return the layout of the checkpoints of this run's launch mode. Only a run with the same layout can read them.
 
-    The Trainer would load what it knows of another one, and leave out the rest.
+    The Trainer would load the files that it knows from a checkpoint of another layout, and leave out the rest.
     """
     state = AcceleratorState()
     kind = state.distributed_type.value
@@ -23,12 +23,12 @@ def layout() -> str:
 
 
 def layout_of(checkpoint: Path) -> str:
-    """The layout in which a complete checkpoint was written."""
+    """Return the layout of a complete checkpoint."""
     return str(json.loads((checkpoint / MARK).read_text(encoding="utf-8"))["layout"])
 
 
 def check_layout(checkpoint: Path) -> None:
-    """Raise ValueError if `checkpoint` was written in a launch mode whose files this process's cannot read."""
+    """Raise ValueError if this process cannot read `checkpoint`, because it was written in another launch mode."""
     theirs, ours = layout_of(checkpoint), layout()
     if theirs != ours:
         raise ValueError(

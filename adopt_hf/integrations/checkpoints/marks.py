@@ -20,18 +20,19 @@ logger = logging.getLogger("adopt_hf")
 
 
 class AlreadyFinishedError(RuntimeError):
-    """A run is resumed that has no step left to do."""
+    """A run was resumed that has no step left to do."""
 
 
 class MarkComplete(TrainerCallback):
-    """Marks the Trainer's checkpoints as complete, and removes old ones.
+    """A callback that marks the Trainer's checkpoints as complete, and removes old ones.
 
     A finished run that is resumed raises AlreadyFinishedError, with its weights loaded. The Trainer would do one step
     more, which changes the model.
 
     Args:
-        save_total_limit: complete checkpoints that are kept, None for all. Give it here and not to TrainingArguments:
-            the Trainer makes room before the new checkpoint is complete, and a run killed then has none.
+        save_total_limit: The number of complete checkpoints to keep, or None for all. Give it here and not to
+            TrainingArguments. The Trainer removes old checkpoints before the new one is complete, and a run that is
+            killed then has none.
     """
 
     def __init__(self, save_total_limit: int | None = None):
@@ -49,7 +50,7 @@ class MarkComplete(TrainerCallback):
             forget_later(Path(str(args.output_dir)), state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.save_only_model:  # such a one is no checkpoint to resume from
+        if args.save_only_model:  # the Trainer cannot resume from it
             return
         PartialState().wait_for_everyone()
         if args.should_save:
@@ -60,16 +61,17 @@ class MarkComplete(TrainerCallback):
 
 
 def mark(checkpoint: Path, step: int, optimizer: Any = None) -> None:
-    """Declare that all that is in the folder `checkpoint` now is a complete checkpoint, taken after `step` steps.
+    """Declare that the files in the folder `checkpoint` now are a complete checkpoint, taken after `step` steps.
 
-    For one process, when all have written their parts. If `optimizer` is given, `check_optimizer` knows its class.
+    One process calls this, after all processes have written their parts. If `optimizer` is given, `check_optimizer`
+    knows its class.
     """
     (checkpoint / MARK).unlink(missing_ok=True)
     files = {
         p.relative_to(checkpoint).as_posix(): p.stat().st_size for p in sorted(checkpoint.rglob("*")) if p.is_file()
     }
     unfinished = checkpoint / f"{MARK}.unfinished"
-    files.pop(unfinished.name, None)  # of a run that was killed right here
+    files.pop(unfinished.name, None)  # of a run that was killed at this point
     written: dict[str, Any] = {"step": step, "layout": layout(), "files": files}
     if optimizer is not None:
         inner = guard.innermost(optimizer)
@@ -79,9 +81,10 @@ def mark(checkpoint: Path, step: int, optimizer: Any = None) -> None:
 
 
 def forget_later(output_dir: Path, step: int) -> None:
-    """Take the marks from the checkpoints after `step`, for a run that goes on from there.
+    """Remove the marks of the checkpoints after `step`, for a run that continues from there.
 
-    It will write them anew, and half of the new files beside half of the old ones would pass for a complete checkpoint.
+    The run will write these checkpoints again. Half of the new files next to half of the old ones would pass as
+    complete.
     """
     for checkpoint in checkpoints_in(output_dir):
         later = step_of(checkpoint)
@@ -91,7 +94,7 @@ def forget_later(output_dir: Path, step: int) -> None:
 
 
 def rotate(output_dir: Path, limit: int | None, keep: Collection[Path] = ()) -> None:
-    """Remove what is older than the newest `limit` complete checkpoints, but for those in `keep`."""
+    """Remove the checkpoints that are older than the newest `limit` complete ones, except for those in `keep`."""
     if limit is None or limit < 1:
         return
     complete = [p for p in checkpoints_in(output_dir) if missing(p) is None]
@@ -102,5 +105,5 @@ def rotate(output_dir: Path, limit: int | None, keep: Collection[Path] = ()) -> 
         if checkpoint == complete[-limit]:
             return
         if checkpoint.resolve() not in kept:
-            (checkpoint / MARK).unlink(missing_ok=True)  # first: what is half removed is not complete
+            (checkpoint / MARK).unlink(missing_ok=True)  # first, so that a half removed checkpoint is not complete
             shutil.rmtree(checkpoint)

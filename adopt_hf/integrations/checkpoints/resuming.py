@@ -1,4 +1,4 @@
-"""Where a run goes on, or why it cannot; whether one has ended; and what to type after an interrupt."""
+"""The checkpoint that a run continues from, whether a run has ended, and the command after an interrupt."""
 
 import json
 import logging
@@ -23,16 +23,17 @@ TRAINER_STATE = "trainer_state.json"
 
 
 def to_resume(output_dir: Path, asked: str | None, traces: Collection[str] = ("checkpoint-*",)) -> Path | None:
-    """The checkpoint that a run goes on from; None to start anew.
+    """Return the checkpoint that a run continues from, or None to start a new run.
 
     Args:
-        output_dir: the run's folder; to start anew, it must not hold a run.
-        asked: `resume_from_checkpoint`: a path, or "true" or "last" for the newest complete one in `output_dir`;
-            None or "false": start anew.
-        traces: patterns of what a run leaves in its folder.
+        output_dir: The run's folder. For a new run, it must not hold another one.
+        asked: `resume_from_checkpoint`: a path, or "true" or "last" for the newest complete checkpoint in `output_dir`.
+            None or "false" starts a new run.
+        traces: Patterns of the files that a run leaves in its folder.
 
     Raises:
-        ValueError: the folder holds another run, or there is no such complete checkpoint; says what is there.
+        ValueError: If the folder holds another run, or there is no such complete checkpoint. The message says what is
+            there.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"output_dir {output_dir} is a file; choose another --output_dir")
@@ -73,7 +74,7 @@ def to_resume(output_dir: Path, asked: str | None, traces: Collection[str] = ("c
 
 
 def check_writable(output_dir: Path) -> None:
-    """Raise ValueError if `output_dir`, which need not exist, cannot be written to. It is not made."""
+    """Raise ValueError if `output_dir`, which need not exist, cannot be written to. The folder is not created."""
     folder = output_dir.absolute()
     try:
         while not folder.exists():
@@ -85,11 +86,11 @@ def check_writable(output_dir: Path) -> None:
 
 
 def after_interrupt(argv: Sequence[str], output_dir: Path) -> str:
-    """Return the line for a user who has interrupted a run: the command that goes on with it.
+    """Return the line for a user who has interrupted a run, with the command that continues it.
 
     Args:
         argv: `sys.argv` of a script that takes `--output_dir` and `--resume_from_checkpoint last`.
-        output_dir: the run's folder.
+        output_dir: The run's folder.
     """
     script, *options = argv
     checkpoint, _ = last_complete(output_dir)
@@ -111,11 +112,11 @@ def after_interrupt(argv: Sequence[str], output_dir: Path) -> str:
 
 
 def check_optimizer(checkpoint: Path, optimizer: Any) -> None:
-    """Check that the optimizer of `checkpoint` and `optimizer` are both ADOPT, or both not.
+    """Check that the optimizer of `checkpoint` and `optimizer` are both ADOPT, or that neither is.
 
     Args:
         checkpoint: A complete checkpoint. One that was marked without its optimizer passes.
-        optimizer: The optimizer that is to go on, or its class.
+        optimizer: The optimizer that is to continue, or its class.
 
     Raises:
         ValueError: If only one of the two is ADOPT.
@@ -133,7 +134,7 @@ def check_optimizer(checkpoint: Path, optimizer: Any) -> None:
 
 
 def is_finished(checkpoint: Path, args: TrainingArguments) -> bool:
-    """Return whether no step is left to do after `checkpoint`, of the steps or epochs that `args` ask for."""
+    """Return whether `checkpoint` has no step left to do, of the steps or epochs that `args` ask for."""
     state: Any = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
     if args.max_steps > 0:
         return bool(state.global_step >= args.max_steps)
@@ -144,9 +145,9 @@ def is_saved(output_dir: Path, checkpoint: Path, last: str) -> bool:
     """Return whether a run has written its end into `output_dir` after `checkpoint`, its last one.
 
     Args:
-        output_dir: the run's folder, in which there is a trainer_state.json first and the model after it.
-        checkpoint: the last checkpoint.
-        last: the name of the file that is written last of all.
+        output_dir: The run's folder. The run writes trainer_state.json there first, and the model after it.
+        checkpoint: The last checkpoint.
+        last: The name of the file that the run writes last of all.
     """
     state, end = output_dir / TRAINER_STATE, output_dir / last
     if not state.is_file() or not end.is_file() or end.stat().st_mtime_ns < state.stat().st_mtime_ns:

@@ -1,4 +1,4 @@
-"""Functions of DeepSpeed that are written for Adam: each keeps ADOPT as it is, or is refused by name."""
+"""Functions of DeepSpeed that are written for Adam. Each leaves ADOPT unchanged, or is refused by name."""
 
 import functools
 import inspect
@@ -13,10 +13,10 @@ logger = logging.getLogger("adopt_hf")
 
 
 def one_cycle(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    """The constructor of DeepSpeed's OneCycle, which leaves the betas of an ADOPT as they are.
+    """Construct DeepSpeed's OneCycle so that it leaves the betas of an ADOPT unchanged.
 
     Raises:
-        ValueError: `cycle_momentum` is set to true.
+        ValueError: If `cycle_momentum` is set to true.
     """
     call = inspect.signature(original).bind(scheduler, *args, **kwargs)
     if is_adopt_optimizer(guard.innermost(call.arguments["optimizer"])):
@@ -42,10 +42,10 @@ def _warn_of_betas() -> None:
 
 
 def offload_states(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
-    """`DeepSpeedEngine.offload_states` that refuses what stage 3 only does with FusedAdam.
+    """Refuse in `DeepSpeedEngine.offload_states` what stage 3 only does with FusedAdam.
 
     Raises:
-        ValueError: it is asked to move the moments or the float32 weights of ADOPT in stage 3.
+        ValueError: If the moments or the float32 weights of an ADOPT are to be moved in stage 3.
     """
     if is_adopt_optimizer(getattr(engine, "basic_optimizer", None)) and engine.zero_optimization_stage() == 3:
         call = inspect.signature(original).bind(engine, *args, **kwargs)

@@ -1,7 +1,8 @@
 """Record which tensors of a DeepSpeed engine got a gradient, and let the processes agree on it without their devices.
 
-The host knows what arrives, because autograd calls a hook for each gradient. The agreement is therefore an all-reduce
-of CPU tensors over gloo, one a step for all tensors that the same processes share. No step waits for the device.
+The host knows which gradients arrive, because autograd calls a hook for each of them. The agreement is therefore an
+all-reduce of CPU tensors over gloo. There is one in each step for all tensors that the same processes share. No step
+waits for the device.
 """
 
 import functools
@@ -20,20 +21,20 @@ logger = logging.getLogger("adopt_hf")
 
 
 class Shared(NamedTuple):
-    """Tensors that the same processes share, in the same order in all of them."""
+    """Tensors that the same processes share, in the same order in all of these processes."""
 
     tensors: Sequence[Tensor]
-    process_group: Any  # of torch.distributed, on whatever device
+    process_group: Any  # of torch.distributed, on any device
 
 
 class Arrivals:
-    """The tensors of an engine that got a gradient since the last step, in any of the processes that share them.
+    """A record of the tensors of an engine that got a gradient since the last step, in any process that shares them.
 
-    All processes make it together, and ask it in the same order.
+    All processes must make it together, and call it in the same order.
 
     Args:
-        engine: a DeepSpeed engine.
-        shared: the tensors to watch. `take` takes an index into it.
+        engine: A DeepSpeed engine.
+        shared: The tensors to watch. `take` takes an index into this sequence.
     """
 
     def __init__(self, engine: Any, shared: Sequence[Shared]):
@@ -43,10 +44,10 @@ class Arrivals:
         groups = {ranks: one.process_group for ranks, one in zip(self.ranks, shared, strict=True)}
         # The largest first: processes that have two groups in common make them in the same order.
         self.hosts = {ranks: host_group(groups[ranks]) for ranks in sorted(groups, key=lambda r: (-len(r), r))}
-        self.micro_batches: dict[Tensor, tuple[int, set[int]]] = {}  # the engine's skipped_steps, and those with one
+        self.micro_batches: dict[Tensor, tuple[int, set[int]]] = {}  # skipped_steps, and those with a gradient
         self.any_ever = False
-        self.step, self.passes = engine.global_steps, 0  # the step that is being gathered, and its calls of backward()
-        self.agreed: dict[int, list[bool | None]] = {}  # by index, until it is taken
+        self.step, self.passes = engine.global_steps, 0  # the present step, and its calls of backward()
+        self.agreed: dict[int, list[bool | None]] = {}  # by index, until `take` returns it
         self.agreed_step = -1
         self.handles = [
             tensor.register_post_accumulate_grad_hook(self._note)
@@ -57,7 +58,7 @@ class Arrivals:
         internals.before_backward(engine, self._begin_pass)
 
     def _begin_pass(self, engine: Any) -> None:
-        # DeepSpeed counts micro-batches by calls of its step(); Accelerate only calls that at the last one.
+        # DeepSpeed 0.19 counts micro-batches by calls of its step(). Accelerate 1.15 only calls step() at the last one.
         if engine.global_steps != self.step:
             self.step, self.passes = engine.global_steps, 0
         self.passes += 1
@@ -65,7 +66,8 @@ class Arrivals:
     def _micro_batch(self, engine: Any) -> int:
         if self.passes and engine.global_steps == self.step:
             return self.passes - 1
-        return int(engine.micro_steps % engine.gradient_accumulation_steps())  # loss.backward(), not the engine's
+        # loss.backward() was called, not the engine's
+        return int(engine.micro_steps % engine.gradient_accumulation_steps())
 
     def _note(self, tensor: Tensor) -> None:
         engine = self.engine()
@@ -74,7 +76,7 @@ class Arrivals:
                 self.handles.pop().remove()
             return
         skipped, micro_batches = self.micro_batches.get(tensor, (-1, set()))
-        if skipped != engine.skipped_steps:  # an overflow has made gradients from before it void
+        if skipped != engine.skipped_steps:  # an overflow has discarded the earlier gradients
             micro_batches = set()
         micro_batches.add(self._micro_batch(engine))
         self.micro_batches[tensor] = (engine.skipped_steps, micro_batches)
@@ -82,14 +84,14 @@ class Arrivals:
     def take(self, index: int) -> list[bool | None]:
         """Return, for each tensor of `shared[index]`, whether any process got a gradient for it since the last step.
 
-        The first call in a step agrees on all tensors of the same processes. Where no process has ever got a gradient
-        for any of these, hooks may not see gradients here: the answer is None for each then.
+        The first call in a step agrees on all tensors of the same processes. If no process has ever got a gradient for
+        any of these, autograd's hooks may not see gradients here. The answer is then None for each.
 
         Raises:
             RuntimeError: If DeepSpeed has lost or repeated a gradient, see `internals.loses_gradients`.
         """
         engine = self.engine()
-        assert engine is not None  # it is calling
+        assert engine is not None  # the engine is calling
         if engine.global_steps != self.agreed_step:
             self.forget()
             self.agreed_step = engine.global_steps
@@ -98,7 +100,7 @@ class Arrivals:
         return self.agreed.pop(index)
 
     def forget(self) -> None:
-        """Forget what was agreed on: the engine is at another step now."""
+        """Forget the agreement, because the engine is at another step now."""
         self.agreed.clear()
         self.agreed_step = -1
 
@@ -153,8 +155,8 @@ _made_in: Any = None
 def host_group(process_group: Any) -> Any:
     """Return a process group of the same ranks that reduces CPU tensors: `process_group` if it does, or one of gloo.
 
-    All processes of the group call this, and those that make several groups make them in the same order. A group of
-    gloo is made once for the same ranks: each has a connection to every other rank.
+    All processes of the group must call this. Those that make several groups must make them in the same order. A gloo
+    group is made once for the same ranks, because each rank has a connection to every other rank.
     """
     global _made_in
     if "cpu:gloo" in dist.get_backend_config(process_group):
@@ -164,7 +166,7 @@ def host_group(process_group: Any) -> Any:
         _made_in = dist.group.WORLD
     ranks = tuple(dist.get_process_group_ranks(process_group))
     if ranks not in _made:
-        # Only the members need to call this: an engine may be made by some of the processes.
+        # An engine may be made by some of the processes, so only the members of the group can be expected to call this.
         _made[ranks] = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True)
     return _made[ranks]
 

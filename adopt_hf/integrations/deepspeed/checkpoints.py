@@ -1,4 +1,4 @@
-"""DeepSpeed's checkpoints: ADOPT's state apart from others', step counts, and each group's own hyperparameters."""
+"""DeepSpeed's checkpoints: ADOPT's state apart from other optimizers', step counts, and the options of each group."""
 
 import glob
 import inspect
@@ -33,7 +33,7 @@ OTHER_WORLD_SIZE = (
 
 
 def save_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
-    """`DeepSpeedEngine.save_checkpoint` that writes the step counts where a universal checkpoint keeps them."""
+    """Write the step counts in `DeepSpeedEngine.save_checkpoint` where a universal checkpoint keeps them."""
     if is_adopt_optimizer(getattr(engine, "basic_optimizer", None)):
         info = internals.universal_checkpoint_info(engine.module)
         counts = _step_counts(engine)
@@ -44,15 +44,16 @@ def save_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
 
 
 def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
-    """`DeepSpeedEngine.load_checkpoint` that keeps ADOPT's state and that of other optimizers apart.
+    """Keep ADOPT's state and that of other optimizers apart in `DeepSpeedEngine.load_checkpoint`.
 
-    It says what to do about another world size. Of a universal checkpoint it restores what DeepSpeed does not: each
-    param group's own hyperparameters, and the step counts of tensors that came late.
+    The error about another world size says what to do. After loading a universal checkpoint, this restores what
+    DeepSpeed does not: each param group's own hyperparameters, and the step counts of tensors that got their first
+    gradient late.
 
     Raises:
         ValueError: If the checkpoint holds the state of another optimizer, or that of ADOPT and the engine has another
             optimizer. Nothing has been loaded.
-        RuntimeError: If the optimizer is on NVMe, from where DeepSpeed does not bring all of its state back.
+        RuntimeError: If the optimizer is on NVMe, because DeepSpeed does not load all of its state from there.
     """
     optimizer: Any = getattr(engine, "basic_optimizer", None)
     call = inspect.signature(original).bind(engine, *args, **kwargs)
@@ -94,7 +95,7 @@ def load_checkpoint(original: Any, engine: Any, *args: Any, **kwargs: Any) -> An
 
 
 def _step_counts(engine: Any) -> dict[str, float]:
-    """The step count of each tensor that a partition holds, by name."""
+    """Return the step count of each tensor that a partition holds, by name."""
     names = {p: name for name, p in engine.module.named_parameters()}
     optimizer = engine.basic_optimizer
     counts: dict[str, float] = {}
@@ -118,9 +119,9 @@ def _set_step_counts(engine: Any, counts: dict[str, float]) -> None:
 
 
 def saved_groups(engine: Any, folder: str, tag: str | None) -> list[dict[str, Any]]:
-    """Return the param groups in the checkpoint `tag` in `folder`; those in the latest one if `tag` is None.
+    """Return the param groups in the checkpoint `tag` in `folder`, or in the latest one if `tag` is None.
 
-    There are none if DeepSpeed will not find the file either, and says what is missing.
+    The list is empty if DeepSpeed will not find the file either. DeepSpeed then says what is missing.
     """
     universal = engine.load_universal_checkpoint()
     latest = os.path.join(folder, "latest_universal" if universal else "latest")
@@ -137,7 +138,7 @@ def saved_groups(engine: Any, folder: str, tag: str | None) -> list[dict[str, An
 
 
 def _groups_in(saved: Any) -> list[dict[str, Any]]:
-    """Return the param groups in a file of a checkpoint, where each stage has them in other dictionaries."""
+    """Return the param groups in a file of a checkpoint. Each ZeRO stage has them in other dictionaries."""
     while isinstance(saved, Mapping) and "param_groups" not in saved:
         inside = [saved[key] for key in ("optimizer_state_dict", "base_optimizer_state", "optimizer") if key in saved]
         saved = inside[0] if inside else None

@@ -1,4 +1,4 @@
-"""A DeepSpeed config: one that works, ADOPT's "optimizer" block, and what of it is refused."""
+"""DeepSpeed configs: one that works with ADOPT, ADOPT's "optimizer" block, and the settings that are refused."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,8 @@ from adopt_hf.integrations.deepspeed.refused import REPLACEMENTS
 from adopt_hf.memory import OFFLOAD
 from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
 
-CLASSES: dict[str, type[ADOPT]] = {"adopt": ADOPT, "adoptw": ADOPTW}  # "type" of a block, in any case
-FILLED = ("lr", "weight_decay")  # the Trainer and Accelerate fill these in where the block has "auto"
+CLASSES: dict[str, type[ADOPT]] = {"adopt": ADOPT, "adoptw": ADOPTW}  # by "type" of a block, in lower case
+FILLED = ("lr", "weight_decay")  # where the block has "auto", the Trainer and Accelerate fill these in
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -25,24 +25,26 @@ def config(
     gradient_clipping: float | str = "auto",
     optimizer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A DeepSpeed config that works with ADOPT.
+    """Return a DeepSpeed config that works with ADOPT.
 
-    "auto" is filled in by the Trainer and by Accelerate; `deepspeed.initialize` alone wants numbers.
+    The Trainer and Accelerate fill in "auto". `deepspeed.initialize` by itself needs numbers.
 
     Args:
-        stage: of ZeRO: 0 shards nothing, 1 the optimizer state, 2 the gradients too, 3 the parameters too.
-        offload: to the CPU: None, "optimizer" (from stage 1 on), "parameters" (those and the optimizer; stage 3).
-        nvme_path: a folder on a local disk, to offload to instead of the CPU's memory; stage 3.
+        stage: The ZeRO stage. 0 shards nothing, 1 the optimizer state, 2 also the gradients, 3 also the parameters.
+        offload: What to keep in CPU memory: None, "optimizer" (stage 1 or higher), or "parameters" (these and the
+            optimizer; stage 3).
+        nvme_path: A folder on a local disk to offload to, instead of CPU memory (stage 3).
         precision: "auto", "fp32", "bf16" or "fp16".
-        train_micro_batch_size_per_gpu: sequences a process and forward pass.
-        gradient_accumulation_steps: micro-batches a step.
-        gradient_clipping: the largest norm of the gradient; 0: none.
-        optimizer: hyperparameters of ADOPT, for an "optimizer" block of type ADOPT; None: no block, the optimizer
-            comes from the script (`optim="adopt"`, or an ADOPT given to `prepare` or `initialize`). Under the Trainer
-            that block builds an ADOPTW, elsewhere what its type says: "ADOPT" or "ADOPTW".
+        train_micro_batch_size_per_gpu: Sequences per process and forward pass.
+        gradient_accumulation_steps: Micro-batches per step.
+        gradient_clipping: The largest norm of the gradient. 0 means no clipping.
+        optimizer: Hyperparameters of ADOPT for an "optimizer" block of type ADOPT. None: no block, the optimizer comes
+            from the script (`optim="adopt"`, or an ADOPT given to `prepare` or `initialize`). Under the Trainer the
+            block builds an ADOPTW, elsewhere the class that its type names: "ADOPT" or "ADOPTW".
 
     Raises:
-        ValueError: a value that is not allowed, or a combination that DeepSpeed does not have; says what is.
+        ValueError: If a value is not allowed, or DeepSpeed does not have the combination. The message says what is
+            allowed.
     """
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ValueError(f"stage must be 0, 1, 2 or 3, got {stage!r}")
@@ -86,25 +88,26 @@ def config(
 
 
 def is_adopt_block(config: Mapping[str, Any]) -> bool:
-    """Whether the DeepSpeed config has an "optimizer" block that names ADOPT or ADOPTW, in any case."""
+    """Return whether the DeepSpeed config has an "optimizer" block that names ADOPT or ADOPTW, in any case."""
     block = config.get("optimizer")
     return isinstance(block, Mapping) and str(block.get("type", "")).lower() in CLASSES
 
 
 def is_auto(value: object) -> bool:
-    """Whether a value of a DeepSpeed config is "auto". (An array cannot be compared with a text.)"""
+    """Return whether a value of a DeepSpeed config is "auto". An array cannot be compared with a string."""
     return isinstance(value, str) and value == "auto"
 
 
 def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dict[str, Any]:
-    """What the "optimizer" block of a DeepSpeed config passes to ADOPT; an "auto" that is left there means "not set".
+    """Return the arguments that the "optimizer" block of a DeepSpeed config has for ADOPT. An "auto" means "not set".
 
     Args:
-        config: with an "optimizer" block for ADOPT.
-        auto_is_filled: "auto" is allowed for every key, since the caller fills it in.
+        config: A DeepSpeed config with an "optimizer" block for ADOPT.
+        auto_is_filled: Whether "auto" is allowed for every key, because the caller fills it in.
 
     Raises:
-        ValueError: an unknown key, a value out of range, or an "auto" that only the Trainer and Accelerate can fill.
+        ValueError: If a key is unknown, a value is out of range, or only the Trainer and Accelerate can fill in an
+            "auto".
     """
     given = dict(config["optimizer"].get("params") or {})
     for key in given:
@@ -127,16 +130,16 @@ def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dic
 
 
 def forget_auto(config: dict[str, Any], but: Sequence[str] = ()) -> None:
-    """Take what is "auto" in ADOPT's block out of it, in place: ADOPT's own numbers are used then."""
+    """Remove each "auto" from ADOPT's block, in place, except for the keys `but`. ADOPT then uses its own defaults."""
     params = config["optimizer"].get("params") or {}
     config["optimizer"]["params"] = {k: v for k, v in params.items() if not is_auto(v) or k in but}
 
 
 def keep_adopt(config: dict[str, Any]) -> None:
-    """Say in the DeepSpeed config, in place, that the optimizer is not to be replaced where it is offloaded.
+    """Set in the DeepSpeed config, in place, that an offloaded optimizer is not replaced.
 
     Raises:
-        ValueError: the config asks for the opposite, or for something that only works with another optimizer.
+        ValueError: If the config asks for the opposite, or for something that only works with another optimizer.
     """
     refused = replacements(config)
     if refused:
@@ -152,7 +155,7 @@ def keep_adopt(config: dict[str, Any]) -> None:
 
 
 def replacements(config: Mapping[str, Any]) -> list[str]:
-    """Return, for each setting of a DeepSpeed config with which ADOPT would not be what steps, a sentence about it."""
+    """Return a sentence for each setting of a DeepSpeed config with which ADOPT would not make the step."""
     found = []
     for path, asks, what in REPLACEMENTS:
         value: Any = config
@@ -169,9 +172,9 @@ def replacements(config: Mapping[str, Any]) -> list[str]:
 
 
 def offload_device(config: Mapping[str, Any]) -> str:
-    """Return where the DeepSpeed config has the optimizer: "none", "cpu" or "nvme"."""
+    """Return the device that the DeepSpeed config offloads the optimizer to: "none", "cpu" or "nvme"."""
     optimization = config.get("zero_optimization")
-    if not isinstance(optimization, Mapping):  # true and false are allowed
+    if not isinstance(optimization, Mapping):  # DeepSpeed allows true and false, too
         return "none"
     target = optimization.get("offload_optimizer") or {}
     device = target.get("device") or "none"

@@ -1,7 +1,8 @@
-"""What ADOPT has to know inside a DeepSpeed engine: which tensors have a gradient, and what their step counts are.
+"""Facts that ADOPT needs from inside a DeepSpeed engine: which tensors have a gradient, and their step counts.
 
-DeepSpeed shows an optimizer flat partitions. Where a tensor has no gradient it fills in zeros, or leaves an old one in
-its place. Hooks on the model's own parameters bring back what is lost, so that every stage trains as one process.
+DeepSpeed shows flat partitions to an optimizer. For a tensor without a gradient, it fills in zeros or leaves an old
+gradient there. Hooks on the model's own parameters restore what is lost, so that every stage trains as one process
+does.
 """
 
 import functools
@@ -17,7 +18,7 @@ from adopt_hf.integrations.deepspeed.arrivals import Arrivals, Shared
 def follow(engine: Any) -> None:
     """Let the ADOPT of a DeepSpeed engine see which tensors have a gradient, and count their steps one by one.
 
-    All processes of the engine call this.
+    All processes of the engine must call this.
 
     Raises:
         ValueError: If the state is on NVMe and has fewer than 32 bits.
@@ -29,7 +30,7 @@ def follow(engine: Any) -> None:
             f"state_bits={min(bits)} with the optimizer on NVMe: DeepSpeed reads the moments back as float32 numbers, "
             'whatever they were, as Adam\'s are. Write state_bits=32, or "device": "cpu" in "offload_optimizer"'
         )
-    internals.universal_checkpoint_info(engine.module)  # is there from now on
+    internals.universal_checkpoint_info(engine.module)  # creates it
     flat_groups = internals.zero_flat_groups(engine.optimizer)
     whole = internals.zero_whole_tensors(engine)
     arrivals = Arrivals(

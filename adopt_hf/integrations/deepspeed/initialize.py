@@ -1,4 +1,4 @@
-"""`deepspeed.initialize` and the engine that it makes, for which ADOPT is one of DeepSpeed's own optimizers."""
+"""`deepspeed.initialize` and the engine that it makes, which treat ADOPT as one of DeepSpeed's own optimizers."""
 
 import base64
 import copy
@@ -28,12 +28,16 @@ logger = logging.getLogger("adopt_hf")
 
 
 def initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
-    """`deepspeed.initialize` for which ADOPT is one of its own optimizers."""
+    """Let `deepspeed.initialize` treat ADOPT as one of DeepSpeed's own optimizers.
+
+    Raises:
+        ValueError: If the config asks for another optimizer, or has a setting that only works with another one.
+    """
     call = inspect.signature(original).bind(*args, **kwargs)
     given, where = _config_of(call.arguments)
     optimizer = call.arguments.get("optimizer")
     if given is None:
-        return original(*args, **kwargs)  # which says what a config can be
+        return original(*args, **kwargs)  # DeepSpeed says what a config can be
     adopted = dict(given)
     if optimizer is None and is_adopt_block(adopted):
         cls = CLASSES[adopted["optimizer"]["type"].lower()]
@@ -44,7 +48,7 @@ def initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
         and not isinstance(optimizer, torch.optim.Optimizer)
         and (offloads(adopted) or replacements(adopted) or isinstance(adopted.get("optimizer"), Mapping))
     ):
-        # Whether to keep it, to refuse it, or to speak of it depends on what it makes.
+        # A function that makes the optimizer is called here, because only its result shows whether that is an ADOPT.
         parameters = call.arguments.get("model_parameters")
         parameters = list(call.arguments["model"].parameters() if parameters is None else parameters)
         call.arguments |= {"model_parameters": parameters, "optimizer": optimizer(parameters)}
@@ -65,7 +69,7 @@ def initialize(original: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _check_block(config: Mapping[str, Any], optimizer: Any) -> None:
-    """Say so if DeepSpeed passes over the "optimizer" block of `config`, since it was given `optimizer`.
+    """Warn if DeepSpeed ignores the "optimizer" block of `config`, because it was given `optimizer`.
 
     Raises:
         ValueError: If the block asks for ADOPT, and `optimizer` is another one.
@@ -93,14 +97,14 @@ def _warn_of_block(name: str) -> None:
 
 
 def make_engine(original: Any, engine: Any, *args: Any, **kwargs: Any) -> None:
-    """The constructor of an engine, after which its ADOPT knows the model's tensors."""
+    """Construct an engine, and tell its ADOPT of the model's tensors."""
     original(engine, *args, **kwargs)
     if is_adopt_optimizer(getattr(engine, "basic_optimizer", None)):
         gradients.follow(engine)
 
 
 def _config_of(arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """The config of a call of `deepspeed.initialize` as a dictionary, and the name of the argument that it came in."""
+    """Return the config of a call of `deepspeed.initialize` as a dictionary, and the name of its argument."""
     for where in ("config", "config_params"):
         if arguments.get(where) is not None:
             return _loaded(arguments[where]), where
@@ -109,7 +113,7 @@ def _config_of(arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str
 
 
 def _loaded(config: Any) -> dict[str, Any] | None:
-    """A DeepSpeed config as a dictionary: from one, a file, or its text in base64. None for what DeepSpeed refuses."""
+    """Return a DeepSpeed config (a dictionary, a file or base64 text) as a dictionary. None for anything else."""
     if isinstance(config, dict):
         return config
     import hjson  # DeepSpeed reads its configs with it
@@ -124,7 +128,7 @@ def _loaded(config: Any) -> dict[str, Any] | None:
 
 
 def _adopt_of_block(cls: type[ADOPT], model: Any, params: Any, **kwargs: Any) -> ADOPT:
-    """The optimizer of a config's block, whose embeddings keep float32 moments."""
+    """Return the optimizer of a config's block. Its embeddings keep float32 moments."""
     formats.keep_float32(embeddings(model))
     return cls(internals.expert_groups(params), **kwargs, float32_apart=True)
 

@@ -1,4 +1,4 @@
-"""The inside of DeepSpeed: everything that is no public interface of it and that ADOPT has to read or change."""
+"""The inside of DeepSpeed: all that is not its public interface, and that ADOPT has to read or change."""
 
 import importlib.metadata
 import sys
@@ -11,35 +11,35 @@ from torch import Tensor
 
 
 def states_of_fused_adam(engine: Any, include: Any) -> list[str]:
-    """Return those of the states that `offload_states` is to move which stage 3 only moves for FusedAdam."""
+    """Return the states of `include` that stage 3 moves for FusedAdam only. `include` is that of `offload_states`."""
     from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as Kind
 
-    if engine.zero_use_cpu_optimizer():  # they are on the CPU, and left out
+    if engine.zero_use_cpu_optimizer():  # DeepSpeed leaves out what is on the CPU
         return []
     return [kind.value for kind in (Kind.optim_states, Kind.hp_params) if include is None or kind in include]
 
 
 # -- ZERO_SUPPORTED_OPTIMIZERS: the list of classes that ZeRO calls tested ---------------------------------------------
-# Issue: other classes need "zero_allow_untested_optimizer" in the config, and are warned of.
+# Issue: other classes need "zero_allow_untested_optimizer" in the config, and DeepSpeed 0.19 warns of them.
 # Why:   the tests here run ADOPT in every stage.
 # Remove when: DeepSpeed has ADOPT in the list, or none.
 
 
 def support_in_zero(optimizer_class: type) -> None:
-    """Let ZeRO call the class tested; it asks for the very class, and not for those it is derived from."""
+    """Add the class to ZeRO's list of tested optimizers. ZeRO looks for the exact class, not for its base classes."""
     supported = _supported()
     if optimizer_class not in supported:
         supported.append(optimizer_class)
 
 
 def support_in_zero_no_more(is_ours: Callable[[object], bool]) -> None:
-    """Undo `support_in_zero` for the classes that are ours, if the list is one."""
+    """Undo `support_in_zero` for the classes that are ours, if the list exists."""
     if has_list_of_supported():
         _supported()[:] = [c for c in _supported() if not is_ours(c)]
 
 
 def has_list_of_supported() -> bool:
-    """Return whether ZeRO has this list. Imports nothing: DeepSpeed imports the module."""
+    """Return whether ZeRO has this list. Imports nothing, because DeepSpeed imports the module."""
     return isinstance(_supported(), list)
 
 
@@ -48,23 +48,24 @@ def _supported() -> Any:
 
 
 # -- Gradients of tensors that have none -------------------------------------------------------------------------------
-# Issue: stage 3 keeps a tensor's last gradient in its buffer, and adds to it, or counts it in the norm, when the tensor
-#        has none in the next step; an inf there makes it skip the next steps, too. With the optimizer offloaded, stages
-#        2 and 3 lose or repeat the gradient of a tensor that has one only in some of the micro-batches of a step.
-# Why:   the first can be put right from outside, the second not.
+# Issue: stage 3 of DeepSpeed 0.19 keeps a tensor's last gradient in its buffer. If the tensor has none in the next
+#        step, stage 3 adds to the old one or counts it in the norm. An inf there makes it skip the next steps, too.
+#        With the optimizer offloaded, stages 2 and 3 lose or repeat the gradient of a tensor that has one only in some
+#        of the micro-batches of a step.
+# Why:   the first can be corrected from outside, the second cannot.
 # Remove when: DeepSpeed clears its buffers.
 
 
 def loses_gradients(engine: Any) -> bool:
-    """Whether gradients are lost that come in some of the micro-batches of a step alone."""
+    """Return whether DeepSpeed loses gradients that come in only some of the micro-batches of a step."""
     offload = engine.zero_offload_optimizer()
     offloaded = engine.zero_use_cpu_optimizer() or (offload is not None and offload.device != "none")
     return offloaded and engine.zero_optimization_stage() >= 2
 
 
 def before_backward(engine: Any, call: Callable[[Any], None]) -> None:
-    """Let `call(engine)` happen before each of the engine's backward passes."""
-    original, of = type(engine).backward, weakref.ref(engine)  # the engine is not to keep itself alive
+    """Call `call(engine)` before each of the engine's backward passes."""
+    original, of = type(engine).backward, weakref.ref(engine)  # a strong reference would keep the engine alive
 
     def backward(*args: Any, **kwargs: Any) -> Any:
         call(of())
@@ -74,12 +75,12 @@ def before_backward(engine: Any, call: Callable[[Any], None]) -> None:
 
 
 def clear_used_gradients(optimizer: Any) -> None:
-    """Clear the gradients of a ZeRO 3 optimizer after each of its steps, one that an overflow skips included."""
+    """Clear the gradients of a ZeRO 3 optimizer after each of its steps, also after one that an overflow skips."""
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
     if not isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         return
-    original, of = type(optimizer).step, weakref.ref(optimizer)  # the optimizer is not to keep itself alive
+    original, of = type(optimizer).step, weakref.ref(optimizer)  # a strong reference would keep the optimizer alive
 
     def step(*args: Any, **kwargs: Any) -> Any:
         result = original(of(), *args, **kwargs)
@@ -92,8 +93,8 @@ def clear_used_gradients(optimizer: Any) -> None:
 
 
 # -- Param groups of experts -------------------------------------------------------------------------------------------
-# Issue: the experts of DeepSpeed's mixture need param groups of their own. It makes them for an optimizer that the
-#        config names, but not for one that a function makes, and needs names for the groups that it divides.
+# Issue: DeepSpeed's experts need param groups of their own. DeepSpeed 0.19 makes these groups for an optimizer that the
+#        config names, but not for one that a function makes. The groups that it divides must have names.
 # Why:   a block of ours is a function to DeepSpeed.
 # Remove when: DeepSpeed can be told of an optimizer class.
 
@@ -114,25 +115,25 @@ def expert_groups(params: Any) -> list[Any]:
 
 
 # -- ZeRO's optimizers: which tensors a flat partition is made of ------------------------------------------------------
-# Issue: ADOPT counts steps tensor by tensor, and ZeRO hands it one flat tensor for many.
-# Why:   their lists of groups are the only place that knows.
+# Issue: ADOPT counts steps tensor by tensor, and ZeRO gives it one flat tensor for many (DeepSpeed 0.17 to 0.19).
+# Why:   only the lists of groups of ZeRO's optimizers say which tensors these are.
 # Remove when: DeepSpeed tells an optimizer what its partitions hold.
 
 
 class FlatGroup(NamedTuple):
-    """A flat parameter of this process, and what is in it."""
+    """A flat parameter of this process, and the tensors in it."""
 
     flat: Tensor
-    tensors: list[Tensor]  # of the model, those of other processes too, in the same order everywhere
-    stretches: list[tuple[int, int, int]]  # (index of the tensor, start, numel), this process's
+    tensors: list[Tensor]  # of the model, also those of other processes, in the same order in all
+    stretches: list[tuple[int, int, int]]  # of this process: (index of the tensor, start, numel)
     process_group: Any  # of torch.distributed: the processes that share the tensors
 
 
 def zero_flat_groups(optimizer: Any) -> list[FlatGroup]:
-    """What the optimizer of a DeepSpeed engine has flattened; nothing for an optimizer that is not ZeRO's.
+    """Return the flat parameters of the optimizer of a DeepSpeed engine. An optimizer that is not ZeRO's has none.
 
     Raises:
-        ImportError: this DeepSpeed has changed ZeRO's optimizers.
+        ImportError: If this DeepSpeed has changed ZeRO's optimizers.
     """
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
@@ -171,7 +172,7 @@ def zero_flat_groups(optimizer: Any) -> list[FlatGroup]:
 
 
 def _group_of_all(tensors: Any, optimizer: Any) -> Any:
-    """Return the processes among which stage 3 divides each of the tensors: the experts of AutoEP have their own."""
+    """Return the processes among which stage 3 divides each of the tensors. The experts of AutoEP have their own."""
     groups = [getattr(tensor, "ds_process_group", optimizer.dp_process_group) for tensor in tensors]
     by_ranks = {tuple(torch.distributed.get_process_group_ranks(group)): group for group in groups}
     if len(by_ranks) > 1:
@@ -187,11 +188,11 @@ def zero_whole_tensors(engine: Any) -> list[tuple[Any, list[tuple[Tensor, Tensor
     """Return the tensors that stage 0 leaves whole, by the processes that average their gradients.
 
     Returns:
-        For each process group the pairs of a tensor of the model and the one that is stepped for it, which is its fp32
-        copy or itself. No groups in other stages.
+        For each process group, the pairs of a tensor of the model and the tensor that is stepped for it, which is its
+        fp32 copy or itself. Other stages have no groups.
 
     Raises:
-        ImportError: this DeepSpeed has changed the optimizer of stage 0, or its groups.
+        ImportError: If this DeepSpeed has changed the optimizer of stage 0, or its groups.
     """
     from deepspeed.moe.utils import is_moe_param
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
@@ -223,7 +224,7 @@ def _changed(optimizer: Any, error: AttributeError) -> ImportError:
 
 
 def _consecutive(tensors: Any) -> list[tuple[int, int, int]]:
-    """Stage 3: each process has its part of every tensor, one after the other."""
+    """Return the stretches of stage 3. Each process has its part of every tensor, one after the other."""
     stretches, start = [], 0
     for index, tensor in enumerate(tensors):
         stretches.append((index, start, tensor.partition_numel()))
@@ -232,7 +233,7 @@ def _consecutive(tensors: Any) -> list[tuple[int, int, int]]:
 
 
 def _cut(flat: Tensor, tensors: Any, offsets: Any, process_group: Any) -> list[tuple[int, int, int]]:
-    """Stages 1 and 2: the flattened group is cut into as many pieces as there are processes, wherever the cuts fall."""
+    """Return the stretches of stages 1 and 2. The flat group is cut into one equal part for each process."""
     size = flat.numel()
     start = torch.distributed.get_rank(process_group) * size
     stretches = []
@@ -244,22 +245,25 @@ def _cut(flat: Tensor, tensors: Any, offsets: Any, process_group: Any) -> list[t
 
 
 def _linked(tensors: Any) -> list[tuple[int, int, int]]:
-    """Stage 1 in bf16 with float32 gradients: the same, and each tensor knows its piece."""
+    """Return the stretches of stage 1 in bf16 with float32 gradients, cut as in `_cut`. Each tensor has its own."""
     mappings = [(index, tensor._hp_mapping) for index, tensor in enumerate(tensors) if tensor._hp_mapping is not None]
     addresses = [(index, mapping.get_hp_fragment_address()) for index, mapping in mappings]
     return sorted(((i, address.start, address.numel) for i, address in addresses), key=lambda stretch: stretch[1])
 
 
 # -- universal_checkpoint_info: what DeepSpeed's converter wants to find in a checkpoint of stages 1 and 2 -------------
-# Issue: `ds_to_universal` refuses a checkpoint without it, unless told to --inject_missing_state.
-# Why:   the engine saves the attribute of this name that it finds at the model; a client is expected to set it.
+# Issue: `ds_to_universal` of DeepSpeed 0.19 refuses a checkpoint without it, unless given --inject_missing_state.
+# Why:   the engine saves the attribute of this name that the model has. DeepSpeed expects a client to set it.
 # Remove when: the engine writes it by itself.
 
 UNIVERSAL_INFO = "universal_checkpoint_info"
 
 
 def universal_checkpoint_info(model: Any) -> dict[str, Any]:
-    """The dictionary of that name, made if the model has none: no tensor has a rule of its own."""
+    """Return the dictionary of that name, and make it if the model has none.
+
+    In a new one, no tensor has a rule of its own for the conversion.
+    """
     from deepspeed.checkpoint import constants
 
     info: dict[str, Any] | None = getattr(model, constants.UNIVERSAL_CHECKPOINT_INFO, None)

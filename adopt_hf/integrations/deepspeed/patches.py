@@ -1,4 +1,4 @@
-"""The functions of DeepSpeed that are replaced, a row each, and which versions fit."""
+"""The functions of DeepSpeed that are replaced, a row each, and the check of its version."""
 
 from adopt_hf.integrations import patching
 from adopt_hf.integrations.after_import import when_imported, when_imported_no_more
@@ -77,7 +77,7 @@ PACKAGE = Package("deepspeed", "0.17", "ADOPT under DeepSpeed", PATCHES, _change
 
 
 def register() -> None:
-    """Teach DeepSpeed what ADOPT is, once it is imported. A second call does nothing."""
+    """Patch DeepSpeed when it has been imported, now or later. A second call does nothing."""
     when_imported("deepspeed", _install)
 
 

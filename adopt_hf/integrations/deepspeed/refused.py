@@ -1,6 +1,6 @@
-"""Settings of a DeepSpeed config with which ADOPT would not be what steps: a row each, refused by name.
+"""Settings of a DeepSpeed config with which ADOPT would not make the step. Each is a row, and is refused by name.
 
-DeepSpeed itself mostly asserts that the optimizer is its own Adam, which `python -O` does not do.
+DeepSpeed itself mostly asserts that the optimizer is its own Adam. `python -O` skips these assertions.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 
 class Replacement(NamedTuple):
-    """A setting with which DeepSpeed does not step with the optimizer that it was given, or assumes Adam's inside."""
+    """A setting with which DeepSpeed steps with another optimizer than the given one, or assumes that it is Adam."""
 
-    path: tuple[str, ...]  # to the setting, in the config
-    asks: Callable[[Any], bool]  # whether a value asks for it
-    what: str  # DeepSpeed does then
+    path: tuple[str, ...]  # the keys that lead to the setting in the config
+    asks: Callable[[Any], bool]  # returns whether a value asks for it
+    what: str  # what DeepSpeed does then: the end of a sentence
 
 
 REPLACEMENTS = (

@@ -1,6 +1,6 @@
-"""ADOPT in transformers: the names of `optim`, what the Trainer makes of them, and the Trainer's DeepSpeed."""
+"""ADOPT in transformers: the names of `optim`, the optimizer that the Trainer builds, and the Trainer's DeepSpeed."""
 
 ARGUMENTS = "transformers.training_args"
 TRAINER = "transformers.trainer"
 DEEPSPEED = "transformers.integrations.deepspeed"
-MODULES = (ARGUMENTS, TRAINER, DEEPSPEED)  # that are patched
+MODULES = (ARGUMENTS, TRAINER, DEEPSPEED)  # the modules that are patched

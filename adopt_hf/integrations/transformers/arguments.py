@@ -1,4 +1,4 @@
-"""The optimizer that TrainingArguments ask for: its class, its numbers, and what of them a user has set."""
+"""The optimizer that TrainingArguments ask for: its class, its arguments, and those of them that a user has set."""
 
 import functools
 import logging
@@ -22,28 +22,31 @@ logger = logging.getLogger("adopt_hf")
 
 
 def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) -> tuple[type[ADOPTW], dict[str, Any]]:
-    """The optimizer class and its arguments for a Trainer: `Trainer(optimizer_cls_and_kwargs=trainer_kwargs(args))`.
+    """Return the optimizer class and its arguments: `Trainer(optimizer_cls_and_kwargs=trainer_kwargs(args))`.
 
-    `optim_args` beats the fields of TrainingArguments, they beat ADOPT's defaults. `adam_beta1`, `adam_beta2` and
-    `adam_epsilon` at their own (Adam's) defaults count as not set, unless they were assigned after construction, as a
-    trial of a hyperparameter search does; one that was written and is not used is a WARNING. The class is ADOPTW:
-    unless `optim_args` says otherwise weight decay is decoupled, because that is what `weight_decay` means under the
-    Trainer, and `beta2_warmup` is on. One INFO line says which numbers are used.
+    `optim_args` takes precedence over the fields of TrainingArguments, and these over ADOPT's defaults. The fields
+    `adam_beta1`, `adam_beta2` and `adam_epsilon` count as not set if they equal Adam's defaults. They count as set if
+    they were assigned after construction, as a trial of a hyperparameter search does. A field that was written and is
+    not used is a WARNING.
 
-    The class is called with the param groups of the Trainer, or of a subclass, and with these arguments. In the groups
-    a `weight_decay` of `optim_args` then replaces the one of TrainingArguments. LoRA+ replaces the groups.
+    The class is ADOPTW: weight decay is decoupled, because `weight_decay` means that under the Trainer, and
+    `beta2_warmup` is on. `optim_args` can change both. One INFO line says which numbers are used.
+
+    The class is called with these arguments and the param groups of the Trainer, or of a subclass. A `weight_decay` in
+    `optim_args` then replaces that of TrainingArguments in the groups. LoRA+ replaces the groups.
 
     Args:
-        args: the training arguments; they are not changed.
-        model: the model that the Trainer trains. LoRA+ (`loraplus_lr_ratio` in `optim_args`) needs it: its groups hold
-            the parameters as they are now, so give a model that will not be wrapped or sharded, or write
-            `optim="adopt"`. 8-bit moments need it to find the embeddings, whose moments stay in float32.
+        args: The training arguments. They are not changed.
+        model: The model that the Trainer trains. LoRA+ (`loraplus_lr_ratio` in `optim_args`) needs it. Its groups hold
+            the present parameters, so give a model that will not be wrapped or sharded, or write `optim="adopt"`. 8-bit
+            moments need the model to find the embeddings, whose moments stay in float32.
 
     Raises:
-        ValueError: `optim_args` or a field has a value that ADOPT does not allow; says what is allowed. Or LoRA+ is
-            asked for, and there is no model, or one without LoRA. When the optimizer is made: the param groups do not
-            show which numbers `optim_args` replaces, or embeddings are to be found without the model.
-        ImportError: LoRA+ is asked for, and peft is not installed.
+        ValueError: If `optim_args` or a field has a value that ADOPT does not allow. The message says what is allowed.
+            Also if LoRA+ is asked for without a model, or with a model without LoRA. The optimizer raises it when it is
+            made, if the param groups do not show which numbers `optim_args` replaces, or if it needs the model to find
+            embeddings.
+        ImportError: If LoRA+ is asked for, and peft is not installed.
     """
     kwargs, _, loraplus = resolve(args)
     cls = _layerwise(args) if args.optim == LAYERWISE else ADOPTW
@@ -65,15 +68,15 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
 
 
 def get_optimizer_cls_and_kwargs(original: Any, args: "TrainingArguments", model: "nn.Module | None" = None) -> Any:
-    """`Trainer.get_optimizer_cls_and_kwargs` that makes ADOPT of ADOPT's names."""
+    """Return ADOPT from `Trainer.get_optimizer_cls_and_kwargs` if `optim` is one of ADOPT's names."""
     return trainer_kwargs(args, model) if args.optim in names.registered else original(args, model)
 
 
 def _layerwise(args: "TrainingArguments") -> type[ADOPTW]:
-    """LayerwiseADOPTW, if it can do what is asked for.
+    """Return LayerwiseADOPTW, if it can do what the training arguments ask for.
 
     Raises:
-        ValueError: it cannot; says what would have to be set.
+        ValueError: If it cannot. The message says which argument to change.
     """
     unset = fields.default(args, "max_grad_norm")
     refused = {
@@ -110,7 +113,7 @@ def _warn_of_clipping(norm: float) -> None:
 
 
 def say(args: "TrainingArguments", numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> None:
-    """Log what the run uses in one INFO line, and warn if that is not what was written in `args`."""
+    """Log the numbers of the run in one INFO line, and warn if a number that was written in `args` is not used."""
     of_loraplus = {} if loraplus is None else dict(zip(LORAPLUS, loraplus, strict=True))
     said = (f"{name}={value}" for name, value in {**numbers, **of_loraplus}.items())
     logger.info("ADOPT runs with %s", ", ".join(said))
@@ -119,17 +122,17 @@ def say(args: "TrainingArguments", numbers: dict[str, Any], loraplus: peft.LoraP
 
 
 class Resolved(NamedTuple):
-    """What TrainingArguments stand for, checked."""
+    """The numbers that TrainingArguments ask for, checked."""
 
     kwargs: dict[str, Any]  # the arguments of ADOPT
-    set_by_user: dict[str, Any]  # those of them that somebody has set, "beta1" and "beta2" one by one
+    set_by_user: dict[str, Any]  # those that a user has set, "beta1" and "beta2" one by one
     loraplus: peft.LoraPlus | None
 
 
 def resolve(args: "TrainingArguments") -> Resolved:
-    """Read `args`.
+    """Return the numbers that `args` ask for.
 
-    `lr` and `weight_decay` count as set: TrainingArguments has no value for them that means anything else.
+    `lr` and `weight_decay` always count as set, because no value of these two fields means "not set".
     """
     given = optim_args.parse(args.optim_args)
     loraplus = peft.take_loraplus(given)
@@ -148,7 +151,7 @@ def resolve(args: "TrainingArguments") -> Resolved:
     }
     values |= set_by_user
     kwargs = {"lr": values.pop("lr"), "betas": (values.pop("beta1"), values.pop("beta2")), **values}
-    checked = ADOPT([{"params": []}], **kwargs).defaults  # now, with ADOPT's own words
+    checked = ADOPT([{"params": []}], **kwargs).defaults  # raises ADOPT's own errors
     return Resolved({name: checked[name] for name in kwargs}, set_by_user, loraplus)
 
 
@@ -158,6 +161,6 @@ def asks_for_adopt(trainer: Any) -> bool:
 
 
 def was_given_the_class(trainer: Any) -> bool:
-    """Whether the Trainer has ADOPT, or a class derived from it, in `optimizer_cls_and_kwargs`."""
+    """Return whether the Trainer has ADOPT, or a class derived from it, in `optimizer_cls_and_kwargs`."""
     cls = (getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,))[0]
     return is_adopt_optimizer(cls)

@@ -1,4 +1,4 @@
-"""DeepSpeed under the Trainer: ADOPT's block of a config, param groups, what the Trainer was given, the best model."""
+"""DeepSpeed under the Trainer: ADOPT's block, param groups, optimizers that the Trainer was given, the best model."""
 
 import glob
 import os
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def trainer_config_process(original: Any, hf_config: Any, args: "TrainingArguments", *rest: Any, **kwargs: Any) -> Any:
-    """`trainer_config_process` that fills ADOPT's block by ADOPT's rules, and refuses another beside `optim="adopt"`.
+    """Fill ADOPT's block by ADOPT's rules in `trainer_config_process`, and refuse another block with `optim="adopt"`.
 
     Raises:
-        ValueError: `optim="adopt"`, and the DeepSpeed config has another optimizer.
+        ValueError: If `optim` is one of ADOPT's names, and the DeepSpeed config has another optimizer.
     """
     config = hf_config.config
     if ds_config.is_adopt_block(config):
-        block = config.pop("optimizer")  # hidden from the original, which knows Adam's fields alone
+        block = config.pop("optimizer")  # hidden from the original, which only knows Adam's fields
         try:
             result = original(hf_config, args, *rest, **kwargs)
         finally:
@@ -48,10 +48,10 @@ def _another_block(config: dict[str, Any]) -> str:
 
 
 def deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> Any:
-    """`deepspeed_init` that does not drop an ADOPT which the Trainer was given.
+    """Refuse in `deepspeed_init` what would drop an ADOPT that the Trainer was given.
 
     Raises:
-        ValueError: it would train with another optimizer, or could not load the best model at the end.
+        ValueError: If another optimizer would train, or the best model could not be loaded at the end.
     """
     config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config
     is_asked, has_block = arguments.asks_for_adopt(trainer), ds_config.is_adopt_block(config)
@@ -69,7 +69,7 @@ def deepspeed_init(original: Any, trainer: Any, *rest: Any, **kwargs: Any) -> An
 
 
 def _refuse_best_model_from_nvme(trainer: Any, config: dict[str, Any]) -> None:
-    """Raise ValueError if the best model is to be loaded at the end and only the optimizer's disk will have it."""
+    """Raise ValueError if `load_best_model_at_end` needs weights that only the optimizer's disk will have."""
     optimization = config.get("zero_optimization") or {}
     if not trainer.args.load_best_model_at_end or ds_config.offload_device(config) != "nvme":
         return
@@ -87,7 +87,7 @@ def _refuse_best_model_from_nvme(trainer: Any, config: dict[str, Any]) -> None:
 
 
 def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:
-    """Make the block of a DeepSpeed config a complete ADOPTW's, in place. Returns what contradicts `args`, by line."""
+    """Complete the block of a DeepSpeed config as an ADOPTW's, in place. Return the lines that contradict `args`."""
     wanted, set_by_user, _ = arguments.resolve(args)
     written = ds_config.block_kwargs(config, auto_is_filled=True)
     betas = dict(zip(("beta1", "beta2"), written.get("betas", ()), strict=False))
@@ -102,10 +102,10 @@ def _fill_block(config: dict[str, Any], args: "TrainingArguments") -> list[str]:
 
 
 def deepspeed_optim_sched(original: Any, trainer: Any, hf_config: Any, *rest: Any, **kwargs: Any) -> Any:
-    """`deepspeed_optim_sched` that hands the Trainer's groups to an ADOPT which DeepSpeed builds.
+    """Give the Trainer's param groups in `deepspeed_optim_sched` to an ADOPT that DeepSpeed builds.
 
     Raises:
-        ValueError: LoRA+ is asked for, and the DeepSpeed config has a scheduler.
+        ValueError: If LoRA+ is asked for, and the DeepSpeed config has a scheduler.
     """
     by_deepspeed = ds_config.is_adopt_block(hf_config.config)
     if by_deepspeed or arguments.asks_for_adopt(trainer):
@@ -129,7 +129,7 @@ def _refuse_scheduler(config: dict[str, Any], text: str | None) -> None:
 
 
 def _groups(trainer: Any, numbers: dict[str, Any], loraplus: peft.LoraPlus | None) -> list[dict[str, Any]]:
-    """The Trainer's param groups for an ADOPT with `numbers`, none of them empty."""
+    """Return the Trainer's param groups for an ADOPT with `numbers`. None of them is empty."""
     if loraplus is not None:
         return peft.loraplus_groups(trainer.model, loraplus, numbers["lr"], numbers["weight_decay"])
     decayed = set(trainer.get_decay_parameter_names(trainer.model))
@@ -142,16 +142,17 @@ def _groups(trainer: Any, numbers: dict[str, Any], loraplus: peft.LoraPlus | Non
 
 
 def load_best_model(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-    """`Trainer._load_best_model` that takes the weights from their file if the optimizer is an ADOPT on NVMe."""
+    """Load the weights from their file in `Trainer._load_best_model` if the optimizer is an ADOPT on NVMe."""
     if trainer.is_deepspeed_enabled and ds_config.is_on_nvme(trainer.model_wrapped):
         return load_weights(trainer.model_wrapped, trainer.state.best_model_checkpoint)
     return weights.load_from_checkpoint(original, trainer, *args, **kwargs)
 
 
 def load_weights(engine: Any, folder: str) -> None:
-    """Load the weights that the Trainer has saved in `folder` into the model of a ZeRO 3 engine, one after the other.
+    """Load the weights that the Trainer has saved in `folder` into the model of a ZeRO 3 engine, one tensor at a time.
 
-    All processes call this. The float32 copies of the optimizer stay as they are: the weights are not trained further.
+    All processes must call this. The float32 copies of the optimizer are unchanged: the weights are not trained
+    further.
 
     Raises:
         FileNotFoundError: If there are no weights in the folder.

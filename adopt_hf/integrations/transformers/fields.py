@@ -1,4 +1,4 @@
-"""Adam's fields of TrainingArguments: which numbers a user has set, which were only left at Adam's defaults.
+"""Adam's fields of TrainingArguments: the numbers that a user has set, and those that were left at Adam's defaults.
 
 TrainingArguments hold `adam_beta2=0.999` and `adam_epsilon=1e-8` whether or not a user has set them. A field at this
 default counts as not set. It counts as set if it was assigned after construction, as a trial of
@@ -40,8 +40,8 @@ def default(args: "TrainingArguments", field: str) -> Any:
 def is_written_default(args: "TrainingArguments", field: str) -> bool:
     """Return whether a field holds its default because a user wrote it, on a command line or in a call.
 
-    It equals the default that was not set, but it is another object. That is enough for a warning. It is too little to
-    decide what a run trains with, because unpickled arguments hold other objects too.
+    A written default equals one that was not set, but it is another object. That is enough for a warning. It is too
+    little to decide what a run trains with, because unpickled arguments hold other objects too.
     """
     value, unset = getattr(args, field), default(args, field)
     return bool(value == unset) and value is not unset
@@ -51,7 +51,7 @@ def warn_of_replaced(args: "TrainingArguments", used: dict[str, float]) -> None:
     """Warn, once a process, if a number of Adam was written in TrainingArguments and the run uses another one.
 
     Args:
-        used: the numbers of the run, by ADOPT's names.
+        used: The numbers of the run, by ADOPT's names.
     """
     global _warned
     replaced = {
@@ -72,16 +72,16 @@ def warn_of_replaced(args: "TrainingArguments", used: dict[str, float]) -> None:
 
 
 def assign(original: Any, args: Any, name: str, value: Any) -> None:
-    """`TrainingArguments.__setattr__` that notes which of Adam's fields are assigned, and checks a name of ADOPT."""
+    """Note in `TrainingArguments.__setattr__` which of Adam's fields are assigned, and check a name of ADOPT."""
     if name == "optim":
         names.before_use(value)
-    if name in ADAM.values() and name in vars(args):  # the first time is the constructor's
+    if name in ADAM.values() and name in vars(args):  # the constructor assigns it first
         vars(args)[ASSIGNED] = vars(args).get(ASSIGNED, frozenset()) | {name}
     original(args, name, value)
 
 
 def set_optimizer(original: Any, args: Any, /, *values: Any, **named: Any) -> Any:
-    """`TrainingArguments.set_optimizer` that notes which of Adam's numbers are written in the call."""
+    """Note in `TrainingArguments.set_optimizer` which of Adam's numbers are written in the call."""
     written = inspect.signature(original).bind(args, *values, **named).arguments
     result = original(args, *values, **named)
     vars(args)[ASSIGNED] = frozenset(field for field in ADAM.values() if field.removeprefix("adam_") in written)

@@ -1,4 +1,4 @@
-"""Let `optim_args` hold in the param groups of a Trainer, or of a subclass that makes groups of its own.
+"""Apply `optim_args` to the param groups of a Trainer, or of a subclass that makes groups of its own.
 
 `Trainer.create_optimizer` and such subclasses write `args.weight_decay` into the groups that they decay, and 0 into the
 others. They make the groups before or after they ask for the optimizer's arguments, with the model or without. One of
@@ -16,21 +16,21 @@ from adopt_hf.state import formats, quantization
 
 @dataclass(frozen=True)
 class Regroup:
-    """Return the param groups to use instead of those that were made; for the argument `regroup` of ADOPT."""
+    """A function that returns the param groups to use instead of given ones: the argument `regroup` of ADOPT."""
 
-    weight_decay: tuple[float, float] | None = None  # that of TrainingArguments, and that of `optim_args` if it differs
-    lr: tuple[float, float] | None = None  # likewise
+    weight_decay: tuple[float, float] | None = None  # of TrainingArguments and of `optim_args`, if they differ
+    lr: tuple[float, float] | None = None  # of both, if they differ
     loraplus: list[dict[str, Any]] | None = None  # groups with the learning rates of LoRA+
-    unseen_embeddings: bool = False  # moments have 8 bits, and there was no model to find the embeddings in
+    unseen_embeddings: bool = False  # 8-bit moments, and no model to find the embeddings in
 
     def __bool__(self) -> bool:
         return self != Regroup()
 
     def __call__(self, params: list[Any]) -> list[Any]:
-        """Return new groups (or parameters) in which `optim_args` holds.
+        """Return new groups (or parameters) that have the numbers of `optim_args`.
 
         Raises:
-            ValueError: If `optim_args` cannot hold in them. The message names the line to change.
+            ValueError: If they cannot have them. The message names the line to change.
         """
         params = [_listed(group) for group in params]
         if self.unseen_embeddings:
@@ -50,7 +50,7 @@ def _decayed(groups: list[Mapping[str, Any]], field: float, asked: float) -> lis
     """Return `groups` with the weight decay `asked` in those that hold the number of the field `weight_decay`.
 
     A field of 0 equals the 0 of the groups that are not decayed. Only the object tells them apart then: a decayed group
-    holds the very object that TrainingArguments holds. If all groups hold it, they cannot be told apart.
+    holds the very object that TrainingArguments hold. If all groups hold it, they cannot be told apart.
     """
     numbers = [group.get("weight_decay", asked) for group in groups]
     from_field = [number == field and (field != 0 or number is field) for number in numbers]
@@ -116,7 +116,7 @@ def _parameters(params: list[Any]) -> list[Tensor]:
 
 
 def _listed(group: Any) -> Any:
-    """`group` with a list of parameters, where it is a group: an iterator can be read only once."""
+    """Return `group` with a list of parameters, if it is a group. An iterator can be read only once."""
     if not isinstance(group, Mapping):
         return group
     params = group["params"]

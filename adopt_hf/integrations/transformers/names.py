@@ -1,4 +1,4 @@
-"""The names of ADOPT in `transformers.TrainingArguments`: members of an enum, or errors that say why there are none."""
+"""ADOPT's names in `transformers.TrainingArguments`: members of an enum, or errors that say why there are none."""
 
 import copyreg
 import enum
@@ -12,7 +12,7 @@ from adopt_hf.integrations.transformers import ARGUMENTS
 NAME = "adopt"
 EIGHT_BITS, LAYERWISE = "adopt_8bit", "adopt_layerwise"
 NAMES = (NAME, EIGHT_BITS, LAYERWISE)
-registered: set[str] = set()  # those of them that mean this package's ADOPT: a transformers may have one itself
+registered: set[str] = set()  # those that mean this package's ADOPT; transformers may have one itself
 _check: Callable[[], None] | None = None  # called before a name is used
 
 logger = logging.getLogger("adopt_hf")
@@ -22,7 +22,7 @@ def add_names(check: Callable[[], None]) -> None:
     """Make `TrainingArguments(optim="adopt")` and `--optim adopt` mean ADOPT.
 
     Args:
-        check: Called before a name is used. It raises ImportError if ADOPT cannot be.
+        check: Called before a name is used. It raises ImportError if ADOPT cannot be used.
     """
     global _check
     _check = check
@@ -38,17 +38,17 @@ def add_names(check: Callable[[], None]) -> None:
 
 
 def before_use(optim: Any) -> None:
-    """Check that the Trainer fits, before a field `optim` is given the value `optim`.
+    """Check that the Trainer fits, before the field `optim` is given the value `optim`.
 
     Raises:
-        ImportError: If it is one of the names, and ADOPT cannot be used.
+        ImportError: If the value is one of the names, and ADOPT cannot be used.
     """
     if optim in NAMES and _check is not None:
         _check()
 
 
 def explain_names(reason: str) -> None:
-    """Let every use of the names raise ImportError(reason), instead of what `add_names` has made of them."""
+    """Make every use of the names raise ImportError(reason). This replaces what `add_names` has made of them."""
     registered.clear()
     for name in NAMES:
         remove_optimizer_name(name)
@@ -61,14 +61,14 @@ def has_name(argument: Any) -> bool:
 
 
 def remove_names() -> None:
-    """Undo `add_names` and `explain_names`, but for what the Trainer does with them."""
+    """Undo `add_names` and `explain_names`. The patches of the Trainer stay."""
     for name in NAMES:
         remove_optimizer_name(name)
     registered.clear()
 
 
 def _reduce_optimizer_name(member: Any) -> tuple[Any, tuple[str]]:
-    """How an OptimizerNames is pickled: ours brings along the import that makes it known again."""
+    """Return how an OptimizerNames is pickled: unpickling a name of ours imports this package, which registers it."""
     return (_optimizer_name if member.value in registered else type(member)), (member.value,)
 
 
@@ -79,8 +79,8 @@ def _optimizer_name(value: str) -> Any:
 
 
 # -- OptimizerNames: a member for us -----------------------------------------------------------------------------------
-# Issue: TrainingArguments turns `optim` into an OptimizerNames, a closed enum; there is no way to add a name.
-# Why:   a real member works everywhere a name does: the argument parser, JSON, YAML, pickle, comparison with the text.
+# Issue: TrainingArguments turns `optim` into an OptimizerNames, a closed enum (transformers 5.2 to 5.24).
+# Why:   a real member works wherever a name does: the argument parser, JSON, YAML, pickle, comparison with the text.
 # Remove when: transformers lets a package register an optimizer name.
 
 
@@ -88,19 +88,19 @@ def add_optimizer_name(value: str) -> bool:
     """Make `OptimizerNames(value)` a member.
 
     Returns:
-        Whether the member is this package's. If transformers has the name itself, its own is left as it is.
+        Whether the member is this package's. If transformers has the name itself, its own member stays.
     """
     from transformers.training_args import OptimizerNames
 
     member = OptimizerNames._value2member_map_.get(value)
     if member is None:
-        remove_optimizer_name(value)  # which only explained itself until now
+        remove_optimizer_name(value)  # one that raised the reason
         member = _new_member(value)
         OptimizerNames._value2member_map_[value] = member
         type.__setattr__(OptimizerNames, member._name_, member)
     elif not _is_added(member):
         return False
-    copyreg.pickle(OptimizerNames, _reduce_optimizer_name)  # again for a member of another copy of this module
+    copyreg.pickle(OptimizerNames, _reduce_optimizer_name)  # also in place of another copy of this module
     return True
 
 
@@ -119,7 +119,7 @@ def _new_member(value: str) -> Any:
 
 
 def has_optimizer_names() -> bool:
-    """Whether OptimizerNames is there, and is the enum that it was."""
+    """Return whether OptimizerNames exists, and is the kind of enum that this module changes."""
     names = getattr(sys.modules.get(ARGUMENTS), "OptimizerNames", None)  # a test may have put a stand-in there
     return isinstance(names, enum.EnumMeta) and hasattr(names, "_value2member_map_")
 
@@ -152,7 +152,7 @@ def remove_optimizer_name(value: str) -> None:
 
 
 def explain_optimizer_name(value: str, reason: str) -> None:
-    """Let `OptimizerNames(value)` raise ImportError(reason), unless transformers has the name itself.
+    """Make `OptimizerNames(value)` raise ImportError(reason), unless transformers has the name itself.
 
     Every other unknown name fails as before.
     """

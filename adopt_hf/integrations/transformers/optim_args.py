@@ -1,4 +1,4 @@
-"""The text of `TrainingArguments.optim_args`, read into typed hyperparameters of ADOPT.
+"""The text of `TrainingArguments.optim_args`, parsed into typed hyperparameters of ADOPT.
 
 beta2=0.999, clip_exp=none, decouple=true, backend=foreach        or        betas=(0.9, 0.999)        or
 loraplus_lr_ratio=16
@@ -17,20 +17,20 @@ Value = float | bool | str | None
 
 
 def parse(text: str | None) -> dict[str, Value]:
-    """Read `key=value` pairs separated by commas; spaces are ignored, and so is a trailing comma.
+    """Parse `key=value` pairs that are separated by commas. Spaces and a trailing comma are ignored.
 
-    None, an empty text and the text "None" say nothing.
+    None, an empty text and the text "None" have no pairs.
 
     Returns:
-        Checked values by key. The keys are those of `HYPERPARAMETERS`, "beta1" and "beta2" one by one, also if
-        `betas=(...)` was written.
+        Checked values by key. The keys are those of `HYPERPARAMETERS`. `betas=(...)` gives "beta1" and "beta2".
 
     Raises:
-        ValueError: an unknown key, a key given twice, a malformed value or one out of range; says what is allowed.
+        ValueError: If a key is unknown or given twice, or a value is malformed or out of range. The message says what
+            is allowed.
     """
     if text is not None and not isinstance(text, str):
         raise ValueError(f"optim_args: must be text like 'beta2=0.999, eps=1e-6', got {text!r}")
-    if (text or "").strip().lower() in ("none", "null"):  # of a trial that sets None where another has set a text
+    if (text or "").strip().lower() in ("none", "null"):  # of a search trial that sets None
         text = None
     values: dict[str, Value] = {}
     for item in _items(text or ""):
@@ -46,7 +46,7 @@ def parse(text: str | None) -> dict[str, Value]:
 
 
 def _items(text: str) -> list[str]:
-    """Split at the commas outside of brackets."""
+    """Split `text` at the commas outside of brackets."""
     items = re.split(r",(?![^(\[]*[)\]])", text)
     if not items[-1].strip():
         items.pop()
@@ -76,14 +76,14 @@ def _typed(key: str, raw: str) -> Value:
 
 
 def _from_text(hyperparameter: Hyperparameter, raw: str) -> Value:
-    """`raw` as the type of the hyperparameter, or as the text that it is where it cannot be read as that."""
+    """Return `raw` as the type of the hyperparameter, or unchanged if it cannot be converted."""
     if hyperparameter.optional and raw.lower() in ("none", "null"):
         return None
     if hyperparameter.type is str:
         return raw
     if hyperparameter.type is bool:
         return True if raw.lower() in TRUE else False if raw.lower() in FALSE else raw
-    if hyperparameter.true is not None and raw.lower() in {*TRUE, *FALSE} - {"1"}:  # which is a number here
+    if hyperparameter.true is not None and raw.lower() in {*TRUE, *FALSE} - {"1"}:  # "1" is a number here
         return raw.lower() in TRUE
     for number in (int, float) if hyperparameter.type is int else (float,):
         try:

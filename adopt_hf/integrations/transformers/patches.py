@@ -1,4 +1,4 @@
-"""The functions of transformers that are replaced, a row each, and which versions fit."""
+"""The functions of transformers that are replaced, a row each, and the check of its version."""
 
 import importlib.metadata
 
@@ -109,7 +109,7 @@ PACKAGE = Package("transformers", "5.2", "optim='adopt'", PATCHES)
 
 
 def patches_of(module: str) -> tuple[Patch, ...]:
-    """Return the rows of one of the three modules."""
+    """Return the rows of one of the modules."""
     return tuple(patch for patch in PATCHES if patch.module == module)
 
 
@@ -125,7 +125,7 @@ def mismatch() -> str | None:
 
 
 def cannot_be_imported(failure: str) -> str:
-    """Return why ADOPT cannot be used, if `failure` says which module of transformers cannot be imported."""
+    """Return why ADOPT cannot be used if a module of transformers cannot be imported, as `failure` says."""
     reason = _version_mismatch()
     return reason or f"optim='adopt' needs the Trainer of transformers {_version()}, and {failure}"
 

@@ -1,4 +1,4 @@
-"""The patches of transformers, step by step: each of three modules is patched when it has been imported.
+"""Patch transformers step by step: each of its three modules when it has been imported.
 
 A program may use the arguments without the Trainer, and importing the Trainer takes seconds.
 """
@@ -14,7 +14,7 @@ logger = logging.getLogger("adopt_hf")
 
 
 def register() -> None:
-    """Patch each of the modules when it has been imported. If one does not fit, let the names say why."""
+    """Patch each of the modules when it has been imported. If one does not fit, let ADOPT's names raise the reason."""
     reason = next(filter(None, map(patches.module_mismatch, filter(is_executed, MODULES))), None)
     if reason:
         _refuse(reason)
@@ -31,7 +31,7 @@ def unregister() -> None:
 
 
 def _take(module: str) -> None:
-    """Patch `module`, which has been executed, or let the names say why it cannot be patched."""
+    """Patch `module`, which has been executed. If it does not fit, let ADOPT's names raise the reason."""
     reason = patches.module_mismatch(module)
     if reason is not None:
         _refuse(reason)
@@ -48,7 +48,7 @@ def _uninstall(module: str) -> None:
 
 
 def _refuse(reason: str) -> None:
-    """Take no other step, and let the names say why."""
+    """Patch no further module, and let ADOPT's names raise `reason`."""
     for module in MODULES:
         when_imported_no_more(module)
     when_imported(ARGUMENTS, functools.partial(_explain, reason), _arguments_failed)
@@ -58,12 +58,12 @@ def _explain(reason: str) -> None:
     if names.has_optimizer_names():
         names.explain_names(reason)
         patching.install(patches.patches_of(TRAINER), reason)
-    else:  # there is no name that could say it
+    else:  # there is no name that could raise the reason
         _warn(reason)
 
 
 def _arguments_failed(error: Exception) -> None:
-    """Say why there is no name that could say why: TrainingArguments cannot be imported."""
+    """Log why TrainingArguments cannot be imported. There is no name then that could raise the reason."""
     _warn(patches.cannot_be_imported(patching.failure_of(ARGUMENTS, error)))
 
 
@@ -73,9 +73,7 @@ def _warn(reason: str) -> None:
 
 
 def _check_trainer() -> None:
-    """Import the Trainer before one of the names is used.
-
-    Where it does not fit, the user learns it from the line that asks for ADOPT.
+    """Import the Trainer before one of the names is used, so that the line that asks for ADOPT raises the error.
 
     Raises:
         ImportError: If the Trainer cannot be imported, or has changed what ADOPT relies on.

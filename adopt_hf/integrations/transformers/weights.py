@@ -8,7 +8,7 @@ from adopt_hf.optimizer import is_adopt_optimizer
 
 
 def load_from_checkpoint(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a method of the Trainer that loads weights. The precision of an adapter is unchanged if ADOPT trains it."""
+    """Call a method of the Trainer that loads weights. If ADOPT trains an adapter, it keeps its precision."""
     if arguments.asks_for_adopt(trainer) or is_adopt_optimizer(guard.innermost(trainer.optimizer)):
         return peft.keep_precision(original, trainer, *args, **kwargs)
     return original(trainer, *args, **kwargs)
