@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, settings
 # Threads that wait by spinning slow each other down twenty times where something else shares the cores. Before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Until the tests are collected: nothing of what is imported becomes garbage.
+gc.disable()
+
 import torch
 
 # Before triton: without a GPU its kernels are interpreted.
@@ -33,6 +36,7 @@ def pytest_collection_finish() -> None:
     """Leave what has been imported out of garbage collections: the Trainer asks for one at its end, 0.5 s each time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
