@@ -13,9 +13,6 @@ from hypothesis import HealthCheck, settings
 # Threads that wait by spinning slow each other down twenty times where something else shares the cores. Before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Until the tests are collected: nothing of what is imported becomes garbage.
-gc.disable()
-
 import torch
 
 # Before triton: without a GPU its kernels are interpreted.
@@ -30,6 +27,11 @@ settings.load_profile("repo")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--default-dtype", help="torch's default dtype inside of the optimizer's calls, such as bfloat16")
+
+
+def pytest_configure() -> None:
+    """Skip garbage collections until the tests are collected: little of what is imported becomes garbage."""
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
