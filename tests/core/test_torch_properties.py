@@ -1,6 +1,7 @@
-"""What torch's own tests ask of every optimizer, asked of ADOPT: an `OptimizerInfo` as torch's tests have one for Adam,
-and the properties of torch's TestOptimRenewed (which no wheel of torch contains) written anew. Each holds for every
-input of the `OptimizerInfo`, every backend, and every device of this machine:
+"""The properties of torch's TestOptimRenewed, which no wheel of torch contains, with an `OptimizerInfo` for ADOPT.
+
+Each holds for every input of the `OptimizerInfo`, every backend and every device of this machine. It is tried with
+those of them that can change it:
 
 - arguments: bad ones raise when the optimizer is built, a sparse gradient in `step`, before anything has changed;
 - descent: the loss falls (rises with maximize), for contiguous and strided parameters, under one scheduler and under
@@ -11,7 +12,7 @@ input of the `OptimizerInfo`, every backend, and every device of this machine:
 - no gradient: nothing happens; zero gradients at the start: neither; otherwise the state is there after one step;
 - saving: `state_dict` is deterministic and survives `torch.save`, `weights_only=True`, another dtype and device, `step`
   as a number, a missing option, parameters with and without names; pickle and deepcopy keep all;
-- hooks: before and after `step` (this optimizer's, everybody's), `state_dict`, `load_state_dict`, in order;
+- hooks: before and after `step` (for this optimizer, or for all), `state_dict`, `load_state_dict`, in order;
 - `step(closure)` calls it once, with gradients, and returns its loss; no_grad and inference mode change nothing;
 - with a GradScaler an overflow skips the step, the first one too, and the rest is what it is without scaler.
 
@@ -24,7 +25,7 @@ import inspect
 import io
 import math
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -209,14 +210,28 @@ class Case:
 
 
 CASES = [Case(b, d, x.desc) for b in BACKENDS for d in DEVICES for x in ADOPT_INFO.optim_inputs_func(d)]
-# Two inputs will do for what hardly depends on them, and for "auto", which is one of the others.
+REFERENCE = [case for case in CASES if case.backend == "reference"]
 TWO_INPUTS = [case for case in CASES if case.desc in ("default", "everything")]
-every_input = pytest.mark.parametrize("case", [c for c in CASES if c.backend != "auto" or c in TWO_INPUTS], ids=str)
+# A property is asked of what can change it. An option reaches every backend through the same bucket, so that all inputs
+# are tried on the reference, and two of them on each backend; test_equals_the_reference tries all of both.
+EVERY_OPTION = [case for case in CASES if case in REFERENCE or case in TWO_INPUTS]
+ONCE = [case for case in REFERENCE if case in TWO_INPUTS]
+every_option = pytest.mark.parametrize("case", EVERY_OPTION, ids=str)
 every_backend = pytest.mark.parametrize("case", TWO_INPUTS, ids=str)
-# For what a backend sees only through its bucket, which the reference gets as well.
-every_option = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.backend == "reference" or case in TWO_INPUTS], ids=str
-)
+only_options = pytest.mark.parametrize("case", REFERENCE, ids=str)  # no backend can change it
+once = pytest.mark.parametrize("case", ONCE, ids=str)  # and no option can
+
+
+def under(name: str, schedulers: Sequence[Any]) -> pytest.MarkDecorator:
+    """Every option without a scheduler. One writes a number into the groups, and no option or backend changes that."""
+    return pytest.mark.parametrize(
+        ("case", name),
+        [
+            pytest.param(case, made, id=f"{case}-{number}")
+            for number, made in enumerate(schedulers)
+            for case in (ONCE if made else EVERY_OPTION)
+        ],
+    )
 
 
 def gradient(like: Tensor, step: int) -> Tensor:
@@ -293,14 +308,13 @@ def test_importing_torchs_helpers_has_not_frozen_the_flags() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_errors(backend: str, device: str) -> None:
+def test_errors(device: str) -> None:
     inputs = ADOPT_INFO.optim_error_inputs_func(device, torch.float32)
     assert len(inputs) > 25
     for x in inputs:
         given = x.optimizer_error_input
         params = given.params if given.params is not None else [torch.zeros(2, 2, device=device, requires_grad=True)]
-        kwargs = {"backend": backend} | given.kwargs
+        kwargs = given.kwargs
         if x.error_on is OptimizerErrorEnum.STEP_ERROR:
             optimizer = ADOPT(params, **kwargs)
             with pytest.raises(x.error_type, match=x.error_regex):
@@ -313,7 +327,7 @@ def test_errors(backend: str, device: str) -> None:
                 ADOPT(params, **kwargs)
 
 
-@every_option
+@once
 def test_a_sparse_gradient_raises_before_anything_changes(case: Case) -> None:
     a, b = case.leaves((3, 4), (4, 3))
     optimizer = case.make([{"params": [a]}, {"params": [b]}])
@@ -356,10 +370,7 @@ def linear_model(case: Case, strided: bool = False) -> tuple[Tensor, Tensor, Cal
     return weight, bias, closure
 
 
-@every_option
-@pytest.mark.parametrize(
-    "schedulers", ADOPT_INFO.scheduler_inputs, ids=lambda s: "+".join(f.__name__ for f in s) or "-"
-)
+@under("schedulers", ADOPT_INFO.scheduler_inputs)
 @pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
 def test_goes_in_the_right_direction(case: Case, schedulers: list[Any], strided: bool) -> None:
     weight, bias, closure = linear_model(case, strided)
@@ -372,10 +383,7 @@ def test_goes_in_the_right_direction(case: Case, schedulers: list[Any], strided:
     assert last > first if case.maximize else last < first
 
 
-@every_option
-@pytest.mark.parametrize(
-    "schedulers", ADOPT_INFO.scheduler_inputs, ids=lambda s: "+".join(f.__name__ for f in s) or "-"
-)
+@under("schedulers", ADOPT_INFO.scheduler_inputs)
 def test_group_with_lr_0_stays_and_the_other_goes_in_the_right_direction(case: Case, schedulers: list[Any]) -> None:
     weight, bias, closure = linear_model(case)
     # CosineAnnealingLR lifts 0 to its eta_min
@@ -391,7 +399,7 @@ def test_group_with_lr_0_stays_and_the_other_goes_in_the_right_direction(case: C
     assert optimizer.state[bias]["step"] == 20
 
 
-@every_input
+@every_backend
 @pytest.mark.parametrize(
     "own",
     [{"lr": 0.03}, {"weight_decay": 0.2}, {"weight_decay": 0.0}, {"decouple": True}, {"maximize": True}, {"eps": 1.0}],
@@ -422,8 +430,7 @@ def test_weight_decay_of_a_group_shrinks_that_group_alone(case: Case) -> None:
 # -- lr as a tensor, complex parameters --------------------------------------------------------------------------------
 
 
-@every_option
-@pytest.mark.parametrize("make_scheduler", [None, step_lr, linear], ids=lambda f: f.__name__ if f else "-")
+@under("make_scheduler", [None, step_lr, linear])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_tensor_lr_is_float_lr(case: Case, make_scheduler: Any, dtype: torch.dtype) -> None:
     rate, steps = 0.05, 8
@@ -447,7 +454,7 @@ def test_tensor_lr_is_float_lr(case: Case, make_scheduler: Any, dtype: torch.dty
         assert_close(*trained, steps=steps)
 
 
-@every_input
+@every_option
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 def test_complex_is_its_real_view(case: Case, dtype: torch.dtype) -> None:
     (z,) = case.leaves((5, 3), dtype=dtype)
@@ -468,7 +475,7 @@ def test_complex_is_its_real_view(case: Case, dtype: torch.dtype) -> None:
         assert_same([torch.view_as_real(z.detach())], [x.detach()])
 
 
-@every_input
+@every_option
 def test_complex_is_its_two_parts(case: Case) -> None:
     """With gradients from autograd: of Rosenbrock's function at two complex numbers."""
     (z,) = case.leaves((2,), dtype=torch.complex128)
@@ -541,7 +548,7 @@ def test_equals_the_reference(case: Case, dtype: torch.dtype) -> None:
     assert_close(*trained, steps=8)
 
 
-@every_input
+@every_option
 def test_mixed_dtypes_and_devices(case: Case) -> None:
     """One list of all dtypes (and, with a GPU, of both devices) is every one of them alone, bit for bit."""
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64)
@@ -624,7 +631,7 @@ def test_large_tensors(case: Case, strided: bool) -> None:
     assert_close(*trained, steps=3)
 
 
-@every_input
+@every_backend
 def test_empty_and_0d_tensors(case: Case) -> None:
     empty, none, scalar = case.leaves((0,), (3, 0, 2), ())
     optimizer = case.make([empty, none, scalar])
@@ -657,7 +664,7 @@ def test_peak_memory_of_foreach() -> None:
 # -- nothing to do -----------------------------------------------------------------------------------------------------
 
 
-@every_input
+@only_options
 def test_no_gradients_no_change(case: Case) -> None:
     params = assorted(case, torch.float32)
     optimizer = case.make(params)
@@ -673,7 +680,7 @@ def test_no_gradients_no_change(case: Case) -> None:
     assert_same(everything(optimizer), before)
 
 
-@every_input
+@every_option
 def test_zero_gradients_at_the_start_no_change(case: Case) -> None:
     params = assorted(case, torch.float32)
     optimizer = case.make(params)
@@ -686,7 +693,7 @@ def test_zero_gradients_at_the_start_no_change(case: Case) -> None:
     assert all((t == 0).all() for state in optimizer.state.values() for t in state.values())
 
 
-@every_input
+@every_backend
 def test_state_is_there_after_a_step(case: Case) -> None:
     params = case.leaves((3, 4), (5,))
     optimizer = case.make(params)
@@ -702,7 +709,7 @@ def test_state_is_there_after_a_step(case: Case) -> None:
         assert (state["exp_avg_sq"] > 0).all()
 
 
-@every_option
+@once
 def test_printable(case: Case) -> None:
     optimizer = case.make([{"params": case.leaves((3,))}, {"params": case.leaves((4,)), "lr": 0.125}])
     text = repr(optimizer)
@@ -733,7 +740,7 @@ def trained_and(case: Case, change: Callable[[dict[str, Any]], dict[str, Any]]) 
     return optimizer, restored
 
 
-@every_option
+@every_backend
 def test_state_dict_is_deterministic(case: Case) -> None:
     saved = []
     for _ in range(2):
@@ -756,7 +763,7 @@ def test_state_dict_is_deterministic(case: Case) -> None:
             assert_same(list(other["state"][i].values()), list(kept["state"][i].values()))
 
 
-@every_input
+@only_options
 def test_save_load_equality(case: Case) -> None:
     def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
         buffer = io.BytesIO()
@@ -770,7 +777,7 @@ def test_save_load_equality(case: Case) -> None:
     assert_same(everything(restored), everything(optimizer))
 
 
-@every_option
+@once
 @pytest.mark.parametrize("convert", [float, int, lambda t: t.to(torch.int64), lambda t: t.view(1)])
 def test_step_may_have_been_saved_as_something_else(case: Case, convert: Callable[[Tensor], Any]) -> None:
     def change(state: dict[str, Any]) -> dict[str, Any]:
@@ -782,7 +789,7 @@ def test_step_may_have_been_saved_as_something_else(case: Case, convert: Callabl
     assert_same(everything(restored), everything(optimizer))
 
 
-@every_option
+@only_options
 def test_state_of_an_older_version_without_an_option(case: Case) -> None:
     here = case.make(case.leaves(())).param_groups[0]
     flags = ADOPT_INFO.not_og_supported_flags
@@ -800,7 +807,7 @@ def test_state_of_an_older_version_without_an_option(case: Case) -> None:
             assert_same(everything(restored), everything(optimizer))
 
 
-@every_backend
+@once
 def test_unpickled_groups_of_an_older_version_get_the_defaults(case: Case) -> None:
     optimizer = case.make(case.leaves((3, 4)))
     train(optimizer, range(2))
@@ -812,7 +819,7 @@ def test_unpickled_groups_of_an_older_version_get_the_defaults(case: Case) -> No
     train(restored, [2])
 
 
-@every_backend
+@once
 def test_groups_of_a_loaded_optimizer_make_another_one(case: Case) -> None:
     """As frameworks do that rebuild an optimizer; loading must leave no option in them that ADOPT refuses."""
     optimizer = case.make(case.leaves((3, 4)))
@@ -826,7 +833,7 @@ def test_groups_of_a_loaded_optimizer_make_another_one(case: Case) -> None:
     }
 
 
-@every_backend
+@once
 @pytest.mark.parametrize("named_here", [False, True], ids=["into plain", "into named"])
 @pytest.mark.parametrize("named_there", [False, True], ids=["from plain", "from named"])
 def test_parameters_with_and_without_names(case: Case, named_there: bool, named_here: bool) -> None:
@@ -846,7 +853,7 @@ def test_parameters_with_and_without_names(case: Case, named_there: bool, named_
     assert_same(everything(target), everything(source))
 
 
-@every_backend
+@once
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("device", ["meta", *DEVICES])
 def test_loaded_state_follows_the_parameters_and_step_stays(case: Case, dtype: torch.dtype, device: str) -> None:
@@ -870,7 +877,7 @@ def test_loaded_state_follows_the_parameters_and_step_stays(case: Case, dtype: t
         train(restored, [3])
 
 
-@every_backend
+@once
 def test_load_refuses_other_groups_and_other_shapes(case: Case) -> None:
     optimizer = case.make(case.leaves((3, 4), (5,)))
     train(optimizer, range(2))
@@ -889,7 +896,7 @@ def test_load_refuses_other_groups_and_other_shapes(case: Case) -> None:
         assert_same(everything(other), before)
 
 
-@every_option
+@once
 @pytest.mark.parametrize("route", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
 def test_copies_are_whole_and_apart(case: Case, route: Callable[[ADOPT], ADOPT]) -> None:
     optimizer = case.make(case.leaves((3, 4), (5,)))
@@ -910,7 +917,7 @@ def test_copies_are_whole_and_apart(case: Case, route: Callable[[ADOPT], ADOPT])
 # -- hooks -------------------------------------------------------------------------------------------------------------
 
 
-@every_backend
+@once
 def test_step_hooks_run_in_order_and_can_be_removed(case: Case) -> None:
     (p,) = case.leaves((3,))
     optimizer = case.make([p])
@@ -940,7 +947,7 @@ def test_step_hooks_run_in_order_and_can_be_removed(case: Case) -> None:
     assert len(seen) == 4
 
 
-@every_backend
+@once
 def test_step_pre_hook_may_replace_the_closure(case: Case) -> None:
     weight, bias, closure = linear_model(case)
     optimizer = case.make([weight, bias])
@@ -950,7 +957,7 @@ def test_step_pre_hook_may_replace_the_closure(case: Case) -> None:
     assert optimizer.state[weight]["step"] == 1
 
 
-@every_backend
+@once
 def test_state_dict_hooks(case: Case) -> None:
     optimizer = case.make(case.leaves((3,)))
     train(optimizer, [0])
@@ -963,7 +970,7 @@ def test_state_dict_hooks(case: Case) -> None:
     assert seen == ["pre first", "pre", "post first", "post"]
 
 
-@every_backend
+@once
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_load_state_dict_hooks(case: Case, dtype: torch.dtype) -> None:
     """Ours work as two such hooks: those of the user run before the translation, and after the precision is restored,
@@ -1009,7 +1016,7 @@ def test_load_state_dict_hooks(case: Case, dtype: torch.dtype) -> None:
 # -- closures and modes ------------------------------------------------------------------------------------------------
 
 
-@every_option
+@once
 def test_closure_is_called_once_with_gradients_and_its_loss_returned(case: Case) -> None:
     weight, bias, compute = linear_model(case)
     optimizer = case.make([weight, bias])
@@ -1034,7 +1041,7 @@ def test_closure_is_called_once_with_gradients_and_its_loss_returned(case: Case)
     assert len(calls) == 3
 
 
-@every_option
+@every_backend
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode], ids=lambda m: m.__name__)
 def test_grad_mode_of_the_caller_does_not_matter(case: Case, mode: Any) -> None:
     inside, outside = (case.make(case.leaves((3, 4), (5,))) for _ in range(2))
@@ -1100,7 +1107,7 @@ def train_scaled(
     return optimizer, unchanged
 
 
-@every_option
+@once
 @pytest.mark.parametrize("overflow", [(), (0,), (0, 1, 4)], ids=str)
 def test_grad_scaling(case: Case, overflow: tuple[int, ...]) -> None:
     """The scale is a power of two, so that scaling and unscaling round nothing."""
