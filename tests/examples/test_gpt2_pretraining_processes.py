@@ -23,7 +23,7 @@ import yaml
 from safetensors.torch import load_file
 
 from adopt_hf.integrations.checkpoints import MARK
-from tests.processes.forks import OF_RECIPE, forks
+from tests.support.forks import OF_RECIPE, forks
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "gpt2_pretraining"

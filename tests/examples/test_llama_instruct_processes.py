@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.examples.test_llama_instruct import EXAMPLE, LORA, write_toy
-from tests.processes.forks import LAUNCHED, forks
+from tests.support.forks import LAUNCHED, forks
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "examples" / "accelerate_configs"

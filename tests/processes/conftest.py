@@ -14,7 +14,7 @@ import pytest
 
 from experiments.harness import machine as conditions
 from experiments.launches.matrix import Matrix
-from tests.processes.forks import OF_RECIPE, forks, kill
+from tests.support.forks import OF_RECIPE, forks, kill
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from adopt_hf.integrations.checkpoints import MARK, last_complete, missing
 from tests.processes.conftest import CONFIGS, ENVIRONMENT, HIDDEN_GPUS, ROOT, free_port
-from tests.processes.forks import OF_RECIPE, forks
+from tests.support.forks import OF_RECIPE, forks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
