@@ -29,7 +29,8 @@ import torch
 
 from experiments.defaults import page as defaults_page
 from experiments.defaults.decisions import AGAIN
-from experiments.defaults.tasks import TASKS, Task, train
+from experiments.defaults.tasks import TASKS
+from experiments.defaults.training import Task, train
 from experiments.harness import command
 from experiments.harness import runs as parts
 from experiments.harness.runs import InputError, Part

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adopt_hf import ADOPT
-from experiments.defaults import decisions
+from experiments.defaults import decisions, tables
 from experiments.defaults import page as defaults_page
 from experiments.defaults import protocol as defaults
 from experiments.defaults.atan2 import Atan2ADOPT
@@ -82,7 +82,7 @@ def test_every_part_is_wanted_once_and_covers_what_the_rule_needs():
 
 
 def test_adamws_rate_is_the_pilots_best():
-    found = defaults_page.gather(defaults, defaults.read())
+    found = tables.gather(defaults, defaults.read())
     for task, rates in defaults.PILOT_RATES.items():
         pilot = found.pilot(task)
         if set(pilot) == set(rates):
@@ -176,8 +176,8 @@ def test_a_page_without_rows_claims_nothing():
 def test_a_page_shows_means_differences_and_what_is_not_run_yet():
     rows = [made_up("mlp", "adamw-0.95", 3.0), made_up("mlp", "adamw-0.999", 4.0), made_up("mlp", "adoptw-0.8", 2.0)]
     rows.append(made_up("mlp", "adopt", 5.0, seeds=[0, 1, 2]))
-    found = defaults_page.gather(defaults, rows)
-    table = "\n".join(defaults_page.task_table(defaults, found, "mlp"))
+    found = tables.gather(defaults, rows)
+    table = "\n".join(tables.task_table(defaults, found, "mlp"))
     mean = statistics.fmean(rows[0]["result"]["losses"])
     assert f"| AdamW, beta2 0.95 | {mean:.3f} ± " in table
     assert "| - |" in table
@@ -215,10 +215,10 @@ def test_the_first_screen_names_where_adoptw_is_behind():
     better = [row for task in ("demo", "lora", "llama") for row in both(task)]
     rows = [*better, made_up("demo", "adoptw-1", 2.9), made_up("lora", "adoptw-1", 3.0), made_up("lora", "adopt", 2.0)]
     rows += [made_up("llama", "adoptw-1", 3.5), made_up("llama", "adopt", 3.25)]
-    found = defaults_page.gather(defaults, rows)
-    table = defaults_page.short(defaults, found)
+    found = tables.gather(defaults, rows)
+    table = tables.short(defaults, found)
     cells = {line.split(" | ")[0].strip("| "): line.rstrip(" |").split(" | ")[2:] for line in table[2:]}
-    assert set(cells) == {defaults.TASKS[name].title for name in defaults_page.FIRST_SCREEN}
+    assert set(cells) == {defaults.TASKS[name].title for name in tables.FIRST_SCREEN}
     assert cells["Demo"][1:] == ["not run yet", "**-0.099 ± 0.001**"]
     assert cells["LLaMA, all weights"][1:] == ["**+0.251 ± 0.001**", "**+0.501 ± 0.001**"]
     words = defaults_page.behind(defaults, found)
@@ -238,13 +238,13 @@ def test_what_is_tried_once_is_compared_with_adoptw_of_the_same_exponent():
     rows += [made_up(task, "adoptw-0.8-atan2", 2.5) for task in defaults.ONCE_TASKS]
     rows += [made_up(task, "adoptw-1-clip-0.5", 2.5) for task in defaults.ONCE_TASKS]
     rows += both("gpt2_500")
-    found = defaults_page.gather(defaults, rows)
-    once = {line.split(" | ")[0].strip("| "): line for line in defaults_page.once(defaults, found)[2:]}
+    found = tables.gather(defaults, rows)
+    once = {line.split(" | ")[0].strip("| "): line for line in tables.once(defaults, found)[2:]}
     assert "| **-0.500 ± 0.000** | **-0.500 ± 0.000** | yes |" in once["ADOPTW, k = 1, clip_exp 0.5"]
     assert "| **+0.500 ± 0.000** | **+0.500 ± 0.000** | no |" in once["ADOPTW, k = 0.8, atan2"]
     assert "| not run yet | not run yet | not decided yet |" in once["ADOPTW, k = 1, clip_exp None"]
     assert len(once) == len([name for name in defaults.ONCE if not name.startswith("adamw")])
-    clip = "\n".join(defaults_page.clip(defaults, found))
+    clip = "\n".join(tables.clip(defaults, found))
     assert "| GPT-2, 500 steps | **-0.500 ± 0.000** | **-0.499 ± 0.001** |" in clip
     assert "| LoRA | not run yet | not run yet |" in clip
 

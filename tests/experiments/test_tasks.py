@@ -6,22 +6,24 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from experiments.defaults import stacked, tasks
-from experiments.defaults.tasks import TASKS, Task, train
+from experiments.defaults import instructions, language, stacked, tasks
+from experiments.defaults.tasks import TASKS
+from experiments.defaults.training import Task, train
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     """A short text instead of the library, and a LLaMA that is not pretrained."""
     generator = torch.Generator().manual_seed(0)
-    text = torch.randint(tasks.VOCABULARY, (2, 40_000), generator=generator)
-    monkeypatch.setattr(tasks, "library", lambda: (text[0], text[1]))
-    monkeypatch.setattr(tasks, "HELD_OUT_BLOCKS", 8)
-    ids = torch.randint(tasks.VOCABULARY, (24, tasks.RECORD), generator=generator)
-    labels = ids.masked_fill(torch.arange(tasks.RECORD) < 50, -100)
+    text = torch.randint(language.VOCABULARY, (2, 40_000), generator=generator)
+    monkeypatch.setattr(language, "library", lambda: (text[0], text[1]))
+    monkeypatch.setattr(language, "HELD_OUT_BLOCKS", 8)
+    ids = torch.randint(language.VOCABULARY, (24, instructions.RECORD), generator=generator)
+    labels = ids.masked_fill(torch.arange(instructions.RECORD) < 50, -100)
     labels[::2, 70:] = -100  # some are shorter
     records = {"train": ids[:16], "train_labels": labels[:16], "held_out": ids[16:], "held_out_labels": labels[16:]}
-    base = tasks._llama_weights(0)
+    base = instructions._llama_weights(0)
+    monkeypatch.setattr(instructions, "instructed", lambda: (base, records))
     monkeypatch.setattr(tasks, "instructed", lambda: (base, records))
 
 
@@ -70,12 +72,12 @@ def test_llama_is_the_original_and_adapters_add_to_its_layers():
 
 
 def test_one_base_for_all_seeds_is_the_same_as_a_copy_for_each():
-    base, adapters = tasks.instructed()[0], stacked.stack([tasks._adapters(seed) for seed in (0, 1)])
+    base, adapters = instructions.instructed()[0], stacked.stack([instructions._adapters(seed) for seed in (0, 1)])
     adapters = {name: weight + 0.02 for name, weight in adapters.items()}
-    ids = torch.randint(tasks.VOCABULARY, (2, 3, 20))
+    ids = torch.randint(language.VOCABULARY, (2, 3, 20))
     one = {name: weight[None] for name, weight in base.items()}
     copies = stacked.stack([base, base])
-    found = [stacked.llama_loss({**w, **adapters}, ids, ids, heads=4, scale=tasks.SCALE) for w in (one, copies)]
+    found = [stacked.llama_loss({**w, **adapters}, ids, ids, heads=4, scale=instructions.SCALE) for w in (one, copies)]
     torch.testing.assert_close(*found)
 
 
@@ -198,9 +200,9 @@ def test_what_diverges_is_infinite():
 
 
 def test_records_have_labels_on_the_response_only_and_fit():
-    from experiments.defaults.tasks import _record_batches
+    from experiments.defaults.instructions import _record_batches
 
     ids, labels = next(_record_batches(0))
-    assert ids.shape == labels.shape == (8, tasks.RECORD)
+    assert ids.shape == labels.shape == (8, instructions.RECORD)
     seen = labels != -100
     assert torch.equal(ids[seen], labels[seen])

@@ -1,0 +1,160 @@
+"""The tables of docs/defaults.md: one for each task, and those across tasks."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from experiments.defaults import decisions
+from experiments.defaults.decisions import Found, Losses, Score
+from experiments.harness.paired import difference, half_width
+
+FIRST_SCREEN = ("demo", "gpt2_500", "llama", "lora")  # the tasks of the short table
+NOT_RUN = "not run yet"
+
+
+def gather(protocol: ModuleType, rows: Iterable[Mapping[str, Any]]) -> Found:
+    """The losses of the protocol's tasks."""
+    tasks = protocol.TASKS.values()
+    return Found(rows, {task.name: task.seeds for task in tasks}, {task.name: task.rates for task in tasks})
+
+
+def scores(protocol: ModuleType, found: Found) -> list[Score]:
+    """The exponents against AdamW, largest first."""
+    return [decisions.score(found, protocol.TASKS, k, protocol.adoptw(k), protocol.ADAMWS) for k in protocol.EXPONENTS]
+
+
+def task_table(protocol: ModuleType, found: Found, name: str) -> list[str]:
+    """All variants that have a row on this task."""
+    task = protocol.TASKS[name]
+    better = found.better_of(name, protocol.ADAMWS)
+    own = {adamw: found.own_best(name, adamw) for adamw in protocol.ADAMWS if found.best_rate(name, adamw) is not None}
+    better_own = min(own.values(), key=lambda losses: statistics.fmean(losses.values())) if len(own) == 2 else {}
+    rates = ", ".join(f"{lr:g}" for lr in sorted(task.rates))
+    about = f"{task.about[0].upper()}{task.about[1:]}; {task.seeds} seeds, rates {rates}, AdamW's {task.rates[0]:g}."
+    if pilot := found.pilot(name):
+        about += f" The pilot: {', '.join(f'{loss:.3f} at {lr:g}' for lr, loss in pilot.items())}."
+    lines = [f"### {task.title}", "", about, ""]
+    if not any(loss for variant in protocol.VARIANTS for loss in found.grid(name, variant).values()):
+        return [*lines, f"{NOT_RUN.capitalize()}."]
+    lines += [
+        "| held-out loss | at AdamW's rate | less the better AdamW's | own best rate | there | less AdamW's own best |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for variant in protocol.VARIANTS:
+        if not any(found.grid(name, variant).values()) and variant not in protocol.DECIDING:
+            continue
+        here, best = found.at(name, variant), found.best_rate(name, variant)
+        cells = [_mean(here) if len(here) == task.seeds else _partly(here, task.seeds)]
+        cells.append("-" if variant == better else _against(found, name, variant, better))
+        if best is None:  # only what decides on the warm-up is run at all rates
+            cells += [NOT_RUN if variant in protocol.WARM_UP else "-"] * 3
+        else:
+            losses = found.own_best(name, variant)
+            cells += [f"{best[0]:g}{' (edge)' if best[1] else ''}", _mean(losses)]
+            cells.append("-" if losses == better_own else _text(losses, better_own) if better_own else NOT_RUN)
+        lines.append(f"| {title(protocol, variant)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def title(protocol: ModuleType, name: str) -> str:
+    """A variant in words."""
+    variant = protocol.VARIANTS[name]
+    if variant.optimizer == "AdamW":
+        words = [f"AdamW, beta2 {variant.beta2:g}"]
+    else:
+        words = [f"ADOPTW, k = {variant.warmup:g}" if variant.warmup else "ADOPT, the paper's rule"]
+        if variant.beta2 != "task":
+            words.append("beta2 1 - 1/steps" if variant.beta2 == "steps" else f"beta2 {variant.beta2:g}")
+        if variant.clip_exp != 0.25:
+            words.append("atan2" if variant.clip_exp == "atan2" else f"clip_exp {variant.clip_exp or 'None'}")
+    if not variant.lr_warmup:
+        words.append("no warm-up of the learning rate")
+    return ", ".join(words)
+
+
+def once(protocol: ModuleType, found: Found) -> list[str]:
+    """What is tried once, against ADOPTW with the same k."""
+    tasks = protocol.ONCE_TASKS
+    lines = [
+        "| tried once, less ADOPTW's with the same k | "
+        + " | ".join(protocol.TASKS[task].title for task in tasks)
+        + " | adopted |",
+        "| --- |" + " --- |" * (len(tasks) + 1),
+    ]
+    verdict = {True: "yes", False: "no", None: "not decided yet"}
+    for name in protocol.ONCE:
+        against = protocol.adoptw(protocol.VARIANTS[name].warmup)
+        if protocol.VARIANTS[name].optimizer == "AdamW":
+            continue
+        outcomes = [decisions.outcome(*_pair(found, task, name, against), found.seeds[task]) for task in tasks]
+        cells = [_than(found, task, name, against) for task in tasks]
+        lines.append(
+            f"| {title(protocol, name)} | " + " | ".join([*cells, verdict[decisions.adopted(outcomes)]]) + " |"
+        )
+    return lines
+
+
+def clip(protocol: ModuleType, found: Found) -> list[str]:
+    """ADOPTW with a wider clip against ADOPTW and against AdamW, on all tasks."""
+    name, ours = protocol.CLIP[0], protocol.adoptw(1.0)
+    lines = [
+        "| held-out loss at AdamW's rate | `clip_exp=0.5`, less `0.25` | `clip_exp=0.5`, less AdamW's |",
+        "| --- | --- | --- |",
+    ]
+    for task in protocol.TASKS:
+        better = found.better_of(task, protocol.ADAMWS)
+        cells = [_than(found, task, name, ours), _against(found, task, name, better)]
+        lines.append(f"| {protocol.TASKS[task].title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def short(protocol: ModuleType, found: Found) -> list[str]:
+    """The table of the first screen: AdamW, ADOPT and ADOPTW on four tasks, at AdamW's rate."""
+    chosen = protocol.adoptw(decisions.choose(scores(protocol, found)))
+    names = {"`ADOPT`": "adopt", '`ADOPTW`, `optim="adopt"`': chosen}
+    lines = [
+        "| held-out loss | seeds | AdamW | " + " | ".join(f"{name}, less AdamW's" for name in names) + " |",
+        "| --- |" + " --- |" * (2 + len(names)),
+    ]
+    for task in FIRST_SCREEN:
+        better = found.better_of(task, protocol.ADAMWS)
+        mean = NOT_RUN if better is None else _mean(found.at(task, better))
+        cells = [_against(found, task, name, better) for name in names.values()]
+        lines.append(f"| {protocol.TASKS[task].title} | {found.seeds[task]} | {mean} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _mean(losses: Losses) -> str:
+    diverged = sum(map(math.isinf, losses.values()))
+    if diverged:
+        return f"{diverged} of {len(losses)} diverged"
+    values = list(losses.values())
+    return f"{statistics.fmean(values):.3f} ± {half_width(values):.3f}"
+
+
+def _partly(losses: Losses, seeds: int) -> str:
+    return f"{NOT_RUN} ({len(losses)} of {seeds} seeds)" if losses else NOT_RUN
+
+
+def _against(found: Found, task: str, variant: str, better: str | None) -> str:
+    return NOT_RUN if better is None else _than(found, task, variant, better)
+
+
+def _pair(found: Found, task: str, ours: str, theirs: str) -> tuple[Losses, Losses]:
+    return found.at(task, ours), found.at(task, theirs)
+
+
+def _than(found: Found, task: str, ours: str, theirs: str) -> str:
+    """The difference of two variants at AdamW's rate."""
+    pair = _pair(found, task, ours, theirs)
+    return _text(*pair) if all(len(losses) == found.seeds[task] for losses in pair) else NOT_RUN
+
+
+def _text(ours: Losses, theirs: Losses) -> str:
+    if any(map(math.isinf, [*ours.values(), *theirs.values()])):
+        return "diverged"
+    one = difference(ours, theirs)
+    words = f"{one.mean:+.3f} ± {one.half:.3f}"
+    return f"**{words}**" if one.below or one.above else words
