@@ -90,7 +90,7 @@ def test_adamws_rate_is_the_pilots_best():
 
 
 def test_a_part_runs_and_what_is_finished_is_not_run_again(tmp_path):
-    settings = {"task": "mlp", "variant": "adoptw-0.8", "lr": 0.01, "steps": 2, "seeds": [0, 3]}
+    settings = {"task": "mlp", "variant": "adoptw-0.8", "lr": 0.01, "steps": 200, "seeds": [0, 3]}
     part = parts.Part(defaults.NAME, "mlp-tiny", settings)
     rows = parts.run([part], defaults.one, tmp_path)
     assert len(rows[0]["result"]["losses"]) == 2
