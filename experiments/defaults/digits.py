@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
 from experiments.defaults import stacked
-from experiments.defaults.training import Batches, Named, _generator, _shuffled
+from experiments.defaults.training import Batches, Named, seeded, shuffled
 
 LATENT, DRAWS = 8, 20
 
@@ -19,34 +19,34 @@ def _digits() -> dict[str, Tensor]:
 
     found = load_digits()
     x, y = torch.tensor(found.data / 16, dtype=torch.float32), torch.tensor(found.target)
-    order = torch.randperm(len(x), generator=_generator(0))
+    order = torch.randperm(len(x), generator=seeded(0))
     learn, test = order[:1197], order[1197:]  # as in experiments/paper/pictures.py, its validation among the test
     return {"x": x[learn], "y": y[learn], "test_x": x[test], "test_y": y[test]}
 
 
-def _perceptron_weights(seed: int) -> Named:
+def perceptron_weights(seed: int) -> Named:
     torch.manual_seed(seed)
     hidden, classifier = torch.nn.Linear(64, 256), torch.nn.Linear(256, 10)
     model = torch.nn.ModuleDict({"hidden": hidden, "classifier": classifier})
     return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
-def _digit_batches(seed: int) -> Batches:
+def plain_batches(seed: int) -> Batches:
     digits = _digits()
-    for chosen in _shuffled(len(digits["x"]), 64, seed):
+    for chosen in shuffled(len(digits["x"]), 64, seed):
         yield digits["x"][chosen], digits["y"][chosen]
 
 
-def _perceptron_loss(w: Named, x: Tensor, y: Tensor) -> Tensor:
+def perceptron_loss(w: Named, x: Tensor, y: Tensor) -> Tensor:
     return stacked.cross_entropy(stacked.perceptron(w, x), y)
 
 
-def _perceptron_evaluate(w: Named) -> Tensor:
+def perceptron_evaluate(w: Named) -> Tensor:
     digits, seeds = _digits(), len(w["hidden.weight"])
-    return _perceptron_loss(w, digits["test_x"].expand(seeds, -1, -1), digits["test_y"].expand(seeds, -1))
+    return perceptron_loss(w, digits["test_x"].expand(seeds, -1, -1), digits["test_y"].expand(seeds, -1))
 
 
-def _vit_weights(seed: int) -> Named:
+def vit_weights(seed: int) -> Named:
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(seed)
@@ -55,46 +55,46 @@ def _vit_weights(seed: int) -> Named:
     return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
-def _shifted_batches(seed: int) -> Batches:
+def shifted_batches(seed: int) -> Batches:
     """Pictures, each batch moved by up to one pixel in both directions: few pictures would be learnt by heart."""
-    digits, generator = _digits(), _generator(1000 + seed)
+    digits, generator = _digits(), seeded(1000 + seed)
     padded = F.pad(digits["x"].view(-1, 1, 8, 8), (1, 1, 1, 1))
-    for chosen in _shuffled(len(padded), 32, seed):
+    for chosen in shuffled(len(padded), 32, seed):
         top, left = torch.randint(3, (2,), generator=generator).tolist()
         yield padded[chosen, :, top : top + 8, left : left + 8], digits["y"][chosen]
 
 
-def _vit_loss(w: Named, x: Tensor, y: Tensor) -> Tensor:
+def vit_loss(w: Named, x: Tensor, y: Tensor) -> Tensor:
     return stacked.cross_entropy(stacked.vit(w, x, heads=2), y)
 
 
-def _vit_evaluate(w: Named) -> Tensor:
+def vit_evaluate(w: Named) -> Tensor:
     digits, seeds = _digits(), len(w["classifier.weight"])
     pixels = digits["test_x"].view(-1, 1, 8, 8).expand(seeds, -1, -1, -1, -1)
-    return _vit_loss(w, pixels, digits["test_y"].expand(seeds, -1))
+    return vit_loss(w, pixels, digits["test_y"].expand(seeds, -1))
 
 
-def _vae_weights(seed: int) -> Named:
+def vae_weights(seed: int) -> Named:
     from experiments.paper.vae import VAE
 
     torch.manual_seed(seed)
     return {name: weight.detach() for name, weight in VAE(64, 128, LATENT).named_parameters()}
 
 
-def _vae_batches(seed: int) -> Batches:
-    grey, generator = _digits()["x"], _generator(1000 + seed)
-    for chosen in _shuffled(len(grey), 64, seed):
+def vae_batches(seed: int) -> Batches:
+    grey, generator = _digits()["x"], seeded(1000 + seed)
+    for chosen in shuffled(len(grey), 64, seed):
         yield grey[chosen].bernoulli(generator=generator), torch.randn(64, LATENT, generator=generator)
 
 
-def _vae_loss(w: Named, x: Tensor, noise: Tensor) -> Tensor:
+def vae_loss(w: Named, x: Tensor, noise: Tensor) -> Tensor:
     return stacked.vae_bound(w, x, noise).mean(1)
 
 
-def _vae_evaluate(w: Named) -> Tensor:
+def vae_evaluate(w: Named) -> Tensor:
     """The bound, with DRAWS draws of z for each picture."""
-    generator, seeds = _generator(0), len(w["encoder.0.weight"])
+    generator, seeds = seeded(0), len(w["encoder.0.weight"])
     x = _digits()["test_x"].bernoulli(generator=generator)
     noises = (torch.randn(len(x), LATENT, generator=generator) for _ in range(DRAWS))
-    bounds = [_vae_loss(w, x.expand(seeds, -1, -1), noise.expand(seeds, -1, -1)) for noise in noises]
+    bounds = [vae_loss(w, x.expand(seeds, -1, -1), noise.expand(seeds, -1, -1)) for noise in noises]
     return torch.stack(bounds).mean(0)

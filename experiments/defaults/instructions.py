@@ -11,7 +11,7 @@ from torch import Tensor
 from adopt_hf.backends import cache as files
 from experiments.defaults import stacked
 from experiments.defaults.language import VOCABULARY
-from experiments.defaults.training import Batches, Named, Task, _generator, _shuffled, train
+from experiments.defaults.training import Batches, Named, Task, seeded, shuffled, train
 from experiments.paper import gpt2
 
 RANK, SCALE = 4, 2.0  # of LoRA; alpha is 8
@@ -49,7 +49,7 @@ def _texts() -> tuple[Tensor, dict[str, Tensor]]:
         tokenizer = data.load(arguments.DataArguments(vocab_size=VOCABULARY, block_size=128), batch_size=1).tokenizer
     needed, text = BASE_STEPS * 8 * 128, []
     sources = [source for _, source in functions.sources(held_out=False)]
-    order = torch.randperm(len(sources), generator=_generator(0)).tolist()
+    order = torch.randperm(len(sources), generator=seeded(0)).tolist()
     while len(text) < needed:
         text += [*tokenizer(sources[order.pop()], verbose=False)["input_ids"], tokenizer.eos_token_id]
     records: dict[str, Tensor] = {}
@@ -93,7 +93,7 @@ def _llama_weights(seed: int) -> Named:
 
 def _adapters(seed: int) -> Named:
     """LoRA on all linear layers but the head, as PEFT begins: A at random, B zero."""
-    generator, found = _generator(seed), {}
+    generator, found = seeded(seed), {}
     for name, weight in instructed()[0].items():
         if "proj" in name:
             outputs, inputs = weight.shape
@@ -105,7 +105,7 @@ def _adapters(seed: int) -> Named:
 
 def _record_batches(seed: int) -> Batches:
     _, records = instructed()
-    for chosen in _shuffled(len(records["train"]), 8, seed):
+    for chosen in shuffled(len(records["train"]), 8, seed):
         ids, labels = records["train"][chosen], records["train_labels"][chosen]
         yield ids, labels
 
@@ -128,7 +128,7 @@ def _instruct_evaluate(w: Named) -> Tensor:
     return total / count
 
 
-def _instruct(name: str, title: str, about: str, **settings: Any) -> Task:
+def task(name: str, title: str, about: str, **settings: Any) -> Task:
     defaults: dict[str, Any] = {"weights": _adapters}
     return Task(
         name=name, title=title, about=about, seeds=8, steps=300, warmup=9, clip=1.0, batches=_record_batches,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.defaults import stacked
-from experiments.defaults.training import Batches, Named, Task, _generator, _shuffled
+from experiments.defaults.training import Batches, Named, Task, seeded, shuffled
 from experiments.paper import gpt2
 
 VOCABULARY = 1024
@@ -45,7 +45,7 @@ def _gpt2_weights(seed: int, width: int, tokens: int) -> Named:
 
 def _gpt2_batches(seed: int, tokens: int) -> Batches:
     train, _ = _blocks(tokens)
-    for chosen in _shuffled(len(train), 8, seed):
+    for chosen in shuffled(len(train), 8, seed):
         yield (train[chosen],)
 
 
@@ -56,7 +56,7 @@ def _gpt2_evaluate(w: Named, tokens: int) -> Tensor:
     return torch.stack(losses).mean(0)
 
 
-def _gpt2(name: str, title: str, about: str, width: int, tokens: int, **settings: Any) -> Task:
+def gpt2_task(name: str, title: str, about: str, width: int, tokens: int, **settings: Any) -> Task:
     return Task(
         name=name,
         title=title,
@@ -83,7 +83,7 @@ def _window_weights(seed: int) -> Named:
 
 
 def _window_batches(seed: int) -> Batches:
-    tokens, generator = library()[0], _generator(seed)
+    tokens, generator = library()[0], seeded(seed)
     around = torch.arange(WINDOW + 1)
     while True:
         rows = tokens[torch.randint(len(tokens) - WINDOW, (32, 1), generator=generator) + around]
@@ -99,7 +99,7 @@ def _window_evaluate(w: Named) -> Tensor:
     return _window_loss(w, rows[:, :WINDOW].expand(seeds, -1, -1), rows[:, WINDOW].expand(seeds, -1))
 
 
-def _long(name: str, title: str, about: str, **settings: Any) -> Task:
+def window_task(name: str, title: str, about: str, **settings: Any) -> Task:
     return Task(
         name=name, title=title, about=about, seeds=8, warmup=100, floor=0.1, decay=0.1, clip=1.0,
         weights=_window_weights, batches=_window_batches, loss=_window_loss, evaluate=_window_evaluate, **settings,

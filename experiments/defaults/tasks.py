@@ -1,46 +1,31 @@
 """The tasks of protocol.py: models, data, schedules and losses, all small and offline."""
 
-from experiments.defaults.digits import (
-    _digit_batches,
-    _perceptron_evaluate,
-    _perceptron_loss,
-    _perceptron_weights,
-    _shifted_batches,
-    _vae_batches,
-    _vae_evaluate,
-    _vae_loss,
-    _vae_weights,
-    _vit_evaluate,
-    _vit_loss,
-    _vit_weights,
-)
-from experiments.defaults.instructions import _instruct, instructed
-from experiments.defaults.language import _gpt2, _long
+from experiments.defaults import digits, instructions, language
 from experiments.defaults.training import Task
 
 TASKS = {
     task.name: task
     for task in (
-        _gpt2(
+        language.gpt2_task(
             "gpt2_500",
             "GPT-2, 500 steps",
             "GPT-2 of 170,000 weights on the source of the standard library, 500 steps of 8 x 64 tokens",
             width=64, tokens=64, seeds=8, steps=500, warmup=25, rates=(3e-3, 1e-3, 1e-2), together=4,
         ),
-        _instruct(
+        instructions.task(
             "lora",
             "LoRA",
             "a pretrained LLaMA of 232,000 weights with LoRA of rank 4 on all linear layers and no dropout, 300 "
             "steps of 8 records of up to 80 tokens",
             rates=(1e-2, 3e-3, 3e-2),
         ),
-        _instruct(
+        instructions.task(
             "llama",
             "LLaMA, all weights",
             "the same LLaMA, all of its weights tuned on what the library's functions do, 300 steps of 8 records",
-            rates=(3e-3, 1e-3, 1e-2), weights=lambda seed: dict(instructed()[0]),
+            rates=(3e-3, 1e-3, 1e-2), weights=lambda seed: dict(instructions.instructed()[0]),
         ),
-        _instruct(
+        instructions.task(
             "loraplus",
             "LoRA+",
             "the same with the learning rate of B 16 times that of A",
@@ -48,36 +33,36 @@ TASKS = {
         ),
         Task(
             name="mlp", title="Perceptron", about="a perceptron with 256 hidden units on the digits, 500 steps of 64",
-            seeds=8, steps=500, rates=(3e-2, 1e-2, 1e-1), floor=None, weights=_perceptron_weights,
-            batches=_digit_batches, loss=_perceptron_loss, evaluate=_perceptron_evaluate,
+            seeds=8, steps=500, rates=(3e-2, 1e-2, 1e-1), floor=None, weights=digits.perceptron_weights,
+            batches=digits.plain_batches, loss=digits.perceptron_loss, evaluate=digits.perceptron_evaluate,
         ),
         Task(
             name="vit", title="Vision transformer",
             about="a ViT of 27,000 weights on the digits, moved by a pixel, 600 steps of 32",
-            seeds=8, steps=600, rates=(3e-3, 1e-3, 1e-2), warmup=30, decay=0.1, clip=1.0, weights=_vit_weights,
-            batches=_shifted_batches, loss=_vit_loss, evaluate=_vit_evaluate,
+            seeds=8, steps=600, rates=(3e-3, 1e-3, 1e-2), warmup=30, decay=0.1, clip=1.0, weights=digits.vit_weights,
+            batches=digits.shifted_batches, loss=digits.vit_loss, evaluate=digits.vit_evaluate,
         ),
         Task(
             name="vae", title="VAE", about="the VAE of experiments/paper/vae.py on the digits, 1,500 steps of 64",
-            seeds=8, steps=1500, rates=(1e-2, 3e-3, 3e-2), weights=_vae_weights, batches=_vae_batches,
-            loss=_vae_loss, evaluate=_vae_evaluate,
+            seeds=8, steps=1500, rates=(1e-2, 3e-3, 3e-2), weights=digits.vae_weights, batches=digits.vae_batches,
+            loss=digits.vae_loss, evaluate=digits.vae_evaluate,
         ),
-        _gpt2(
+        language.gpt2_task(
             "demo",
             "Demo",
             "the demo of this repository: GPT-2 of 544,000 weights, 2,400 steps of 8 x 128 tokens",
             width=128, tokens=128, seeds=5, steps=2400, warmup=100, rates=(4e-3, 1.3e-3, 1.2e-2), together=1,
         ),
-        _long(
+        language.window_task(
             "long_99", "Long, beta2 0.99",
             "the next token after six with a perceptron of 53,000 weights, 5,000 steps of 32: 50 memories of 0.99",
             steps=5000, rates=(1e-2, 3e-3, 3e-2), beta2=0.99,
         ),
-        _long(
+        language.window_task(
             "long_999", "Long, beta2 0.999", "the same, 10,000 steps: 10 memories of 0.999",
             steps=10000, rates=(1e-2, 3e-3, 3e-2), beta2=0.999,
         ),
-        _gpt2(
+        language.gpt2_task(
             "gpt2_2000",
             "GPT-2, 2,000 steps",
             "the same GPT-2, 2,000 steps",

@@ -131,12 +131,12 @@ def _clip(gradients: Sequence[Tensor], largest: float) -> None:
         gradient.mul_(factor)
 
 
-def _generator(seed: int) -> torch.Generator:
+def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _shuffled(count: int, batch: int, seed: int) -> Iterator[Tensor]:
+def shuffled(count: int, batch: int, seed: int) -> Iterator[Tensor]:
     """Batches of indices below `count`, every one once an epoch; the incomplete batch at the end is left out."""
-    generator = _generator(seed)
+    generator = seeded(seed)
     while True:
         yield from torch.randperm(count, generator=generator)[: count - count % batch].split(batch)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from experiments.defaults import instructions, language, stacked, tasks
+from experiments.defaults import instructions, language, stacked
 from experiments.defaults.tasks import TASKS
 from experiments.defaults.training import Task, train
 
@@ -24,7 +24,6 @@ def offline(monkeypatch):
     records = {"train": ids[:16], "train_labels": labels[:16], "held_out": ids[16:], "held_out_labels": labels[16:]}
     base = instructions._llama_weights(0)
     monkeypatch.setattr(instructions, "instructed", lambda: (base, records))
-    monkeypatch.setattr(tasks, "instructed", lambda: (base, records))
 
 
 def perturbed(models):
