@@ -14,7 +14,7 @@ from adopt_hf.integrations.checkpoints import (
     is_saved,
     to_resume,
 )
-from examples.gpt2_pretraining.arguments import InputError
+from examples.shared.cli import InputError
 
 STATE = "trainer_state.json"  # both scripts write it, in the Trainer's format
 RUN = "run.yaml"  # what a run was started with

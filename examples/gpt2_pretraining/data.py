@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from adopt_hf.backends import cache as files
-from examples.gpt2_pretraining.arguments import DataArguments, InputError
+from examples.gpt2_pretraining.arguments import DataArguments
 from examples.gpt2_pretraining.sources import Source, open_source
+from examples.shared.cli import InputError
 
 logger = logging.getLogger("gpt2_pretraining")
 END_OF_TEXT = "<|endoftext|>"

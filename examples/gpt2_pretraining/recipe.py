@@ -1,20 +1,20 @@
 """What both scripts share: from settings to a model and its data, and from a finished run to what is shown of it."""
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerState
 
-from adopt_hf.integrations.checkpoints import check_layout
 from examples.gpt2_pretraining import checkpoints, data, report
-from examples.gpt2_pretraining.arguments import InputError, Settings
+from examples.gpt2_pretraining.settings import Settings
+from examples.shared import plots
+from examples.shared.cli import InputError
+from examples.shared.launch import show_logs
 
 
 @dataclass
@@ -29,17 +29,6 @@ class Recipe:
     @property
     def args(self) -> TrainingArguments:
         return self.settings.training
-
-
-def show_logs(args: TrainingArguments) -> None:
-    """Send the warnings of this example and of adopt_hf to stderr; with `--log_level info` also the INFO lines."""
-    shown = logging.INFO if args.log_level in ("info", "detail", "debug") else logging.WARNING
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("gpt2_pretraining", "adopt_hf"):
-        logger = logging.getLogger(name)
-        logger.setLevel(shown if PartialState().is_main_process else logging.WARNING)
-        logger.handlers, logger.propagate = [handler], False
 
 
 def prepare(settings: Settings, script: str) -> Recipe:
@@ -91,19 +80,6 @@ def prepare(settings: Settings, script: str) -> Recipe:
     return Recipe(settings, corpus, model, checkpoint)
 
 
-def check_launch(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Raise InputError if this is another launch mode than was asked for, or than the checkpoint's to go on from."""
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != DistributedType.FSDP:
-        raise InputError(
-            "FSDP was asked for, but accelerate leaves it off on CPUs; take ddp.yaml or a DeepSpeed config"
-        )
-    if recipe.checkpoint is not None:
-        try:
-            check_layout(recipe.checkpoint)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-
-
 def finish(recipe: Recipe, accelerator: Accelerator, trained: torch.nn.Module, state: TrainerState) -> None:
     """Save the model, write loss.png, and print a sample and the last figures.
 
@@ -118,12 +94,12 @@ def finish(recipe: Recipe, accelerator: Accelerator, trained: torch.nn.Module, s
         recipe.corpus.tokenizer.save_pretrained(args.output_dir)
         picture = Path(args.output_dir) / "loss.png"
         name = f"GPT-2 {model.num_parameters() / 1e6:.1f} M, {settings.data.dataset_name}, {args.optim.value}"
-        report.plot(state.log_history, picture, name)
+        plots.plot(state.log_history, picture, name)
         if settings.data.sample_tokens:
             prompt, length = settings.data.sample_prompt, settings.data.sample_tokens
             text = report.sample(model.to(accelerator.device), recipe.corpus.tokenizer, prompt, length, args.seed)
             print(f"\n----- sample after {state.global_step} steps -----\n{text}\n-----")
-        last = report.with_perplexity({"eval_loss": report.curve(state.log_history, "eval_loss")[1][-1]})
+        last = report.with_perplexity({"eval_loss": plots.curve(state.log_history, "eval_loss")[1][-1]})
         print(
             f"step {state.global_step}: validation loss {last['eval_loss']:.4f}, perplexity "
             f"{last['eval_perplexity']:.2f}; model and curves ({picture.name}) in {args.output_dir}"

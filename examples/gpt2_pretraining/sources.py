@@ -10,7 +10,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from examples.gpt2_pretraining.arguments import DataArguments, InputError
+from examples.gpt2_pretraining.arguments import DataArguments
+from examples.shared.cli import InputError
 
 # Third-party packages are not the standard library, and tests are a quarter of it and repeat themselves.
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib-dynload"}

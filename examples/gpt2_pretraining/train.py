@@ -13,8 +13,9 @@ from transformers import Trainer, default_data_collator
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
 from adopt_hf.integrations.checkpoints import AlreadyFinishedError, MarkComplete, names_a_full_disk
-from examples.gpt2_pretraining import arguments, report
-from examples.gpt2_pretraining import recipe as shared
+from examples.gpt2_pretraining import recipe as steps
+from examples.gpt2_pretraining import report, settings
+from examples.shared import cli, launch, plots
 
 
 class RecipeTrainer(Trainer):
@@ -30,8 +31,7 @@ class RecipeTrainer(Trainer):
 
 
 def main() -> None:
-    settings = arguments.parse(None, description=__doc__)
-    recipe = shared.prepare(settings, "train.py")
+    recipe = steps.prepare(settings.parse(None, description=__doc__), "train.py")
     # The callback keeps as many, but does not remove an old one before the new one is complete.
     mark, recipe.args.save_total_limit = MarkComplete(recipe.args.save_total_limit), None
     trainer = RecipeTrainer(
@@ -44,16 +44,16 @@ def main() -> None:
         callbacks=[mark],
     )
     report.use_bar(trainer)
-    shared.check_launch(recipe, trainer.accelerator)
+    launch.check_launch(trainer.accelerator, recipe.checkpoint)
     with names_a_full_disk(Path(recipe.args.output_dir)):
         with contextlib.suppress(AlreadyFinishedError):  # of a run that was killed before it had written its model
             trainer.train(resume_from_checkpoint=str(recipe.checkpoint) if recipe.checkpoint else None)
-        evaluated = report.curve(trainer.state.log_history, "eval_loss")[0]
+        evaluated = plots.curve(trainer.state.log_history, "eval_loss")[0]
         if trainer.state.global_step not in evaluated:
             trainer.evaluate()
         trainer.save_state()
-        shared.finish(recipe, trainer.accelerator, trainer.model_wrapped, trainer.state)
+        steps.finish(recipe, trainer.accelerator, trainer.model_wrapped, trainer.state)
 
 
 if __name__ == "__main__":
-    arguments.run(main)
+    cli.run(main)

@@ -24,8 +24,9 @@ from transformers.trainer_callback import TrainerState
 
 import adopt_hf  # registers optim="adopt"; must come before the parser is built
 from adopt_hf.integrations.checkpoints import forget_later, mark, names_a_full_disk, rotate
-from examples.gpt2_pretraining import arguments, checkpoints, report
-from examples.gpt2_pretraining import recipe as shared
+from examples.gpt2_pretraining import checkpoints, report, settings
+from examples.gpt2_pretraining import recipe as steps
+from examples.shared import cli, launch, plots
 
 HONOURED = frozenset(
     """
@@ -42,7 +43,7 @@ HONOURED = frozenset(
 class Loop:
     """The training loop and what it carries: model, optimizer, schedule, data and the Trainer's own TrainerState."""
 
-    def __init__(self, recipe: shared.Recipe):
+    def __init__(self, recipe: steps.Recipe):
         args = self.args = recipe.args
         self.recipe = recipe
         self.output_dir = Path(args.output_dir)
@@ -56,7 +57,7 @@ class Loop:
             # The Trainer's order of the data: a permutation seeded by seed + epoch.
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.data_seed),
         )
-        shared.check_launch(recipe, self.accelerator)
+        launch.check_launch(self.accelerator, recipe.checkpoint)
         optimizer_cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
         optimizer = optimizer_cls(adopt_hf.param_groups(recipe.model, args.weight_decay), **kwargs)
         loading: dict[str, Any] = {
@@ -121,7 +122,7 @@ class Loop:
                         self.save_checkpoint()
                     if step == self.max_steps:
                         break
-            last_evaluated = report.curve(self.state.log_history, "eval_loss")[0][-1:]
+            last_evaluated = plots.curve(self.state.log_history, "eval_loss")[0][-1:]
             if last_evaluated != [self.state.global_step]:
                 self.evaluate(bar)
             last_saved = self.output_dir / f"checkpoint-{self.state.global_step}"
@@ -228,7 +229,7 @@ class Loop:
         """Save the model and the history in the output folder; plot and sample."""
         if self.accelerator.is_main_process:
             self.state.save_to_json(str(self.output_dir / checkpoints.STATE))
-        shared.finish(self.recipe, self.accelerator, self.model, self.state)
+        steps.finish(self.recipe, self.accelerator, self.model, self.state)
         self.accelerator.end_training()  # ends the trackers, and the process group
 
     # ----- small things -----
@@ -255,24 +256,24 @@ def without_touching_the_seed(loader: Iterable[Any]) -> Iterator[Any]:
     yield from iterator
 
 
-def check(settings: arguments.Settings) -> None:
+def check(given: settings.Settings) -> None:
     """Refuse values that this loop does not know, though it knows the field."""
     for name in ("eval_strategy", "save_strategy"):
-        value = getattr(settings.training, name).value
+        value = getattr(given.training, name).value
         if value not in ("steps", "no"):
-            raise arguments.InputError(f"{name} must be 'steps' or 'no' in train_accelerate.py, got {value!r}")
-    if settings.training.save_strategy.value == "steps" and settings.training.save_steps <= 0:
-        raise arguments.InputError(f"save_steps must be above 0, got {settings.training.save_steps}")
+            raise cli.InputError(f"{name} must be 'steps' or 'no' in train_accelerate.py, got {value!r}")
+    if given.training.save_strategy.value == "steps" and given.training.save_steps <= 0:
+        raise cli.InputError(f"save_steps must be above 0, got {given.training.save_steps}")
 
 
 def main() -> None:
-    settings = arguments.parse(None, description=__doc__, honoured=HONOURED)
-    check(settings)
-    loop = Loop(shared.prepare(settings, "train_accelerate.py"))
+    given = settings.parse(None, description=__doc__, honoured=HONOURED)
+    check(given)
+    loop = Loop(steps.prepare(given, "train_accelerate.py"))
     with names_a_full_disk(loop.output_dir):
         loop.train()
         loop.finish()
 
 
 if __name__ == "__main__":
-    arguments.run(main)
+    cli.run(main)

@@ -76,17 +76,17 @@ def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     from transformers import PrinterCallback, Trainer, default_data_collator
 
-    from examples.gpt2_pretraining import arguments, report
-    from examples.gpt2_pretraining import recipe as shared
+    from examples.gpt2_pretraining import recipe, settings
     from examples.gpt2_pretraining.train import RecipeTrainer
+    from examples.shared import cli, plots
 
     with quiet(), tempfile.TemporaryDirectory() as folder:
         try:
-            settings = arguments.parse([*argv(config, {**ALONE, **options}), "--output_dir", folder], __doc__)
-            prepared = shared.prepare(settings, "train.py")
+            given = settings.parse([*argv(config, {**ALONE, **options}), "--output_dir", folder], __doc__)
+            prepared = recipe.prepare(given, "train.py")
         except SystemExit:  # it has said why; a worker that exits would be waited for
             raise InputError(f"{config.name} does not take {' '.join(argv(config, options)[2:])}") from None
-        except arguments.InputError as error:
+        except cli.InputError as error:
             raise InputError(str(error)) from None
         args = prepared.args
         trainer: Trainer = RecipeTrainer(
@@ -103,8 +103,8 @@ def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         last = trainer.evaluate()["eval_loss"]
         history = trainer.state.log_history
-        steps, losses = report.curve(history, "loss")
-        eval_steps, eval_losses = report.curve(history, "eval_loss")
+        steps, losses = plots.curve(history, "loss")
+        eval_steps, eval_losses = plots.curve(history, "eval_loss")
     sequences = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         "steps": steps,
@@ -114,7 +114,7 @@ def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         "eval_loss": finite(last),
         "sequences": sequences,
         "parameters": prepared.model.num_parameters(),
-        "tokens_per_second": round(args.max_steps * sequences * settings.data.block_size / seconds),
+        "tokens_per_second": round(args.max_steps * sequences * given.data.block_size / seconds),
         "threads": torch.get_num_threads(),
     }
 

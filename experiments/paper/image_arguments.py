@@ -16,7 +16,7 @@ import yaml
 from transformers import TrainingArguments
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
-from examples.gpt2_pretraining.arguments import Parser, nearest
+from examples.shared.cli import Parser, nearest
 from experiments.harness.runs import InputError
 
 CONFIGS = Path(__file__).parent / "configs"

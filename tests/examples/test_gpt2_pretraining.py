@@ -29,8 +29,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
-from examples.gpt2_pretraining import arguments, checkpoints, data, sources, train_accelerate
+from examples.gpt2_pretraining import arguments, checkpoints, data, settings, sources, train_accelerate
+from examples.shared.cli import InputError
+from examples.shared.launch import settle_deepspeed
 from tests.examples.script import Result
 from tests.examples.script import call as call_script
 
@@ -306,8 +309,6 @@ def test_resume_in_a_later_epoch(script: str, toy: Path) -> None:
 
 def chosen(output: Path, resume: str, script: str) -> Path | None:
     """The checkpoint that a longer run would go on from."""
-    from transformers import TrainingArguments
-
     args = TrainingArguments(
         str(output), resume_from_checkpoint=resume, optim="adopt", max_steps=100, use_cpu=True, report_to=[]
     )
@@ -338,10 +339,10 @@ def test_an_incomplete_checkpoint_is_never_resumed(
         assert chosen(tmp_path, "last", script) == tmp_path / "checkpoint-20"
     said = f"skipping {newest}, which is incomplete: {reason}"
     assert [record.levelname for record in caplog.records if said in record.getMessage()] == ["WARNING"]
-    with pytest.raises(arguments.InputError, match=f"checkpoint-40 is not a complete checkpoint: {reason}"):
+    with pytest.raises(InputError, match=f"checkpoint-40 is not a complete checkpoint: {reason}"):
         chosen(tmp_path, str(newest), script)
     shutil.rmtree(tmp_path / "checkpoint-20")
-    with pytest.raises(arguments.InputError, match=f"checkpoint-40: {reason}.*; start anew, in another --output_dir"):
+    with pytest.raises(InputError, match=f"checkpoint-40: {reason}.*; start anew, in another --output_dir"):
         chosen(tmp_path, "last", script)
 
 
@@ -430,7 +431,7 @@ def test_a_cache_that_others_can_write_to_is_not_read(tmp_path: Path) -> None:
     assert list(path.iterdir()) == []
     tmp_path.chmod(0o777)
     asked = arguments.DataArguments(cache_dir=str(tmp_path))
-    with pytest.raises(arguments.InputError, match=r"cannot be trusted: other users can write to .* --cache_dir names"):
+    with pytest.raises(InputError, match=r"cannot be trusted: other users can write to .* --cache_dir names"):
         data.load(asked, 1)
     tmp_path.chmod(0o700)
 
@@ -606,7 +607,7 @@ def test_bad_input_is_one_line_and_touches_nothing(case: str, bad_folder: Path) 
 )
 def test_deepspeed_is_told_the_recipes_numbers(launcher: dict[str, Any], error: str | None, tmp_path: Path) -> None:
     """What DeepSpeed makes of "auto" is not always what the recipe says, and a contradiction must not pass."""
-    args = arguments.TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(tmp_path),
         use_cpu=True,
         per_device_train_batch_size=8,
@@ -617,15 +618,15 @@ def test_deepspeed_is_told_the_recipes_numbers(launcher: dict[str, Any], error: 
     plugin.deepspeed_config = {key: value for key, value in launcher.items() if value}  # as accelerate leaves out 0
     args.deepspeed_plugin = plugin
     if error is None:
-        arguments.settle_deepspeed(args)
+        settle_deepspeed(args)
         assert plugin.deepspeed_config == {
             "train_micro_batch_size_per_gpu": 8,
             "gradient_accumulation_steps": 2,
             "gradient_clipping": 0.5,
         }
     else:
-        with pytest.raises(arguments.InputError, match=error):
-            arguments.settle_deepspeed(args)
+        with pytest.raises(InputError, match=error):
+            settle_deepspeed(args)
 
 
 # ----- configurations -----
@@ -654,7 +655,7 @@ def test_twins_differ_in_the_optimizer_alone(twin: Path) -> None:
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_parses_and_its_arithmetic_holds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = ["--bf16", "false"]  # refused where there is no GPU for it
-    args = arguments.parse([str(config), *overrides], "test").training
+    args = settings.parse([str(config), *overrides], "test").training
     text = config.read_text()
     line = next(line for line in text.splitlines() if "Effective batch" in line)
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -679,8 +680,6 @@ def test_the_paper_settings() -> None:
 def test_every_refused_field_exists() -> None:
     """train_accelerate.py's list of fields names real ones; a renamed field must not drop out of it unnoticed."""
     import dataclasses
-
-    from transformers import TrainingArguments
 
     honoured = train_accelerate.HONOURED
     assert honoured <= {field.name for field in dataclasses.fields(TrainingArguments)}

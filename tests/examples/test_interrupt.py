@@ -19,13 +19,13 @@ from adopt_hf.integrations.checkpoints import MARK, mark
 from tests.examples.test_gpt2_pretraining import EXAMPLE, SCRIPTS, write_toy
 from tests.examples.test_gpt2_pretraining_processes import environment
 
-RECIPES = ("gpt2_pretraining", "llama_instruct")
+RECIPES = ("shared.cli", "llama_instruct.arguments")
 
 
 @pytest.fixture(params=RECIPES)
 def arguments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """`arguments.py` of a recipe."""
-    module = importlib.import_module(f"examples.{request.param}.arguments")
+    """The module that runs the scripts of a recipe."""
+    module = importlib.import_module(f"examples.{request.param}")
     for name in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(module, "output_dir", None)
