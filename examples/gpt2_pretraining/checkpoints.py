@@ -6,20 +6,14 @@ from pathlib import Path
 from transformers import GPT2Config, Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from adopt_hf.integrations.checkpoints import (
-    AlreadyFinishedError,
-    check_optimizer,
-    check_writable,
-    is_finished,
-    is_saved,
-    to_resume,
-)
+from adopt_hf.integrations.checkpoints import check_optimizer
+from examples.shared import launch
 from examples.shared.cli import InputError
 
 STATE = "trainer_state.json"  # both scripts write it, in the Trainer's format
 RUN = "run.yaml"  # what a run was started with
 # What a run leaves in its folder; any of it means that the folder is taken.
-TRACES = ("checkpoint-*", RUN, STATE, "config.json", "*.safetensors", "loss.png", "runs")
+TRACES = ("checkpoint-*", RUN, STATE, "config.json", "*.safetensors", launch.PICTURE, "runs")
 # The file with the random states tells which script wrote a checkpoint.
 RANDOM_STATES = {"train.py": "rng_state*.pth", "train_accelerate.py": "random_states_*.pkl"}
 # Differences that do not make it another model.
@@ -41,20 +35,14 @@ def choose(args: TrainingArguments, script: str) -> Path | None:
     Raises:
         AlreadyFinishedError: If no step is left to do, and the model is written.
     """
-    output_dir = Path(args.output_dir)
+    checkpoint = launch.to_go_on_from(args, TRACES)
+    if checkpoint is None:
+        return None
     try:
-        checkpoint = to_resume(output_dir, args.resume_from_checkpoint, TRACES)
-        check_writable(output_dir)
-        if checkpoint is None:
-            return None
         check_optimizer(checkpoint, Trainer.get_optimizer_cls_and_kwargs(args)[0])
     except ValueError as error:
         raise InputError(str(error)) from None
-    if is_finished(checkpoint, args) and is_saved(output_dir, checkpoint, last="loss.png"):
-        raise AlreadyFinishedError(
-            f"finished already: the run in {output_dir} has done all its steps ({read_state(checkpoint).global_step}), "
-            "and its model is there; ask for more by --max_steps or --num_train_epochs, or choose another --output_dir"
-        )
+    launch.check_not_finished(checkpoint, args)
     if not has(checkpoint, RANDOM_STATES[script]):
         other = next(name for name in RANDOM_STATES if name != script)
         raise InputError(f"checkpoint {checkpoint} was written by {other}; resume it with that script")

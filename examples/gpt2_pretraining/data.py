@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from filelock import FileLock
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers import __version__ as tokenizers_version
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from adopt_hf.backends import cache as files
 from examples.gpt2_pretraining.arguments import DataArguments
 from examples.gpt2_pretraining.sources import Source, open_source
+from examples.shared import launch, text
 from examples.shared.cli import InputError
+from examples.shared.text import END_OF_TEXT
 
 logger = logging.getLogger("gpt2_pretraining")
-END_OF_TEXT = "<|endoftext|>"
 CACHE_FORMAT = 1  # part of every key: raise it when a change here changes the tokens
 DOCUMENTS_AT_A_TIME = 256
 
@@ -82,14 +82,7 @@ def load(data: DataArguments, batch_size: int) -> Corpus:
         batch_size: sequences in one micro-batch over all processes; a multiple of it is kept for training.
     """
     assert data.cache_dir is not None
-    cache = Path(data.cache_dir)
-    try:
-        files.create(cache)
-    except RuntimeError as error:
-        raise InputError(f"cache_dir {cache} cannot be used: {error.__cause__}") from error
-    reason = files.why_not_trusted(cache)
-    if reason is not None:
-        raise InputError(f"cache_dir {cache} cannot be trusted: {reason}; --cache_dir names another")
+    cache = launch.open_cache(Path(data.cache_dir))
     source = open_source(data)
     tokenizer = load_tokenizer(data, source, cache)
     train = tokens(source, "train", source.train, tokenizer, cache)
@@ -144,11 +137,7 @@ def key_of(*parts: object) -> str:
 def load_tokenizer(data: DataArguments, source: Source, cache: Path) -> PreTrainedTokenizerBase:
     """The pretrained tokenizer asked for, or a BPE trained on the training text, from the cache if it is there."""
     if data.tokenizer_name is not None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(data.tokenizer_name)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"tokenizer {data.tokenizer_name!r} cannot be loaded: {reason}") from error
+        tokenizer = text.load_tokenizer(data.tokenizer_name)
         if tokenizer.eos_token_id is None or not tokenizer.is_fast:
             raise InputError(f"tokenizer {data.tokenizer_name!r} must be a fast one with an end-of-text token")
         return tokenizer
@@ -165,17 +154,8 @@ def load_tokenizer(data: DataArguments, source: Source, cache: Path) -> PreTrain
 
 
 def train_tokenizer(source: Source, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE as GPT-2's: no unknown token, text comes back as it went in."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(source.train(), trainer)
+    """Return a byte-level BPE, trained on the training text of `source`."""
+    bpe = text.train_bpe(source.train(), vocab_size, [END_OF_TEXT])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 

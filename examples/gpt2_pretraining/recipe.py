@@ -6,15 +6,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerState
 
 from examples.gpt2_pretraining import checkpoints, data, report
 from examples.gpt2_pretraining.settings import Settings
-from examples.shared import plots
-from examples.shared.cli import InputError
-from examples.shared.launch import show_logs
+from examples.shared import launch, plots
 
 
 @dataclass
@@ -34,8 +32,7 @@ class Recipe:
 def prepare(settings: Settings, script: str) -> Recipe:
     """Check the output folder, load the data, build the model from its seed. Raises InputError."""
     args = settings.training
-    show_logs(args)
-    output_dir = Path(args.output_dir)
+    launch.show_logs("gpt2_pretraining", args.log_level in ("info", "detail", "debug"))
     checkpoint = checkpoints.choose(args, script)
     corpus = data.load(settings.data, batch_size=args.train_batch_size * args.world_size)
     config = GPT2Config(
@@ -57,25 +54,16 @@ def prepare(settings: Settings, script: str) -> Recipe:
     # GPT2LMHeadModel's name does not tell transformers which loss it has. Left at None, the Trainer counts a block's
     # first label too, which is not predicted, and every loss and gradient is (block_size - 1) / block_size of the true.
     model.loss_type = "ForCausalLM"
-    # Every process has looked at the folder before the first one marks it as taken.
-    PartialState().wait_for_everyone()
-    if checkpoint is None and PartialState().is_main_process:
-        text = yaml.safe_dump(settings.overrides, sort_keys=True)
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            (output_dir / checkpoints.RUN).write_text(f"# {script}, all that differs from the defaults\n{text}")
-        except OSError as error:
-            raise InputError(f"output_dir {output_dir} cannot be written: {error.strerror}") from None
-    sequences = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if checkpoint is None:
+        text = f"# {script}, all that differs from the defaults\n{yaml.safe_dump(settings.overrides, sort_keys=True)}"
+        launch.take_folder(Path(args.output_dir) / checkpoints.RUN, text, new=True)
     logging.getLogger("gpt2_pretraining").info(
-        "%s parameters; %s training and %s validation blocks of %d tokens; %d sequences a step in %d process(es)%s",
+        "%s parameters; %s training and %s validation blocks of %d tokens; %s",
         f"{model.num_parameters():,}",
         f"{len(corpus.train):,}",
         f"{len(corpus.validation):,}",
         settings.data.block_size,
-        sequences,
-        args.world_size,
-        f"; going on from {checkpoint}" if checkpoint else "",
+        launch.describe(args, checkpoint),
     )
     return Recipe(settings, corpus, model, checkpoint)
 
@@ -92,16 +80,16 @@ def finish(recipe: Recipe, accelerator: Accelerator, trained: torch.nn.Module, s
         model.load_state_dict(weights)
         model.save_pretrained(args.output_dir)
         recipe.corpus.tokenizer.save_pretrained(args.output_dir)
-        picture = Path(args.output_dir) / "loss.png"
         name = f"GPT-2 {model.num_parameters() / 1e6:.1f} M, {settings.data.dataset_name}, {args.optim.value}"
-        plots.plot(state.log_history, picture, name)
+        plots.plot(state.log_history, Path(args.output_dir) / launch.PICTURE, name)
         if settings.data.sample_tokens:
             prompt, length = settings.data.sample_prompt, settings.data.sample_tokens
             text = report.sample(model.to(accelerator.device), recipe.corpus.tokenizer, prompt, length, args.seed)
             print(f"\n----- sample after {state.global_step} steps -----\n{text}\n-----")
-        last = report.with_perplexity({"eval_loss": plots.curve(state.log_history, "eval_loss")[1][-1]})
+        losses = plots.curve(state.log_history, "eval_loss")
+        last = report.with_perplexity({"eval_loss": losses[max(losses)]})
         print(
             f"step {state.global_step}: validation loss {last['eval_loss']:.4f}, perplexity "
-            f"{last['eval_perplexity']:.2f}; model and curves ({picture.name}) in {args.output_dir}"
+            f"{last['eval_perplexity']:.2f}; model and curves ({launch.PICTURE}) in {args.output_dir}"
         )
     accelerator.wait_for_everyone()

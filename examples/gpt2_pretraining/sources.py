@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,9 @@ import datasets
 import numpy as np
 
 from examples.gpt2_pretraining.arguments import DataArguments
+from examples.shared import text
 from examples.shared.cli import InputError
 
-# Third-party packages are not the standard library, and tests are a quarter of it and repeat themselves.
-SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib-dynload"}
 STDLIB_VALIDATION = 20  # one file in 20
 ROWS = 1000  # read from a data set at a time
 
@@ -44,45 +42,33 @@ def stdlib(root: Path | None = None) -> Source:
     Args:
         root: the library's folder, by default this interpreter's.
     """
-    root = root or Path(sysconfig.get_paths()["stdlib"])
     texts: dict[str, list[str]] = {"train": [], "validation": []}
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if SKIPPED_FOLDERS & set(relative.parts):
-            continue
+    for path, relative in text.library_files(root):
         name, content = relative.as_posix().encode(), path.read_bytes()
         digest.update(len(name).to_bytes(8, "big") + name + len(content).to_bytes(8, "big") + content)
-        held_out = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") % STDLIB_VALIDATION == 0
-        texts["validation" if held_out else "train"].append(content.decode("utf-8", errors="replace"))
+        held_out = "validation" if text.is_one_in(STDLIB_VALIDATION, name) else "train"
+        texts[held_out].append(content.decode("utf-8", errors="replace"))
     for split, documents in texts.items():
         if not documents:
-            raise InputError(f"the standard library in {root} has no .py files for {split}; pass --dataset_name")
+            raise InputError(f"the standard library here has no .py files for {split}; pass --dataset_name")
     return Source("stdlib", digest.hexdigest(), lambda: iter(texts["train"]), lambda: iter(texts["validation"]))
 
 
 def from_datasets(data: DataArguments) -> Source:
     """What `datasets.load_dataset` finds, its own validation or test split, or a seeded share of its documents."""
     name = data.dataset_name
-    try:
-        splits = datasets.load_dataset(
-            name, data.dataset_config_name, data_files=data.data_files, revision=data.dataset_revision
-        )
-    except (OSError, ValueError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split()) or "there is nothing in it"  # which ends an iterator, without a word
-        raise InputError(f"data set {name!r} cannot be loaded: {reason}") from error
-    if "train" not in splits:
-        raise InputError(f"data set {name!r} has no split 'train'; it has {', '.join(splits)}")
-
+    splits = text.load_splits(
+        name, data.dataset_config_name, data_files=data.data_files, revision=data.dataset_revision
+    )
     train = splits["train"]
-    if data.text_column not in train.column_names:
-        columns = ", ".join(train.column_names)
-        raise InputError(f"data set {name!r} has no column {data.text_column!r}; pass --text_column, one of: {columns}")
+    text.check_column(train, data.text_column, name, "text_column")
     dtype = getattr(train.features[data.text_column], "dtype", "nested")
     if dtype not in ("string", "large_string"):
         raise InputError(f"column {data.text_column!r} of data set {name!r} holds {dtype}, not text")
 
-    held_out = next((splits[split] for split in ("validation", "test") if split in splits), None)
+    own = text.held_out_split(splits)
+    held_out = None if own is None else splits[own]
     key = [name, data.text_column, len(train)]
     # The cache files' names carry the version, revision and checksums of what was loaded.
     key += [os.path.join(*Path(part["filename"]).parts[-4:]) for split in splits.values() for part in split.cache_files]
@@ -98,7 +84,7 @@ def from_datasets(data: DataArguments) -> Source:
 
     def documents(split: datasets.Dataset) -> Iterator[str]:
         for start in range(0, len(split), ROWS):
-            yield from (text for text in split[start : start + ROWS][data.text_column] if text)
+            yield from (document for document in split[start : start + ROWS][data.text_column] if document)
 
     digest = hashlib.sha256(repr(key).encode()).hexdigest()
     return Source(Path(name).name, digest, lambda: documents(train), lambda: documents(held_out))

@@ -48,8 +48,7 @@ def main() -> None:
     with names_a_full_disk(Path(recipe.args.output_dir)):
         with contextlib.suppress(AlreadyFinishedError):  # of a run that was killed before it had written its model
             trainer.train(resume_from_checkpoint=str(recipe.checkpoint) if recipe.checkpoint else None)
-        evaluated = plots.curve(trainer.state.log_history, "eval_loss")[0]
-        if trainer.state.global_step not in evaluated:
+        if trainer.state.global_step not in plots.curve(trainer.state.log_history, "eval_loss"):
             trainer.evaluate()
         trainer.save_state()
         steps.finish(recipe, trainer.accelerator, trainer.model_wrapped, trainer.state)

@@ -122,8 +122,7 @@ class Loop:
                         self.save_checkpoint()
                     if step == self.max_steps:
                         break
-            last_evaluated = plots.curve(self.state.log_history, "eval_loss")[0][-1:]
-            if last_evaluated != [self.state.global_step]:
+            if self.state.global_step not in plots.curve(self.state.log_history, "eval_loss"):
                 self.evaluate(bar)
             last_saved = self.output_dir / f"checkpoint-{self.state.global_step}"
             if self.args.save_strategy == "steps" and not last_saved.exists():

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from examples.llama_instruct.arguments import InputError
+from examples.shared.cli import InputError, one_line
 
 RUN = "run.json"  # what train.py notes in its output folder
 
@@ -28,7 +28,7 @@ def read_config(model: str, **kwargs: Any) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(model, **kwargs)
     except (OSError, ValueError) as error:
-        raise InputError(f"model {model!r} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise InputError(f"model {model!r} cannot be loaded: {one_line(error)}") from error
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -78,9 +78,9 @@ def check_adapter(folder: str | Path, base: str) -> None:
         with torch.device("meta"):
             model = get_peft_model(empty_model(read_config(base)), adapter)
     except (OSError, SafetensorError, TypeError) as error:
-        raise InputError(f"adapter {folder} cannot be read: {path.name}: {' '.join(str(error).split())}") from error
+        raise InputError(f"adapter {folder} cannot be read: {path.name}: {one_line(error)}") from error
     except ValueError as error:  # PEFT's, of modules that are not there
-        raise InputError(f"adapter {folder} is not for {base}: {' '.join(str(error).split())}") from error
+        raise InputError(f"adapter {folder} is not for {base}: {one_line(error)}") from error
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     here = {name: list(weight.shape) for name, weight in weights.items()}
     for name in sorted(here.keys() | {name for name in there if ".lora_" in name}):

@@ -1,36 +1,13 @@
-"""What a run is told: a YAML config and command-line overrides, which win.
+"""The settings of a run that TRL has no name for: the instructions, the base model, and what follows the training."""
 
-The names are the fields of `RecipeArguments` and of TRL's `SFTConfig` (a `transformers.TrainingArguments`) and
-`ModelConfig`. Whatever is wrong is one line on stderr and exit code 2.
-"""
-
-import dataclasses
 import os
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
-from accelerate import PartialState
-from transformers.integrations import get_reporting_integration_callbacks
-from trl import ModelConfig, SFTConfig, TrlParser
 
 from adopt_hf.backends import cache
-from adopt_hf.hyperparameters import HYPERPARAMETERS
-from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError, after_interrupt
-from adopt_hf.integrations.transformers import optim_args
+from examples.shared.cli import InputError
 
 HERE = Path(__file__).parent
-DEFAULT_CONFIG = HERE / "configs" / "stdlib.yaml"
-
-
-output_dir: Path | None = None  # of the run, once it is known
-
-
-class InputError(ValueError):
-    """Something the user gave cannot be used. The text is one line, names it and says what is allowed."""
 
 
 @dataclass
@@ -91,116 +68,4 @@ class RecipeArguments:
             raise InputError("data_files are for dataset_name json, csv, ...; dataset_name is 'stdlib'")
         if self.dataset_name in ("json", "csv", "parquet", "text") and not self.data_files:
             raise InputError(f"dataset_name {self.dataset_name!r} needs --data_files")
-        self.cache_dir = str(cache_dir(self.cache_dir))
-
-
-def cache_dir(asked: str | None = None) -> Path:
-    return Path(asked).expanduser() if asked else cache.user_cache() / "adopt_hf"
-
-
-class Parser(TrlParser):
-    """TrlParser whose errors are one line: the usage of 300 arguments would bury the message."""
-
-    def error(self, message: str) -> NoReturn:
-        fail(self.prog, message)
-
-    def set_defaults_with_config(self, **settings: Any) -> list[str]:
-        """Everything but lists, mappings and null as text, which argparse checks as it checks the command line."""
-        optional = {
-            field.name
-            for kind in self.dataclass_types
-            for field in dataclasses.fields(kind)
-            if field.default is None or "None" in str(field.type)
-        }
-        for name, value in settings.items():
-            if value is None and name not in optional:
-                raise InputError(f"config file: {name} must have a value, got null")
-            if isinstance(value, list):
-                settings[name] = [str(item) for item in value]
-            elif value is not None and not isinstance(value, dict):
-                settings[name] = str(value)
-        return super().set_defaults_with_config(**settings)
-
-
-def fail(prog: str, message: object) -> NoReturn:
-    print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-def parse(argv: Sequence[str] | None, description: str | None) -> tuple[RecipeArguments, SFTConfig, ModelConfig]:
-    """Parse and check `argv` (default: the command line's); without `--config` configs/stdlib.yaml is read."""
-    global output_dir
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = Parser((RecipeArguments, SFTConfig, ModelConfig), description=description, allow_abbrev=False)
-    argv = [
-        part
-        for argument in argv
-        for part in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
-    ]
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        argv.insert(0, "--config")
-    if "--config" not in argv:
-        argv += ["--config", str(DEFAULT_CONFIG)]
-    config = next(iter(argv[argv.index("--config") + 1 :]), None) or parser.error("--config names no file")
-    parser.set_defaults(optim="adopt", output_dir=os.path.join("runs", f"llama-{Path(config).stem}"))
-    try:
-        recipe, training, model = parser.parse_args_and_config(argv)
-        check(training, model)
-    except OSError as error:
-        known = ", ".join(sorted(p.name for p in DEFAULT_CONFIG.parent.glob("*.yaml")))
-        parser.error(f"config file {config}: {error.strerror}; {DEFAULT_CONFIG.parent} has {known}")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        parser.error(f"config file {config} is not valid YAML: {error}")
-    except (ValueError, TypeError, RuntimeError) as error:
-        parser.error(str(error))
-    output_dir = Path(training.output_dir)
-    return recipe, training, model
-
-
-def check(args: SFTConfig, model: ModelConfig) -> None:
-    """Raise ValueError for what would be noticed only after the data has been prepared. Finds the chat template."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    running = PartialState().num_processes
-    if launched != running:
-        # Without --use_cpu accelerate looks for GPUs, finds none, and lets every process train alone.
-        raise InputError(f"{launched} processes were launched but each would train alone; on CPU pass --use_cpu")
-    for name in ("learning_rate", "weight_decay"):
-        HYPERPARAMETERS["lr" if name == "learning_rate" else name].check(name, getattr(args, name))
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, name) < 1:
-            raise InputError(f"{name} must be at least 1, got {getattr(args, name)}")
-    if args.max_steps == 0:
-        raise InputError("max_steps must be at least 1, or -1 for num_train_epochs, got 0")
-    get_reporting_integration_callbacks(args.report_to)
-    if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
-        raise InputError("load_in_4bit and load_in_8bit need use_peft: quantised weights are not trained")
-    if args.optim == "adopt" and "loraplus_lr_ratio" in optim_args.parse(args.optim_args) and not model.use_peft:
-        raise InputError("loraplus_lr_ratio in optim_args needs use_peft: it is for LoRA's matrices")
-    if isinstance(model.lora_target_modules, str) and model.lora_target_modules != "all-linear":
-        # TRL makes a text of a list of one, which PEFT takes as a pattern for the whole name: nothing would match.
-        model.lora_target_modules = [model.lora_target_modules]
-    if args.chat_template_path is not None:
-        found = [p for p in (Path(args.chat_template_path), HERE / args.chat_template_path) if p.is_file()]
-        if not found:
-            known = ", ".join(sorted(f"templates/{p.name}" for p in (HERE / "templates").glob("*.jinja")))
-            raise InputError(f"chat_template_path {args.chat_template_path} is no file; the recipe has {known}")
-        args.chat_template_path = str(found[0])
-
-
-def run(main: Callable[[], None]) -> None:
-    """Call `main`. An `InputError` or a full disk becomes one line on stderr and exit code 2.
-
-    A run that has finished already is one line on stdout and exit code 0. Ctrl-C is one line on stderr, the command
-    that goes on with the run, and exit code 130. The main process says it, and no helper of a run.
-    """
-    try:
-        main()
-    except KeyboardInterrupt:
-        if output_dir is not None and os.environ.get("RANK", "0") == "0":
-            print(f"\n{after_interrupt(sys.argv, output_dir)}", file=sys.stderr)
-        sys.exit(130)
-    except AlreadyFinishedError as finished:
-        if PartialState().is_main_process:
-            print(finished)
-    except (InputError, DiskFullError) as error:
-        fail(Path(sys.argv[0]).name, error)
+        self.cache_dir = os.path.expanduser(self.cache_dir or str(cache.user_cache() / "adopt_hf"))

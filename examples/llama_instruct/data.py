@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import datasets
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
@@ -12,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from examples.llama_instruct import functions
-from examples.llama_instruct.arguments import InputError, RecipeArguments
+from examples.llama_instruct.arguments import RecipeArguments
+from examples.shared import text
+from examples.shared.cli import InputError
 
 logger = logging.getLogger("llama_instruct")
 NAMED = 5  # records that a message names, of many
@@ -54,14 +55,8 @@ def conversation(prompt: str, completion: str) -> dict[str, list[dict[str, str]]
 def from_datasets(recipe: RecipeArguments) -> tuple[Dataset, Dataset | None]:
     """What `datasets.load_dataset` finds, its own validation or test split, or a seeded share of its records."""
     name = recipe.dataset_name
-    try:
-        splits = datasets.load_dataset(name, data_files=recipe.data_files)
-    except (OSError, ValueError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(f"{error} {error.__cause__ or ''}".split()) or "there is nothing in it"
-        raise InputError(f"data set {name!r} cannot be loaded: {reason}") from error
-    if "train" not in splits:
-        raise InputError(f"data set {name!r} has no split 'train'; it has {', '.join(splits)}")
-    held_out = next((split for split in ("validation", "test") if split in splits), None)
+    splits = text.load_splits(name, data_files=recipe.data_files)
+    held_out = text.held_out_split(splits)
     train = checked(splits["train"], "train", recipe)
     if held_out is not None:
         return train, checked(splits[held_out], held_out, recipe)
@@ -82,21 +77,17 @@ def checked(split: Dataset, where: str, recipe: RecipeArguments) -> Dataset:
     columns = [recipe.prompt_column, recipe.completion_column]
     columns += [recipe.input_column] if recipe.input_column else []
     for option, column in zip(("prompt_column", "completion_column", "input_column"), columns, strict=False):
-        if column not in split.column_names:
-            raise InputError(
-                f"data set {recipe.dataset_name!r} has no column {column!r}; pass --{option}, one of: "
-                f"{', '.join(split.column_names)}"
-            )
+        text.check_column(split, column, recipe.dataset_name, option)
     made, empty = [], []
     for number, record in enumerate(split.select_columns(columns)):
         for column in columns:
-            required, text = column != recipe.input_column, record[column]
-            if (text is None and required) or not isinstance(text, str | None):
-                what = "is missing" if text is None else f"is a {type(text).__name__}, not text"
+            required, value = column != recipe.input_column, record[column]
+            if (value is None and required) or not isinstance(value, str | None):
+                what = "is missing" if value is None else f"is a {type(value).__name__}, not text"
                 raise InputError(f"record {number} of the {where} split: {column!r} {what}")
-            if column == recipe.completion_column and recipe.empty_completions == "keep" and not text.strip():
+            if column == recipe.completion_column and recipe.empty_completions == "keep" and not value.strip():
                 empty.append(number)
-            elif required and not text.strip():
+            elif required and not value.strip():
                 raise InputError(f"record {number} of the {where} split: {column!r} is empty")
         below = record[recipe.input_column] if recipe.input_column else None
         prompt = record[recipe.prompt_column] + (f"\n\n### Input:\n{below}" if below and below.strip() else "")

@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.llama_instruct import adapters, questions
-from examples.llama_instruct.arguments import InputError, run
+from examples.shared.cli import InputError, one_line, run
+from examples.shared.plots import PALE, STRONG
 
 STDLIB = "stdlib"
-COLOURS = {"before": "#9aa7b5", "after": "#c0392b"}
+COLOURS = {"before": PALE, "after": STRONG}
 
 
 @dataclass
@@ -103,7 +104,7 @@ def score(args: argparse.Namespace, **model: str) -> dict[str, Score]:
         try:
             results = lm_eval.simple_evaluate(lm, tasks=[args.tasks], limit=args.limit or None, **common)
         except (KeyError, ValueError, OSError) as error:  # an unknown name; data that cannot be loaded
-            raise InputError(f"tasks {args.tasks!r} cannot be run: {' '.join(str(error).split())}") from error
+            raise InputError(f"tasks {args.tasks!r} cannot be run: {one_line(error)}") from error
         return of_groups(results, args.tasks)
     with tempfile.TemporaryDirectory() as folder:
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"

@@ -6,16 +6,14 @@ instructions.
 """
 
 import ast
-import hashlib
 import re
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# Third-party packages are not the standard library, and tests are a quarter of it and repeat themselves.
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib-dynload"}
+from examples.shared import text
+
 HELD_OUT = 10  # one file in so many
 WORDS = range(3, 31)  # of a response
 
@@ -58,17 +56,14 @@ def sources(held_out: bool, root: Path | None = None) -> Iterator[tuple[str, str
     Args:
         root: the library's folder, by default this interpreter's.
     """
-    root = root or Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if not SKIPPED & set(relative.parts) and is_held_out(relative) == held_out:
+    for path, relative in text.library_files(root):
+        if is_held_out(relative) == held_out:
             module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
             yield module, path.read_bytes().decode("utf-8", errors="replace")
 
 
 def is_held_out(relative: Path) -> bool:
-    digest = hashlib.sha256(b"llama_instruct " + relative.as_posix().encode()).digest()
-    return int.from_bytes(digest[:8], "big") % HELD_OUT == 0
+    return text.is_one_in(HELD_OUT, b"llama_instruct " + relative.as_posix().encode())
 
 
 @cache

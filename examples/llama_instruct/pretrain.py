@@ -23,17 +23,19 @@ import torch
 import transformers
 import yaml
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import SFTConfig, SFTTrainer
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
 from examples.llama_instruct import functions
-from examples.llama_instruct.arguments import InputError, Parser, run
+from examples.llama_instruct.arguments import HERE
+from examples.shared import launch
+from examples.shared.cli import InputError, Parser, one_line, run
+from examples.shared.text import END_OF_TEXT, train_bpe
 
 logger = logging.getLogger("llama_instruct")
 HELD_OUT_FILES = 6  # of those held out, one in so many is evaluated on: it takes as long as a forward pass
-END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
+PADDING = "<|padding|>"
 
 
 @dataclass
@@ -70,7 +72,7 @@ def folder_for(config: Path, cache_dir: Path) -> Path:
     except OSError as error:
         raise InputError(f"base_config {config}: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise InputError(f"base_config {config} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"base_config {config} is not valid YAML: {one_line(error)}") from None
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for module, source in functions.sources(held_out=False):
         digest.update(f"{module}\0{source}\0".encode())
@@ -79,17 +81,8 @@ def folder_for(config: Path, cache_dir: Path) -> Path:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: no unknown token, text comes back as it went in."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT, PADDING],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
+    """Return a byte-level BPE, trained on `texts`."""
+    bpe = train_bpe(texts, vocab_size, [END_OF_TEXT, PADDING])
     tokens = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PADDING}
     return PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False, **tokens)
 
@@ -125,14 +118,9 @@ def pretrain(architecture: Architecture, args: SFTConfig, folder: Path) -> dict[
 
 
 def main() -> None:
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)
-    parser = Parser((Architecture, SFTConfig), description=__doc__, allow_abbrev=False)
-    parser.set_defaults(optim="adopt")
-    try:
-        architecture, args = parser.parse_args_and_config()
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        parser.error(str(error))
+    parser = Parser((Architecture, SFTConfig), __doc__, HERE / "configs" / "base.yaml", runs=None)
+    architecture, args = parser.parse(check=lambda _, args: launch.check_training(args))
+    launch.show_logs("llama_instruct")
     folder = Path(args.output_dir)
     if folder.exists():
         logger.info("the base model is in %s", folder)

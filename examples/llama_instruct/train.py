@@ -7,7 +7,6 @@ import contextlib
 import gc
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -15,34 +14,19 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the pa
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
 from adopt_hf.backends import cache
-from adopt_hf.integrations.checkpoints import (
-    AlreadyFinishedError,
-    MarkComplete,
-    check_layout,
-    check_writable,
-    is_finished,
-    is_saved,
-    names_a_full_disk,
-    to_resume,
-)
-from examples.llama_instruct import adapters, alone, arguments, data, pretrain, report
-from examples.llama_instruct.arguments import InputError, RecipeArguments
+from adopt_hf.integrations.checkpoints import AlreadyFinishedError, MarkComplete, names_a_full_disk
+from examples.llama_instruct import adapters, alone, data, pretrain, report, settings
+from examples.llama_instruct.arguments import RecipeArguments
+from examples.shared import cli, launch, plots, text
+from examples.shared.cli import InputError
 
 logger = logging.getLogger("llama_instruct")
-TRACES = ("checkpoint-*", adapters.RUN, "*.safetensors", "loss.png")
-
-
-def show_logs() -> None:
-    """Show the INFO lines of this example and of adopt_hf, on the main process only."""
-    logging.basicConfig(format="%(message)s", force=True)
-    for name in (logger.name, "adopt_hf"):
-        logging.getLogger(name).setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
+TRACES = ("checkpoint-*", adapters.RUN, "*.safetensors", launch.PICTURE)
 
 
 def base_model(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> str:
@@ -50,10 +34,11 @@ def base_model(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig
     name = model_args.model_name_or_path
     if name is not None:
         return str(Path(name).resolve()) if Path(name).is_dir() else name
-    folder = pretrain.folder_for(Path(recipe.base_config), Path(recipe.cache_dir or arguments.cache_dir()))
+    assert recipe.cache_dir is not None  # it has a default
+    folder = pretrain.folder_for(Path(recipe.base_config), Path(recipe.cache_dir))
     made = folder.exists()
     if PartialState().is_main_process:
-        check_cache(folder)
+        launch.open_cache(folder.parent, kept=folder)
     alone.run("pretrain.py", "--config", recipe.base_config, "--output_dir", folder, *on_cpu(args), unless=folder)
     if not made and PartialState().is_main_process:
         cache.protect(folder)
@@ -61,26 +46,12 @@ def base_model(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig
     return str(folder)
 
 
-def check_cache(folder: Path) -> None:
-    """Raise InputError if another user could have changed the base model that is kept in `folder`, or can."""
-    try:
-        cache.create(folder.parent)
-    except RuntimeError as error:
-        raise InputError(f"cache_dir {folder.parent} cannot be used: {error.__cause__}") from error
-    reason = cache.why_not_all_trusted(folder) if folder.exists() else cache.why_not_trusted(folder.parent)
-    if reason is not None:
-        raise InputError(f"the base model in {folder} cannot be trusted: {reason}; --cache_dir names another folder")
-
-
 def on_cpu(args: SFTConfig) -> list[str]:
     return ["--use_cpu"] if args.use_cpu else []
 
 
 def load_tokenizer(base: str, args: SFTConfig) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise InputError(f"the tokenizer of {base!r} cannot be loaded: {' '.join(str(error).split())}") from error
+    tokenizer = text.load_tokenizer(base)
     if args.chat_template_path is not None:
         tokenizer.chat_template = Path(args.chat_template_path).read_text(encoding="utf-8")
     if tokenizer.chat_template is None:
@@ -101,30 +72,6 @@ def check_same_run(checkpoint: Path, run: dict[str, object]) -> None:
     for key, value in json.loads(json.dumps(run)).items():
         if key in before and before[key] != value:
             raise InputError(f"checkpoint {checkpoint} is of another run: {key} is {before[key]} there, {value} here")
-
-
-def check_not_done(checkpoint: Path, args: SFTConfig) -> None:
-    """Raise AlreadyFinishedError if no step is left to do after `checkpoint`, and what a run leaves is written."""
-    output_dir = Path(args.output_dir)
-    if is_finished(checkpoint, args) and is_saved(output_dir, checkpoint, last="loss.png"):
-        raise AlreadyFinishedError(
-            f"finished already: the run in {output_dir} has done all its steps ({checkpoint.name}), and its model is "
-            "there; ask for more by --max_steps or --num_train_epochs, or choose another --output_dir"
-        )
-
-
-def take_folder(output_dir: Path, run: dict[str, object], new: bool) -> None:
-    """Note in `output_dir` what this run is, for later runs and for evaluate.py."""
-    PartialState().wait_for_everyone()  # all have looked before the first one writes
-    if PartialState().is_main_process:
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            with open(output_dir / adapters.RUN, "x" if new else "w", encoding="utf-8") as file:
-                file.write(json.dumps(run, indent=1) + "\n")
-        except FileExistsError:
-            raise InputError(f"output_dir {output_dir} has just been taken by another run") from None
-        except OSError as error:
-            raise InputError(f"output_dir {output_dir} cannot be written: {error.strerror}") from None
 
 
 def make_trainer(
@@ -161,7 +108,7 @@ def make_trainer(
         ImportError,
         OSError,
     ) as error:  # what TRL, PEFT and transformers say of their own arguments
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(cli.one_line(error)) from error
 
 
 def check_context(base: str, args: SFTConfig, model_args: ModelConfig) -> None:
@@ -172,20 +119,6 @@ def check_context(base: str, args: SFTConfig, model_args: ModelConfig) -> None:
         args.max_length = context
     elif context is not None and args.max_length > context:
         raise InputError(f"max_length is {args.max_length}, and the context of {base!r} is {context} tokens")
-
-
-def check_launch(trainer: SFTTrainer, checkpoint: Path | None) -> None:
-    """Raise InputError if this is another launch mode than was asked for, or than the checkpoint's to go on from."""
-    mode = trainer.accelerator.distributed_type
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and mode != DistributedType.FSDP:
-        raise InputError(
-            "FSDP was asked for, but accelerate leaves it off on CPUs; take ddp.yaml or a DeepSpeed config"
-        )
-    if checkpoint is not None:
-        try:
-            check_layout(checkpoint)
-        except ValueError as error:
-            raise InputError(str(error)) from None
 
 
 def save(trainer: SFTTrainer) -> None:
@@ -201,11 +134,7 @@ def save(trainer: SFTTrainer) -> None:
 def tune(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> None:
     """Train, and leave the model or the adapter in the output folder. Raises InputError before it is written to."""
     output_dir = Path(args.output_dir)
-    try:
-        checkpoint = to_resume(output_dir, args.resume_from_checkpoint, TRACES)
-        check_writable(output_dir)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    checkpoint = launch.to_go_on_from(args, TRACES)
     base = base_model(recipe, args, model_args)
     config = adapters.read_config(base, revision=model_args.model_revision)
     for option in ("lora_target_modules", "lora_modules_to_save"):
@@ -215,38 +144,37 @@ def tune(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> N
     this |= {"optim": str(args.optim.value), "dataset": recipe.dataset_name}
     if checkpoint is not None:
         check_same_run(checkpoint, this)
-        check_not_done(checkpoint, args)
+        launch.check_not_finished(checkpoint, args)
 
     # The callback keeps as many, but does not remove an old one before the new one is complete.
     mark, args.save_total_limit = MarkComplete(args.save_total_limit), None
     trainer = make_trainer(base, recipe, args, model_args, [mark])
-    check_launch(trainer, checkpoint)
-    take_folder(output_dir, this, new=checkpoint is None)
+    launch.check_launch(trainer.accelerator, checkpoint)
+    launch.take_folder(output_dir / adapters.RUN, json.dumps(this, indent=1) + "\n", new=checkpoint is None)
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in report.trainable(trainer.model))
     logger.info(
-        "%s parameters trained; %s training records, %d sequences a step in %d process(es)%s",
+        "%s parameters trained; %s training records, %s",
         f"{trained:,}",
         f"{len(trainer.train_dataset):,}",
-        args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        args.world_size,
-        f"; going on from {checkpoint}" if checkpoint else "",
+        launch.describe(args, checkpoint),
     )
     with names_a_full_disk(output_dir):
         with contextlib.suppress(AlreadyFinishedError):  # of a run that was killed before it had written its model
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         state = trainer.state
-        if args.eval_strategy != "no" and state.global_step not in report.losses(state.log_history, "eval_loss"):
+        if args.eval_strategy != "no" and state.global_step not in plots.curve(state.log_history, "eval_loss"):
             trainer.evaluate()
         trainer.save_state()
         save(trainer)
         if trainer.accelerator.is_main_process:
-            report.plot(state.log_history, output_dir / "loss.png", f"{Path(base).name}, {args.optim.value}")
+            title = f"{Path(base).name}, {args.optim.value}"
+            plots.plot(state.log_history, output_dir / launch.PICTURE, title, of="on the responses")
             print(report.summary(state, output_dir))
 
 
 def main() -> None:
-    recipe, args, model_args = arguments.parse(None, __doc__)
-    show_logs()
+    recipe, args, model_args = settings.parse(None, __doc__)
+    launch.show_logs(logger.name)
     tune(recipe, args, model_args)
     # What follows loads the model anew: the memory of the one that was tuned is given back first.
     gc.collect()
@@ -259,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main)
+    cli.run(main)

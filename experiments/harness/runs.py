@@ -19,15 +19,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from examples.shared.cli import InputError
+
 FOLDER = Path("runs/paper")
 RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "transformers", "numpy")
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # of a worker; read when it imports torch
 One = Callable[..., dict[str, Any]]
-
-
-class InputError(ValueError):
-    """Something the user gave cannot be used. The text is one line, names it and says what is allowed."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,13 +20,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from examples.llama_instruct import arguments
-from examples.llama_instruct.arguments import InputError, run
+from examples.llama_instruct import settings
+from examples.shared import launch
+from examples.shared.cli import InputError, run
 from experiments.lora import report as lora_report
 from experiments.lora.clipping import ClippedShare
 from experiments.lora.report import OPTIMIZERS, PAGE, PLOT, RESULTS, read
 
-CONFIG = arguments.HERE / "configs" / "stdlib_lora.yaml"
+CONFIG = settings.HERE / "configs" / "stdlib_lora.yaml"
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
 # A run is to take half a minute: small batches, and an evaluation on a third of what is held out.
@@ -86,8 +87,8 @@ def prepare(config: Path) -> str:
     """The base model, pretrained if it is not there yet."""
     from examples.llama_instruct import train
 
-    train.show_logs()
-    return train.base_model(*arguments.parse(["--config", str(config), "--use_cpu"], __doc__))
+    launch.show_logs(train.logger.name)
+    return train.base_model(*settings.parse(["--config", str(config), "--use_cpu"], __doc__))
 
 
 _prepared: dict[str, Any] = {}  # the tokenised instructions, once a worker
@@ -106,7 +107,7 @@ def one(task: tuple[Unit, Path, int, str]) -> dict[str, Any]:
     options = ["--config", str(config), "--learning_rate", str(lr), "--seed", str(seed), "--max_steps", str(steps)]
     options += ["--eval_strategy", "no", "--eval_on_start", "false", "--use_cpu", "true"]
     options += [*ALONE, *SMALL, *OPTIMIZERS[name]]
-    recipe, args, model_args = arguments.parse(options, __doc__)
+    recipe, args, model_args = settings.parse(options, __doc__)
     share = ClippedShare()
     callbacks: list[TrainerCallback] = [share]
     if not _prepared:

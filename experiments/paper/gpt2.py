@@ -103,14 +103,13 @@ def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         last = trainer.evaluate()["eval_loss"]
         history = trainer.state.log_history
-        steps, losses = plots.curve(history, "loss")
-        eval_steps, eval_losses = plots.curve(history, "eval_loss")
+        losses, eval_losses = plots.curve(history, "loss"), plots.curve(history, "eval_loss")
     sequences = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
-        "steps": steps,
-        "losses": [finite(round(loss, 4)) for loss in losses],
-        "eval_steps": eval_steps,
-        "eval_losses": [finite(loss) for loss in eval_losses],
+        "steps": list(losses),
+        "losses": [finite(round(loss, 4)) for loss in losses.values()],
+        "eval_steps": list(eval_losses),
+        "eval_losses": [finite(loss) for loss in eval_losses.values()],
         "eval_loss": finite(last),
         "sequences": sequences,
         "parameters": prepared.model.num_parameters(),

@@ -4,19 +4,16 @@ The names are the fields of `ImageArguments` and of transformers.TrainingArgumen
 stderr and exit code 2.
 """
 
-import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import TrainingArguments
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
-from examples.shared.cli import Parser, nearest
+from examples.shared.cli import Parser
 from experiments.harness.runs import InputError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -42,7 +39,9 @@ class ImageArguments:
     model_type: str = field(
         default="paper_mlp", metadata={"help": "What transformers.AutoConfig.for_model takes: resnet, swin, vit, ..."}
     )
-    model_config: str = field(default="{}", metadata={"help": "JSON: the fields of its config that differ."})
+    model_config: dict[str, Any] | str | None = field(
+        default="{}", metadata={"help": "JSON: the fields of its config that differ."}
+    )
     small_stem: bool = field(
         default=False, metadata={"help": "For a ResNet on small images: a first layer of 3x3, no stride, no pooling."}
     )
@@ -85,7 +84,7 @@ class ImageArguments:
                 f"{self.image_size}, {self.num_channels} and {self.std}"
             )
         try:
-            config = json.loads(self.model_config)
+            config = json.loads(str(self.model_config))
         except json.JSONDecodeError as error:
             raise InputError(f"model_config is not JSON: {error}: {self.model_config!r}") from None
         if not isinstance(config, dict):
@@ -101,51 +100,7 @@ class ImageArguments:
 
 
 def parse(argv: Sequence[str], description: str | None) -> tuple[ImageArguments, TrainingArguments]:
-    """Parse `--config FILE.yaml` and whatever else is in `argv`, which wins.
-
-    Exits with code 2 and one line on stderr if something is wrong.
-    """
-    parser = Parser((ImageArguments, TrainingArguments), description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml", default=str(CONFIGS / "digits_mlp.yaml"))
-    parser.set_defaults(optim="adopt", output_dir=None)
-    config = parser.parse_known_args(argv)[0].config
-    words = _read(config, parser)
-    values, unknown = parser.parse_known_args([*words, *argv])
-    if unknown:
-        name = unknown[0].split("=")[0]
-        parser.error(f"unknown argument {name}{nearest(name.lstrip('-').replace('-', '_'), vars(values))}")
-    if values.output_dir is None:
-        parser.set_defaults(output_dir=os.path.join("runs", Path(config).stem))
-    try:
-        images, training, _ = parser.parse_args_into_dataclasses([*words, *argv], look_for_args_file=False)
-    except (ValueError, TypeError, RuntimeError) as error:
-        parser.error(str(error))
+    """Parse `argv`. If something is wrong, exit with code 2 and one line on stderr."""
+    images, training = Parser((ImageArguments, TrainingArguments), description, CONFIGS / "digits_mlp.yaml").parse(argv)
     training.remove_unused_columns = False  # images become tensors as late as the batch is made
     return images, training
-
-
-def _read(path: str, parser: Parser) -> list[str]:
-    """A config as words of a command line."""
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        known = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
-        parser.error(f"config file {path}: {error.strerror}; {CONFIGS} has {known}")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        parser.error(f"config file {path} is not valid YAML: {error}")
-    if not isinstance(settings, dict):
-        parser.error(f"config file {path} must hold 'name: value' lines, not a {type(settings).__name__}")
-    names = {f.name for cls in (ImageArguments, TrainingArguments) for f in dataclasses.fields(cls) if f.init}
-    words: list[str] = []
-    for name, value in settings.items():
-        if name not in names:
-            hint = nearest(str(name), names) or "; --help lists what is allowed"
-            parser.error(f"config file {path}: unknown key {name!r}{hint}")
-        words += [f"--{name}", *_words(value)]
-    return words
-
-
-def _words(value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return [json.dumps(value) if isinstance(value, dict) else str(value)]

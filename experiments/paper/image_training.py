@@ -74,7 +74,7 @@ def train(images: ImageArguments, training: TrainingArguments) -> dict[str, Any]
 
 def make_model(images: ImageArguments, num_labels: int) -> PreTrainedModel:
     """From random weights. Raises InputError for an architecture or a field that transformers does not have."""
-    fields = json.loads(images.model_config) | {"num_labels": num_labels, "num_channels": images.num_channels}
+    fields = json.loads(str(images.model_config)) | {"num_labels": num_labels, "num_channels": images.num_channels}
     try:
         config = AutoConfig.for_model(images.model_type, **fields)
         # Some architectures take any size of image.

@@ -1,13 +1,11 @@
 """Ctrl-C in a recipe: one line with the command that goes on, exit code 130, and that command does go on."""
 
-import importlib
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -16,20 +14,16 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from adopt_hf.integrations.checkpoints import MARK, mark
+from examples.shared import cli
 from tests.examples.test_gpt2_pretraining import EXAMPLE, SCRIPTS, write_toy
 from tests.examples.test_gpt2_pretraining_processes import environment
 
-RECIPES = ("shared.cli", "llama_instruct.arguments")
 
-
-@pytest.fixture(params=RECIPES)
-def arguments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module that runs the scripts of a recipe."""
-    module = importlib.import_module(f"examples.{request.param}")
+@pytest.fixture(autouse=True)
+def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(module, "output_dir", None)
-    return module
+    monkeypatch.setattr(cli, "output_dir", None)
 
 
 def interrupted() -> None:
@@ -40,7 +34,6 @@ def interrupted() -> None:
 def test_one_line_and_130(
     rank: str | None,
     said: bool,
-    arguments: ModuleType,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -54,18 +47,18 @@ def test_one_line_and_130(
     monkeypatch.setattr(sys, "argv", ["train.py", "--output_dir", str(tmp_path / "out")])
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
-    arguments.output_dir = tmp_path / "out"
+    cli.output_dir = tmp_path / "out"
     with pytest.raises(SystemExit) as exit_:
-        arguments.run(interrupted)
+        cli.run(interrupted)
     assert exit_.value.code == 130
     command = f"python train.py --output_dir {tmp_path / 'out'} --resume_from_checkpoint last"
     line = f"train.py: stopped; go on from checkpoint-20 with: {command}"
     assert capfd.readouterr().err.strip() == (line if said else "")
 
 
-def test_a_helper_of_a_run_says_nothing(arguments: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_helper_of_a_run_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        arguments.run(interrupted)
+        cli.run(interrupted)
     assert exit_.value.code == 130
     assert not capfd.readouterr().err
 

@@ -31,7 +31,7 @@ from tests.examples.script import Result, call
 pytest.importorskip("trl", reason="trl is not installed")
 pytest.importorskip("peft", reason="peft is not installed")
 
-from examples.llama_instruct import adapters, arguments, data, evaluate, functions, pretrain, questions
+from examples.llama_instruct import adapters, data, evaluate, functions, pretrain, questions, settings
 from examples.llama_instruct import train as train_module
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "llama_instruct"
@@ -167,7 +167,7 @@ def test_adopt_trains_what_was_asked_for(finished: tuple[str, Path, Result], toy
 
 
 def test_loss_is_of_the_responses_alone(toy: Path) -> None:
-    recipe, args, model_args = arguments.parse(["--config", str(toy / "toy.yaml")], "")
+    recipe, args, model_args = settings.parse(["--config", str(toy / "toy.yaml")], "")
     args.output_dir = str(toy / "unused")
     trainer = train_module.make_trainer(str(toy / "base"), recipe, args, model_args, [])
     tokenizer = trainer.processing_class
@@ -234,7 +234,7 @@ def test_packing_changes_no_loss(toy: Path) -> None:
     losses = {}
     for packing in ("false", "true"):
         options = ["--config", str(toy / "toy.yaml"), "--packing", packing, "--eval_packing", packing]
-        recipe, args, model_args = arguments.parse(options, "")
+        recipe, args, model_args = settings.parse(options, "")
         args.output_dir, args.per_device_eval_batch_size = str(toy / "unused"), 64
         trainer = train_module.make_trainer(str(toy / "base"), recipe, args, model_args, [])
         losses[packing] = trainer.evaluate()["eval_loss"]
@@ -315,9 +315,9 @@ def none(): pass
 
 @pytest.mark.parametrize("config", RECIPES, ids=lambda p: p.stem)
 def test_configs_are_read(config: Path) -> None:
-    settings = yaml.safe_load(config.read_text())
-    recipe, args, model_args = arguments.parse(["--config", str(config), "--use_cpu"], "")
-    for name, value in settings.items():
+    written = yaml.safe_load(config.read_text())
+    recipe, args, model_args = settings.parse(["--config", str(config), "--use_cpu"], "")
+    for name, value in written.items():
         read = next(getattr(part, name) for part in (recipe, args, model_args) if hasattr(part, name))
         if name not in ("chat_template_path", "lr_scheduler_type", "eval_strategy", "report_to", "optim_args"):
             assert read in (value, float(value) if isinstance(value, str) and "e-" in value else value) or (
@@ -388,7 +388,7 @@ def test_a_bad_record_is_named(row: dict[str, str], message: str, toy: Path, tmp
         (("--load_in_4bit",), "load_in_4bit and load_in_8bit need use_peft"),
         (("--model_name_or_path", "no/such"), "model 'no/such' cannot be loaded: "),
         (("--optim_args", "beta3=1"), "beta3"),
-        (("--optim_args", "loraplus_lr_ratio=16"), "loraplus_lr_ratio in optim_args needs use_peft"),
+        (("--optim_args", "loraplus_lr_ratio=16"), "loraplus_lr_ratio in optim_args needs LoRA"),
         (("--optim", "adoptt"), "adoptt"),
         (("--learning_rat", "1"), "--learning_rat"),
         (
