@@ -7,7 +7,6 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from adopt_hf import algorithm, backends
@@ -16,7 +15,7 @@ from adopt_hf.distributed.flat import Partition
 from adopt_hf.hyperparameters import DEFAULTS, INSTEAD, OF_ADOPTW, check_group, keep_running_mean
 from adopt_hf.plan import entries
 from adopt_hf.plan.build import Kept
-from adopt_hf.state import conversion, differences, formats, loading, prepare, saved_groups, saved_parameter
+from adopt_hf.state import formats, loading, saved_groups
 
 
 class ADOPT(Optimizer):
@@ -135,16 +134,7 @@ class ADOPT(Optimizer):
         formats.note_marked(group)
         try:
             formats.check(group)
-            for i, p in enumerate(group["params"]):
-                if p.device.type == "meta" or not p.requires_grad or is_lazy(p):  # it will have changed until then
-                    continue
-                rounded = not formats.format_of(p, group, i, is_flat=False).is_plain
-                backends.choose(
-                    *(group["backend"], p.device, p.dtype),
-                    capturable=group["capturable"],
-                    rounded=rounded,
-                    to_use=False,
-                )
+            backends.check(group)
         except (RuntimeError, ValueError):
             self.param_groups.pop()
             raise
@@ -256,49 +246,7 @@ class ADOPT(Optimizer):
                 is outside its range, if names or shapes are not the parameters', or if a value cannot be that of a
                 state (a step that is no count, a negative v). Nothing has been changed then.
         """
-        loading.check_structure(state_dict)
-        before = differences.numbers(self.param_groups)
-        found: list[saved_parameter.Member] = []
-        saved_state: dict[Any, Any] = {}
-
-        def translate(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            translated = loading.translated(saved, self.param_groups, self.state, self.partitions)
-            if translated is None:
-                return saved
-            found.extend(translated.members)
-            saved_state.update(translated.state_dict["state"])
-            return translated.state_dict
-
-        def restore_precision(_: Optimizer) -> None:
-            for member in found:
-                saved = saved_state.get(member.saved_id)
-                if saved:
-                    for name in (*conversion.FLOATS, *conversion.CODES):
-                        if name in saved:
-                            self.state[member.param][name] = conversion.loaded(saved[name], member.param.device)
-                    self._bring_into_form(member)
-
-        # torch casts the state to the parameters' dtype between these two; both are taken off again.
-        hooks = (
-            self.register_load_state_dict_pre_hook(translate),
-            self.register_load_state_dict_post_hook(restore_precision, prepend=True),
-        )
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        differences.warn(before, self.param_groups)
-
-    def _bring_into_form(self, member: saved_parameter.Member) -> None:
-        """Bring the loaded state of a parameter into the form that its group asks for."""
-        p, partition, state = member.param, self.partitions.get(member.param), self.state[member.param]
-        group = self.param_groups[member.group_index]
-        wanted = formats.format_of(p, group, member.position, is_flat=partition is not None)
-        coded = "scales" in state
-        if not coded or wanted.bits != 8:
-            block_size = member.block_size if coded else None
-            prepare.convert(p, state, wanted, partition, group, member.number, block_size)
+        loading.load(self, self.partitions, state_dict, super().load_state_dict)
 
 
 class ADOPTW(ADOPT):

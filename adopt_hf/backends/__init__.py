@@ -5,10 +5,11 @@ leaves the gradients alone.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from adopt_hf.backends import foreach, reference, selfcheck
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
@@ -16,7 +17,7 @@ from adopt_hf.backends.cpu import launch as cpu_launch
 from adopt_hf.backends.problem import Kind
 from adopt_hf.backends.triton import launch as triton_launch
 from adopt_hf.hyperparameters import HYPERPARAMETERS
-from adopt_hf.state.formats import Format
+from adopt_hf.state.formats import Format, format_of
 
 logger = logging.getLogger("adopt_hf")
 
@@ -81,6 +82,20 @@ class Wanted(NamedTuple):
     rounded: bool
 
 
+def check(group: Mapping[str, Any]) -> None:
+    """Check that the backend of a param group can update its parameters.
+
+    Parameters that are still to change are skipped: those on the meta device, frozen ones, and lazy ones.
+
+    Raises:
+        RuntimeError: If the backend was asked for by name and cannot run on a parameter.
+    """
+    for i, p in enumerate(group["params"]):
+        if p.device.type != "meta" and p.requires_grad and not is_lazy(p):
+            format = format_of(p, group, i, is_flat=False)
+            choose(group["backend"], p.device, p.dtype, capturable=group["capturable"], format=format, to_use=False)
+
+
 def choose(
     name: str,
     device: torch.device,
@@ -88,11 +103,10 @@ def choose(
     *,
     capturable: bool = False,
     plain: bool = True,
-    rounded: bool = False,
     grad_dtype: torch.dtype | None = None,
     coupled: bool = False,
     clipped: bool = True,
-    format: Format | None = None,
+    format: Format = PLAIN,
     to_use: bool = True,
 ) -> Backend:
     """Return the backend for parameters of `dtype` on `device`; "auto" is the fastest that runs there.
@@ -102,18 +116,17 @@ def choose(
     Args:
         capturable: Whether the numbers of the step are on the device.
         plain: Whether the local tensors are memory, rather than subclasses that handle their operations.
-        rounded: Whether moments have fewer than 32 bits, or parameters are rounded stochastically.
         grad_dtype: The dtype of the gradients; None means that of the parameters.
         coupled: Whether weight decay is added to the gradients.
         clipped: Whether there is a clip.
-        format: How the moments are stored; None means as float32, or what is usual where `rounded`.
+        format: How the moments are stored and the parameters rounded. Default: float32, and to nearest.
         to_use: Whether it is used now. If so the Triton kernel has to have passed its check on the device.
 
     Raises:
         RuntimeError: If the one asked for by name cannot run there, or if a graph is being captured and the kernel has
             not been checked; the message says why.
     """
-    wanted = Wanted(device, dtype.to_real(), capturable, plain, rounded)
+    wanted = Wanted(device, dtype.to_real(), capturable, plain, not format.is_plain)
     skipped: list[tuple[Backend, str]] = []
     disproved = False
     for backend in TABLE[HYPERPARAMETERS["backend"].check("backend", name)]:
@@ -121,8 +134,6 @@ def choose(
             continue
         reason = _why_not(backend, wanted)
         if reason is None and to_use and backend is TRITON and device.type == "cuda":
-            if format is None:
-                format = Format(8, 256, dtype == torch.bfloat16) if rounded else PLAIN
             kept = format._replace(block_size=format.block_size if format.bits == 8 else 0)
             clipped = clipped or not capturable  # other kernels have the clip as a number
             kind = Kind(wanted.dtype, (grad_dtype or dtype).to_real(), coupled, capturable, kept, clipped)

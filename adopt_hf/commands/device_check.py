@@ -64,7 +64,7 @@ def _verdict(device: torch.device, name: str, form: str) -> str:
     """Return PASS, FAIL with the difference, or why the backend does not run."""
     dtype, options, tolerance = FORMS[form]
     try:
-        backends.choose(name, device, dtype, rounded="state_bits" in options, to_use=False)
+        backends.choose(name, device, dtype, format=Format(options.get("state_bits", 32), 256, False), to_use=False)
     except RuntimeError as error:
         return f"does not run: {str(error).split(': ', 1)[1].split('. Allowed here')[0]}"
     try:

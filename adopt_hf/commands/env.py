@@ -12,6 +12,7 @@ from adopt_hf import backends, integrations
 from adopt_hf.backends import cache
 from adopt_hf.commands import device_check
 from adopt_hf.integrations import patching
+from adopt_hf.state.formats import Format
 
 PACKAGES = ("adopt_hf", "torch", "triton", "transformers", "accelerate", "deepspeed", "peft", "trl")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -46,7 +47,7 @@ def report() -> str:
     for device in found_devices():
         lines += ["", f"{device}: {_name(device)}"]
         lines += [f"  backend={name!r}: {_runs(name, device)}" for name in backends.NAMES]
-        lines.append(f"  backend='auto' with 8-bit moments: {_runs('auto', device, rounded=True)}")
+        lines.append(f"  backend='auto' with 8-bit moments: {_runs('auto', device, Format(8, 256, False))}")
         if device.type == "cuda" and torch.version.hip is None:
             lines.append("  'auto' uses the Triton kernel once it has passed its check; --check does it now")
     for name, patched in integrations.PATCHED.items():
@@ -119,12 +120,12 @@ def _name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _runs(name: str, device: torch.device, rounded: bool = False) -> str:
+def _runs(name: str, device: torch.device, format: Format = backends.PLAIN) -> str:
     """Return what the name means on the device, or the dtypes for which it cannot run, and why."""
     chosen: dict[str, list[str]] = {}
-    for dtype in DTYPES[:-1] if rounded or device.type == "mps" else DTYPES:  # without float64
+    for dtype in DTYPES[:-1] if not format.is_plain or device.type == "mps" else DTYPES:  # without float64
         try:
-            what = backends.choose(name, device, dtype, rounded=rounded, to_use=False).words
+            what = backends.choose(name, device, dtype, format=format, to_use=False).words
         except RuntimeError as error:
             what = f"cannot run: {str(error).split(': ', 1)[1]}"
         chosen.setdefault(what, []).append(str(dtype).removeprefix("torch."))

@@ -119,20 +119,19 @@ def _new_plan(
     kinds, having, columns = _by_kind(groups, states, partitions, first)
     check_shapes(*columns)
     for kind, members in kinds.items():
-        group, rounded, capturable = groups[kind.group], not kind.format.is_plain, groups[kind.group]["capturable"]
+        group = groups[kind.group]
         backend = backends.choose(
-            "reference" if compiling and not rounded else group["backend"],
+            "reference" if compiling and kind.format.is_plain else group["backend"],
             kind.device,
             kind.dtype,
-            capturable=capturable,
+            capturable=group["capturable"],
             plain=kind.plain,
-            rounded=rounded,
             grad_dtype=kind.grad_dtype,
             coupled=is_coupled(group),
             clipped=is_clipped(group),
             format=kind.format,
         )
-        if capturable:
+        if group["capturable"]:
             entries.append(_capturable(members, kind, backend))
         else:
             new_entries, unobserved = _by_step(members, kind, backend, partitions, rounding.seed_of(group))

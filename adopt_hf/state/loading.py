@@ -1,15 +1,76 @@
 """Saved states of other ADOPTs and of earlier versions: check them, and bring them into this class's terms."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from adopt_hf.distributed.flat import Partition
 from adopt_hf.hyperparameters import HYPERPARAMETERS
-from adopt_hf.state import conversion, names
+from adopt_hf.state import conversion, differences, formats, names, prepare
 from adopt_hf.state.saved_groups import translated_group
 from adopt_hf.state.saved_parameter import Member, translated_state
+
+
+def load(
+    optimizer: Optimizer,
+    partitions: Mapping[Tensor, Partition],
+    state_dict: dict[str, Any],
+    as_torch: Callable[[dict[str, Any]], None],
+) -> None:
+    """Load a saved state into an ADOPT.
+
+    Args:
+        optimizer: The ADOPT.
+        partitions: Those of its flat parameters.
+        state_dict: The saved state.
+        as_torch: `load_state_dict` of torch's optimizers, which casts a state to its parameter's dtype.
+
+    Raises:
+        ValueError: If the state cannot be loaded; nothing has been changed then.
+    """
+    check_structure(state_dict)
+    before = differences.numbers(optimizer.param_groups)
+    new: Translated | None = None
+
+    def translate(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        nonlocal new
+        new = translated(saved, optimizer.param_groups, optimizer.state, partitions)
+        return saved if new is None else new.state_dict
+
+    def restore_precision(_: Optimizer) -> None:
+        assert new is not None  # torch would have raised
+        for member in new.members:
+            saved, p = new.state_dict["state"].get(member.saved_id), member.param
+            if saved:
+                state = optimizer.state[p]
+                for name in (*conversion.FLOATS, *conversion.CODES):
+                    if name in saved:
+                        state[name] = conversion.loaded(saved[name], p.device)
+                _bring_into_form(member, state, optimizer.param_groups[member.group_index], partitions.get(p))
+
+    hooks = (
+        optimizer.register_load_state_dict_pre_hook(translate),
+        optimizer.register_load_state_dict_post_hook(restore_precision, prepend=True),
+    )
+    try:
+        as_torch(state_dict)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    differences.warn(before, optimizer.param_groups)
+
+
+def _bring_into_form(
+    member: Member, state: dict[str, Any], group: Mapping[str, Any], partition: Partition | None
+) -> None:
+    """Bring the loaded state of a parameter into the form that its group asks for."""
+    wanted = formats.format_of(member.param, group, member.position, is_flat=partition is not None)
+    coded = "scales" in state
+    if not coded or wanted.bits != 8:
+        block_size = member.block_size if coded else None
+        prepare.convert(member.param, state, wanted, partition, group, member.number, block_size)
 
 
 def members(saved_groups: Iterable[Mapping[str, Any]], groups: Iterable[Mapping[str, Any]]) -> Iterator[Member]:

@@ -26,7 +26,7 @@ from experiments.gpu import interpreter  # noqa: F401
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 F32, BF16 = torch.float32, torch.bfloat16
-PLAIN = Format(32, 0, False)
+EIGHT_BITS = Format(8, 256, False)
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_auto_is_the_kernel_once_it_has_passed(gpu: Gpu, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for more in ({}, {"rounded": True}, {"capturable": True}):
+    for more in ({}, {"format": EIGHT_BITS}, {"capturable": True}):
         for _ in range(2):
             assert gpu.choose(**more) is backends.TRITON
     assert gpu.checks == len(kept(tmp_path)) == 3
@@ -102,7 +102,7 @@ def test_auto_is_the_kernel_once_it_has_passed(gpu: Gpu, tmp_path: Path, caplog:
     [
         ({"grad_dtype": BF16}, True),
         ({"coupled": True}, True),
-        ({"format": Format(8, 128, False), "rounded": True}, True),
+        ({"format": Format(8, 128, False)}, True),
         ({"format": Format(32, 128, False)}, False),  # without codes it has no blocks
         ({"clipped": False}, False),  # the clip is a number of the kernel
         ({"capturable": True, "clipped": False}, True),  # it is not
@@ -168,7 +168,7 @@ def test_where_it_fails_auto_falls_back_with_one_warning(
     gpu.finds = finds
     for grad_dtype in (F32, BF16):
         assert gpu.choose(grad_dtype=grad_dtype) is backends.FOREACH
-    assert gpu.choose(rounded=True) is backends.REFERENCE
+    assert gpu.choose(format=EIGHT_BITS) is backends.REFERENCE
     (said,) = warnings_of(caplog)
     assert str(finds) in said
     for part in ("NVIDIA X", "550.1", "2.13", "3.7.1", "torch.float32", "env --check` prints into a bug report"):
@@ -339,9 +339,9 @@ def test_without_the_kernel_auto_says_what_it_costs(
     monkeypatch.setattr(backend, "_kernels", lambda: "the Triton kernel needs Triton 3.6 or later, this is 3.2.0")
     for _ in range(2):
         assert backends.choose("auto", CUDA, F32) is backends.FOREACH
-        assert backends.choose("auto", CUDA, F32, rounded=True) is backends.REFERENCE
+        assert backends.choose("auto", CUDA, F32, format=EIGHT_BITS) is backends.REFERENCE
         assert backends.choose("auto", torch.device("mps"), F32) is backends.FOREACH  # where there is none to miss
-        assert backends.choose("auto", torch.device("mps"), F32, rounded=True) is backends.REFERENCE
+        assert backends.choose("auto", torch.device("mps"), F32, format=EIGHT_BITS) is backends.REFERENCE
     said = warnings_of(caplog)
     assert len(said) == 3
     assert "Triton 3.6 or later" in said[0]

@@ -38,9 +38,9 @@ MUTANTS = (
     ),
     Mutant(
         "optimizer-16-bit-moments-after-a-load",
-        OPTIMIZER,
-        "                        if name in saved:\n",
-        "                        if name in saved and saved[name].dtype != torch.float32:\n",
+        LOADING,
+        "                    if name in saved:\n",
+        "                    if name in saved and saved[name].dtype != torch.float32:\n",
         OF_OPTIMIZER,
         "moments of bfloat16 parameters would be bfloat16 from the first resume on",
     ),
