@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import is_
 
+import torch
 from torch import Tensor
 
 from adopt_hf.backends.bucket import check_shapes
@@ -61,6 +62,14 @@ def dense(
 def are_same(columns: Columns, others: Columns) -> bool:
     """Return whether both have the very same tensors."""
     return all(all(map(is_, column, other)) for column, other in zip(columns, others, strict=True))
+
+
+def written(params: list[Tensor]) -> None:
+    """Tell autograd, which has not seen the kernel write: a graph that still needs the old values raises an error.
+
+    Moments and step counts are in no graph. torch's own fused optimizers tell autograd of nothing.
+    """
+    torch.autograd.graph.increment_version(params)
 
 
 def _with_memory(t: Tensor) -> Tensor:

@@ -64,10 +64,14 @@ def needs_redistribution(p: Tensor, grad: Tensor) -> bool:
     return is_dtensor(p) and is_dtensor(grad) and grad.placements != p.placements
 
 
+def local(t: Tensor) -> Tensor:
+    """Return the local shard of a DTensor, and any other tensor as it is."""
+    return t.to_local() if is_dtensor(t) else t
+
+
 def local_real(t: Tensor) -> Tensor:
     """Return the local shard of a DTensor, and of a complex tensor its real view."""
-    if is_dtensor(t):
-        t = t.to_local()
+    t = local(t)
     return torch.view_as_real(t) if t.is_complex() else t
 
 

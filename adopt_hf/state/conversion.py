@@ -1,6 +1,6 @@
 """Make the state of one parameter, and convert it from one format into another. A whole tensor is one segment."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,11 +8,10 @@ from torch import Tensor
 
 from adopt_hf import algorithm
 from adopt_hf.distributed.flat import Partition
-from adopt_hf.distributed.sharding import is_dtensor
-from adopt_hf.state import quantization
+from adopt_hf.distributed.sharding import is_dtensor, local, shard_of
+from adopt_hf.state import quantization, rounding
 from adopt_hf.state.formats import Format
 from adopt_hf.state.quantization import Quantized
-from adopt_hf.state.rounding import random_bits, to_bfloat16
 
 FLOATS = ("exp_avg", "exp_avg_sq")
 CODES = ("exp_avg_codes", "exp_avg_sq_codes", "scales")
@@ -86,33 +85,34 @@ def add_zeros(p: Tensor, state: dict[str, Any], format: Format, partition: Parti
     """Give a parameter its state, in which nothing has been observed."""
     state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
     if format.bits == 8:
-        local = _local(p)
-        m, v = _no_codes(local)
-        scales = [
-            quantization.zeros(s.shape, format.block_size, local.device).scales
-            for s in segments(local.shape, partition, format.block_size)
-        ]
-        zeros = Quantized(m, v, _joined(scales, local))
-        state.update(zip(CODES, (_sharded_like(p, t) for t in zeros), strict=True))
+        here, size = local(p), format.block_size
+        scales = [quantization.new_scales(s.shape, size, here.device) for s in segments(here.shape, partition, size)]
+        _write(p, state, CODES, (*_no_codes(here), _joined(scales, here)))
         return
     dtype = torch.bfloat16 if format.bits == 16 else algorithm.state_dtype(p.dtype)
     for name in FLOATS:
         state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
 
-def bring_into_form(
+def convert(
     p: Tensor,
     state: dict[str, Any],
     format: Format,
     partition: Partition | None,
-    key: int,
+    group: Mapping[str, Any],
+    number: int,
     block_size: int | None = None,
 ) -> None:
-    """Bring a state, in place, into the form that `format` asks for.
+    """Convert a state, in place, to another format.
 
     Args:
-        key: of the random bits that rounding takes.
-        block_size: of the codes that there are; None: as `format` has it.
+        p: The parameter.
+        state: Its state.
+        format: The format that its group asks for.
+        partition: Of a flat parameter, else None.
+        group: Its param group.
+        number: Its number among all parameters, of which the random bits of the rounding are made.
+        block_size: The block size of codes in `state`. Default: that of `format`.
     """
     block_size = block_size or format.block_size
     dtype = algorithm.state_dtype(p.dtype)
@@ -121,26 +121,31 @@ def bring_into_form(
             state[name] = state[name].to(dtype)
         return
     m, v = _as_floats(state, partition, block_size)
+    key = rounding.key((rounding.seed_of(group), number, *shard_of(p), int(state["step"])))
     for name in (*FLOATS, *CODES):
         state.pop(name, None)
     if format.bits == 8:
-        new = _quantized(m, v, partition, format.block_size, key)
-        state.update(zip(CODES, (_sharded_like(p, t) for t in new), strict=True))
+        _write(p, state, CODES, _quantized(m, v, partition, format.block_size, key))
         return
     if format.bits == 16:
-        random = random_bits(key, m.numel(), m.device)[0].view(m.shape)
-        m, v = to_bfloat16(m, random), to_bfloat16(v, random >> 16, above_zero=True)
+        random = rounding.random_bits(key, m.numel(), m.device)[0].view(m.shape)
+        m, v = rounding.to_bfloat16(m, random), rounding.to_bfloat16(v, random >> 16, above_zero=True)
     else:
         m, v = m.to(dtype), v.to(dtype)
-    state.update(zip(FLOATS, (_sharded_like(p, t) for t in (m, v)), strict=True))
+    _write(p, state, FLOATS, (m, v))
+
+
+def _write(p: Tensor, state: dict[str, Any], names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    """Write local tensors into a state, as shards of DTensors if `p` is one."""
+    state.update(zip(names, (_sharded_like(p, t) for t in tensors), strict=True))
 
 
 def _as_floats(state: dict[str, Any], partition: Partition | None, block_size: int) -> tuple[Tensor, Tensor]:
     """The local m and v, in float32 or more."""
     if bits_of(state) != 8:
-        m, v = (_local(state[name]) for name in FLOATS)
+        m, v = (local(state[name]) for name in FLOATS)
         return (m.float(), v.float()) if m.dtype == torch.bfloat16 else (m, v)
-    m, v, scales = (_local(state[name]) for name in CODES)
+    m, v, scales = (local(state[name]) for name in CODES)
     floats = tuple(torch.zeros(m.shape, dtype=torch.float32, device=m.device) for _ in range(2))
     for s in segments(m.shape, partition, block_size):
         codes = Quantized(s.of(m), s.of(v), s.scales_of(scales, block_size))
@@ -170,19 +175,15 @@ def _joined(scales: list[Tensor], like: Tensor) -> Tensor:
     return torch.cat(scales, dim=1) if scales else torch.zeros(1, 0, 3, dtype=torch.float32, device=like.device)
 
 
-def _local(t: Tensor) -> Tensor:
-    return t.to_local() if is_dtensor(t) else t
-
-
-def _sharded_like(p: Tensor, local: Tensor) -> Tensor:
-    """A shard as a DTensor of the whole tensor, if `p` is one; the first dimension is that of `p`."""
+def _sharded_like(p: Tensor, shard: Tensor) -> Tensor:
+    """Return a shard as a DTensor of the whole tensor, if `p` is one; the first dimension is that of `p`."""
     if not is_dtensor(p):
-        return local
+        return shard
     from torch.distributed.tensor import DTensor
 
     assert isinstance(p, DTensor)
-    shape = torch.Size([p.shape[0] if p.dim() else 1, *local.shape[1:]]) if local.dim() else local.shape
-    if local.shape == p.to_local().shape:
+    shape = torch.Size([p.shape[0] if p.dim() else 1, *shard.shape[1:]]) if shard.dim() else shard.shape
+    if shard.shape == p.to_local().shape:
         shape = p.shape
-    stride = torch.empty(shape, dtype=local.dtype, device="meta").stride()
-    return DTensor.from_local(local, p.device_mesh, p.placements, run_check=False, shape=shape, stride=stride)
+    stride = torch.empty(shape, dtype=shard.dtype, device="meta").stride()
+    return DTensor.from_local(shard, p.device_mesh, p.placements, run_check=False, shape=shape, stride=stride)

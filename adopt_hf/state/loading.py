@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from adopt_hf.distributed.flat import Partition
 from adopt_hf.hyperparameters import HYPERPARAMETERS
-from adopt_hf.state import conversion, differences, formats, names, prepare
+from adopt_hf.state import conversion, differences, formats, names
 from adopt_hf.state.saved_groups import translated_group
 from adopt_hf.state.saved_parameter import Member, translated_state
 
@@ -70,7 +70,7 @@ def _bring_into_form(
     coded = "scales" in state
     if not coded or wanted.bits != 8:
         block_size = member.block_size if coded else None
-        prepare.convert(member.param, state, wanted, partition, group, member.number, block_size)
+        conversion.convert(member.param, state, wanted, partition, group, member.number, block_size)
 
 
 def members(saved_groups: Iterable[Mapping[str, Any]], groups: Iterable[Mapping[str, Any]]) -> Iterator[Member]:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from adopt_hf import algorithm
 from adopt_hf.distributed.flat import Partition
-from adopt_hf.distributed.sharding import shard_of
-from adopt_hf.state import conversion, rounding
+from adopt_hf.state import conversion
 from adopt_hf.state.formats import Format
 
 
@@ -59,30 +58,12 @@ def moments(
     if not state:
         conversion.add_zeros(p, state, format, partition)
     if ("scales" in state) != (format.bits == 8) or _has_other_dtypes(p, state, format.bits):
-        convert(p, state, format, partition, group, number)
+        conversion.convert(p, state, format, partition, group, number)
     if format.bits != 8:
         return Moments(state["exp_avg"], state["exp_avg_sq"], None)
     conversion.check_scales(p, state, partition, format.block_size)
     m, v, scales = conversion.CODES
     return Moments(state[m], state[v], state[scales])
-
-
-def convert(
-    p: Tensor,
-    state: dict[str, Any],
-    format: Format,
-    partition: Partition | None,
-    group: Mapping[str, Any],
-    number: int,
-    block_size: int | None = None,
-) -> None:
-    """Convert a state in place to the given format. Args as of `moments`.
-
-    Args:
-        block_size: Of the codes that there are. Default: as `format` has it.
-    """
-    key = rounding.key((rounding.seed_of(group), number, *shard_of(p), int(state["step"])))
-    conversion.bring_into_form(p, state, format, partition, key, block_size)
 
 
 def _has_other_dtypes(p: Tensor, state: Mapping[str, Any], bits: int) -> bool:

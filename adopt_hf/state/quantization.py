@@ -89,13 +89,12 @@ class Quantized(NamedTuple):
     scales: Tensor  # float32, (rows, blocks, 3)
 
 
-def zeros(shape: torch.Size, block_size: int, device: torch.device) -> Quantized:
-    """Moments that are zero: nothing observed."""
+def new_scales(shape: torch.Size, block_size: int, device: torch.device) -> Tensor:
+    """Return the scales of moments that are zero, whose codes are 0: nothing was observed."""
     where = layout(shape, block_size)
-    m, v = (torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2))
     scales = torch.zeros(where.rows, where.blocks, 3, dtype=torch.float32, device=device)
     scales[..., 1], scales[..., 2] = TINIEST, FEWEST_BITS
-    return Quantized(m, v, scales)
+    return scales
 
 
 def dequantize(q: Quantized, block_size: int) -> tuple[Tensor, Tensor]:
@@ -107,7 +106,7 @@ def dequantize(q: Quantized, block_size: int) -> tuple[Tensor, Tensor]:
 
 def quantize(exp_avg: Tensor, exp_avg_sq: Tensor, block_size: int, key: int) -> Quantized:
     """(m, v) in float32 to codes on a new grid, with the random bits of `key`."""
-    _, _, scales = zeros(exp_avg.shape, block_size, exp_avg.device)
+    scales = new_scales(exp_avg.shape, block_size, exp_avg.device)
     return encode(exp_avg, exp_avg_sq, scales, 1.0, block_size, random_bits(key, exp_avg.numel(), exp_avg.device)[0])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adopt_hf.distributed.flat import Partition
-from adopt_hf.distributed.sharding import is_dtensor
+from adopt_hf.distributed.sharding import is_dtensor, local
 from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.state import conversion, formats, quantization
 
@@ -131,19 +131,15 @@ def _check_codes(member: Member, saved: dict[str, Any], partition: Partition | N
         )
     conversion.check_scales(p, saved, partition, block_size, member.what)
     scales = saved["scales"]
-    if not scales.is_meta and not quantization.are_scales(_local(scales)).all():
+    if not scales.is_meta and not quantization.are_scales(local(scales)).all():
         raise ValueError(f"{member.what} has scales that no block of 8-bit moments can have, for instance NaN")
 
 
 def _any_below_zero(t: Tensor) -> bool:
-    t = _local(t)
+    t = local(t)
     if t.is_meta:
         return False
     flat = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).reshape(-1)
     if flat.itemsize == 1:  # float8, which cannot be compared
         flat = flat.float()
     return any(bool((piece < 0).any()) for piece in flat.split(PIECE))  # without a temporary of its size
-
-
-def _local(t: Tensor) -> Tensor:
-    return t.to_local() if is_dtensor(t) else t

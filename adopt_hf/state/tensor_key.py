@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adopt_hf.distributed.flat import Partition
-from adopt_hf.distributed.sharding import is_dtensor, needs_redistribution, sharding_of, sum_over_shards
+from adopt_hf.distributed.sharding import local, needs_redistribution, sharding_of, sum_over_shards
 from adopt_hf.state import names, rounding
 from adopt_hf.state.formats import format_of
 
@@ -58,5 +58,5 @@ def _key(group: Mapping[str, Any], p: Tensor, grad: Tensor) -> int:
 
 def _total(t: Tensor) -> Tensor:
     """Return the sum of the elements' bits, which is the same in any order."""
-    t = (t.to_local() if is_dtensor(t) else t).detach()
+    t = local(t).detach()
     return t.view(WORDS[t.itemsize]).sum(dtype=torch.int64)

@@ -14,7 +14,7 @@ from torch import Tensor
 from adopt_hf.algorithm import StepScalars, state_dtype
 from adopt_hf.backends.bucket import Bucket, RoundedBucket
 from adopt_hf.backends.cpu import compiler
-from adopt_hf.backends.dense import Columns, are_same, dense
+from adopt_hf.backends.dense import Columns, are_same, dense, written
 from adopt_hf.state.quantization import layout
 
 SOURCE = Path(__file__).with_name("kernel.c")
@@ -75,7 +75,7 @@ def step(buckets: Sequence[Bucket]) -> None:
             kept.append(prepared)
         _run([prepared.row for prepared in kept])
     for bucket in buckets:
-        _written(bucket.params)
+        written(bucket.params)
 
 
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
@@ -98,7 +98,7 @@ def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
             kept.append(prepared)
         _run([prepared.row for prepared in kept])
     for bucket in buckets:
-        _written(bucket.params)
+        written(bucket.params)
 
 
 class _Prepared(NamedTuple):
@@ -158,11 +158,3 @@ def _run(rows: list[_Bucket]) -> None:
         raise library
     first = rows[0] if len(rows) == 1 else (_Bucket * len(rows))(*rows)
     library.adopt_step(first, len(rows), torch.get_num_threads())
-
-
-def _written(params: list[Tensor]) -> None:
-    """Tell autograd, which has not seen the kernel write: a graph that still needs the old values raises an error.
-
-    Moments and step counts are in no graph. torch's own fused optimizers tell autograd of nothing.
-    """
-    torch.autograd.graph.increment_version(params)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adopt_hf.algorithm import StepScalars, warmup_exponent
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, RoundedBucket
-from adopt_hf.backends.dense import are_same, dense
+from adopt_hf.backends.dense import are_same, dense, written
 from adopt_hf.state.formats import Format
 from adopt_hf.state.quantization import layout
 
@@ -56,7 +56,7 @@ def step(buckets: Sequence[Bucket]) -> None:
                 kernels.update[(table.programs,)](
                     table.rows, table.chunks, table.tensors, *_numbers(s), *types, s.l2 != 0, **kernels.OPTIONS
                 )
-        _written(bucket.params)
+        written(bucket.params)
 
 
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
@@ -76,7 +76,7 @@ def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
                     *(s.l2 != 0, bits, block_size, round_param),
                     **kernels.options(block_size),
                 )
-        _written(bucket.params)
+        written(bucket.params)
 
 
 def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
@@ -109,7 +109,7 @@ def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
                 )
             blocks = -(-table.tensors // kernels.BLOCK.value)
             kernels.count[(blocks,)](table.rows, table.tensors, table.observed, found_inf, **kernels.OPTIONS)
-        _written(bucket.params)
+        written(bucket.params)
 
 
 @cache
@@ -161,14 +161,6 @@ def _on_device_of(bucket: Bucket | CapturableBucket | RoundedBucket) -> Abstract
     """Launches, copies and allocations go to the current device."""
     device = bucket.params[0].device
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _written(params: list[Tensor]) -> None:
-    """Tell autograd, which has not seen the kernel write: a graph that still needs the old values raises an error.
-
-    Moments and step counts are in no graph. torch's own fused optimizers tell autograd of nothing.
-    """
-    torch.autograd.graph.increment_version(params)
 
 
 # -- the tables -------------------------------------------------------------------------------------------------------
