@@ -205,10 +205,6 @@ class ADOPT(Optimizer):
         """
         self.partitions[param] = partition
 
-    def partition_of(self, param: Tensor) -> Partition:
-        """What `set_partition` was told of `param`."""
-        return self.partitions[param]
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # torch calls this on every load as well as on unpickling; a pickle has no partitions.

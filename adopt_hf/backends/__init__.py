@@ -46,7 +46,7 @@ CPU = Backend(
     "the compiled CPU kernel",
     cpu_launch.why_not,
     cpu_launch.step,
-    step_rounded=cpu_launch.step_rounded,
+    step_rounded=cpu_launch.step,
     on_addresses=True,
     of_devices=("cpu",),
 )

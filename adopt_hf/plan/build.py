@@ -33,6 +33,7 @@ class Kind(NamedTuple):
     dtype: torch.dtype
     grad_dtype: torch.dtype
     format: Format
+    is_flat: bool
     plain: bool = True  # not of a subclass that handles its operations
     sharding: Any = None  # the mesh and the placements of DTensors
 
@@ -133,11 +134,12 @@ def _new_plan(
         )
         if group["capturable"]:
             entries.append(_capturable(members, kind, backend))
+        elif kind.is_flat:
+            flats += _flat(members, kind, backend, partitions)
         else:
-            new_entries, unobserved = _by_step(members, kind, backend, partitions, rounding.seed_of(group))
+            new_entries, unobserved = _by_step(members, kind, backend, rounding.seed_of(group))
             entries += new_entries
             waiting += unobserved
-            flats += _flat(members, kind, backend, partitions)
     plan = KeptPlan(entries, flats, waiting)
     if (
         keep
@@ -184,15 +186,17 @@ def _by_kind(
                 continue
             state = states[p]
             partition = partitions.get(p) if partitions else None
-            format = plain_format if all_plain else format_of(p, group, position, partition is not None)
+            is_flat = partition is not None
+            format = plain_format if all_plain else format_of(p, group, position, is_flat)
             number = before + position
             theta, g, (m, v, own_scales) = p, grad, prepare.moments(p, state, format, partition, group, number)
             if type(p) in (Parameter, Tensor) and type(g) is type(m) is type(v) is Tensor and not p.is_complex():
-                key: tuple[Any, ...] = (index, p.device, p.dtype, g.dtype, format)
+                key: tuple[Any, ...] = (index, p.device, p.dtype, g.dtype, format, is_flat)
             else:
                 sharding = sharding_of(p)
                 theta, g, m, v = locally(p, g, m, v)
-                key = (index, p.device, p.dtype, g.dtype, format, all(map(is_plain, (theta, g, m, v))), sharding)
+                plain = all(map(is_plain, (theta, g, m, v)))
+                key = (index, p.device, p.dtype, g.dtype, format, is_flat, plain, sharding)
             params, of_params, columns, scales, numbers, positions = by_key[key]
             params.append(p)
             of_params.append(state)
@@ -210,14 +214,11 @@ def _by_kind(
     return {Kind(*key): members for key, members in by_key.items()}, having, everywhere
 
 
-def _by_step(
-    members: Members, kind: Kind, backend: backends.Backend, partitions: Mapping[Tensor, Partition], seed: int
-) -> tuple[list[Entry], list[Waiting]]:
+def _by_step(members: Members, kind: Kind, backend: backends.Backend, seed: int) -> tuple[list[Entry], list[Waiting]]:
     """Group whole tensors of one kind by step count; tensors at t == 0 with an all-zero gradient wait (8)."""
     by_step: dict[float, list[int]] = defaultdict(list)
-    for i, (p, state) in enumerate(zip(members.params, members.states, strict=True)):
-        if not partitions or p not in partitions:
-            by_step[float(state["step"])].append(i)
+    for i, state in enumerate(members.states):
+        by_step[float(state["step"])].append(i)
     entries, waiting = [], []
     for t, indices in by_step.items():
         if t == 0:
@@ -247,23 +248,11 @@ def _flat(
     members: Members, kind: Kind, backend: backends.Backend, partitions: Mapping[Tensor, Partition]
 ) -> list[FlatEntry]:
     """Return the flat parameters of one kind."""
+    params, states, (_, _, ms, vs), _, _, positions = members
+    scales: Sequence[Tensor | None] = members.scales or [None] * len(params)
     return [
-        FlatEntry(
-            backend,
-            kind.group,
-            position,
-            param,
-            m,
-            v,
-            members.scales[i] if members.scales else None,
-            state,
-            partitions[param],
-            kind.format,
-        )
-        for i, (param, state, m, v, position) in enumerate(
-            zip(members.params, members.states, *members.columns[2:], members.positions, strict=True)
-        )
-        if param in partitions
+        FlatEntry(backend, kind.group, position, p, m, v, own_scales, state, partitions[p], kind.format)
+        for position, p, m, v, own_scales, state in zip(positions, params, ms, vs, scales, states, strict=True)
     ]
 
 

@@ -57,44 +57,22 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return str(library) if isinstance(library, RuntimeError) else None
 
 
-def step(buckets: Sequence[Bucket]) -> None:
+def step(buckets: Sequence[Bucket] | Sequence[RoundedBucket]) -> None:
     """Update parameters and moments in place (equations (1) to (7)); gradients are only read.
 
-    One parallel region for all buckets, of `torch.get_num_threads()` threads.
+    Results are rounded as the format of the bucket says. One parallel region for all buckets, of
+    `torch.get_num_threads()` threads.
     """
     with ExitStack() as until_then:
         kept = []  # so that what the rows point to lives until then
         for bucket in buckets:
             prepared = _prepared(bucket)
             if prepared is None:
-                columns = until_then.enter_context(dense(*bucket[:4]))
-                table, grad_type, grads = _table(columns, 5)
-                row = _row(bucket.params, table, 5, grad_type, bucket.scalars)
-                prepared = _Prepared(row, table, grads)
-                _remember(bucket, columns, prepared)
-            kept.append(prepared)
-        _run([prepared.row for prepared in kept])
-    for bucket in buckets:
-        written(bucket.params)
-
-
-def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
-    """The same with results that are rounded as the format of the bucket says."""
-    with ExitStack() as until_then:
-        kept = []
-        for bucket in buckets:
-            prepared = _prepared(bucket)
-            if prepared is None:
-                columns = until_then.enter_context(dense(*bucket[:4], logically=True))
-                table, grad_type, grads = _table(columns, 8)
-                bits, block_size, round_param = bucket.format
-                if bucket.scales:
-                    table[5::8] = array("q", [t.data_ptr() for t in bucket.scales])
-                table[6::8] = array("q", [layout(t.shape, block_size).columns for t in bucket.params])
-                row = _row(bucket.params, table, 8, grad_type, bucket.scalars, bits, block_size, round_param)
-                prepared = _Prepared(row, table, grads)
-                _remember(bucket, columns, prepared)
-            prepared.table[7::8] = array("q", bucket.keys)
+                is_rounded = isinstance(bucket, RoundedBucket)
+                columns = until_then.enter_context(dense(*bucket[:4], logically=is_rounded))
+                prepared = _new(bucket, columns)
+            if isinstance(bucket, RoundedBucket):
+                prepared.table[7::8] = array("q", bucket.keys)
             kept.append(prepared)
         _run([prepared.row for prepared in kept])
     for bucket in buckets:
@@ -120,36 +98,25 @@ def _prepared(bucket: Bucket | RoundedBucket) -> _Prepared | None:
     return prepared
 
 
-def _remember(bucket: Bucket | RoundedBucket, columns: Columns, prepared: _Prepared) -> None:
-    """Keep what was prepared for the next step, if it points to the bucket's tensors themselves."""
-    p, _, m, v = columns
-    if bucket.memory is not None and are_same((p, prepared.grads, m, v), bucket[:4]):
-        bucket.memory.prepared = prepared._replace(grads=[])
-
-
-def _table(columns: Columns, row_length: int) -> tuple["array[int]", int, list[Tensor]]:
-    """The rows of the kernel's table, with the first five numbers; the type of the gradients, and those."""
+def _new(bucket: Bucket | RoundedBucket, columns: Columns) -> _Prepared:
+    """Prepare a bucket, and keep it for the next step if it points to the bucket's tensors themselves."""
     p, g, m, v = columns
     if g[0].dtype not in TYPES or (torch.float64 in (p[0].dtype, g[0].dtype) and p[0].dtype != g[0].dtype):
         g = [t.to(state_dtype(p[0].dtype)) for t in g]
-    table = array("q", [0]) * (row_length * len(p))
+    length, format = (8, bucket.format) if isinstance(bucket, RoundedBucket) else (5, (0, 0, 0))
+    table = array("q", [0]) * (length * len(p))
     for column, tensors in enumerate((p, g, m, v)):
-        table[column::row_length] = array("q", [t.data_ptr() for t in tensors])
-    table[4::row_length] = array("q", [t.numel() for t in p])
-    return table, TYPES.index(g[0].dtype), g
-
-
-def _row(
-    params: list[Tensor],
-    table: "array[int]",
-    row_length: int,
-    grad_type: int,
-    scalars: StepScalars,
-    *format: int,
-) -> _Bucket:
-    param_type, address = TYPES.index(params[0].dtype), table.buffer_info()[0]
-    numbers = (row_length, param_type, grad_type, *(format or (0, 0, 0)))
-    return _Bucket(len(params), address, *numbers, _Scalars(*scalars))
+        table[column::length] = array("q", [t.data_ptr() for t in tensors])
+    table[4::length] = array("q", [t.numel() for t in p])
+    if isinstance(bucket, RoundedBucket):
+        if bucket.scales:
+            table[5::8] = array("q", [t.data_ptr() for t in bucket.scales])
+        table[6::8] = array("q", [layout(t.shape, bucket.format.block_size).columns for t in bucket.params])
+    numbers = (length, TYPES.index(p[0].dtype), TYPES.index(g[0].dtype), *format)
+    prepared = _Prepared(_Bucket(len(p), table.buffer_info()[0], *numbers, _Scalars(*bucket.scalars)), table, g)
+    if bucket.memory is not None and are_same((p, g, m, v), bucket[:4]):
+        bucket.memory.prepared = prepared._replace(grads=[])
+    return prepared
 
 
 def _run(rows: list[_Bucket]) -> None:

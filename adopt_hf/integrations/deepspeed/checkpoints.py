@@ -102,7 +102,7 @@ def _step_counts(engine: Any) -> dict[str, float]:
     for group in internals.zero_flat_groups(engine.optimizer):
         state = optimizer.state.get(group.flat)
         if state:
-            steps = optimizer.partition_of(group.flat).steps(state)
+            steps = optimizer.partitions[group.flat].steps(state)
             counts |= {names[tensor]: t for tensor, t in zip(group.tensors, steps, strict=True)}
     return counts
 

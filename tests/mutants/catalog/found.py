@@ -249,8 +249,8 @@ MUTANTS = (
     Mutant(
         "fused-temporaries",
         "adopt_hf/backends/cpu/launch.py",
-        "table, grad_type, grads = _table(columns, 5)",
-        "table, grad_type, grads = _table((columns[0], [g.clone() for g in columns[1]], *columns[2:]), 5)",
+        "prepared = _new(bucket, columns)",
+        "prepared = _new(bucket, (columns[0], [g.clone() for g in columns[1]], *columns[2:]))",
         (
             "tests/backends/test_backends.py",
             "-k",
