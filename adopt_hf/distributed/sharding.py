@@ -25,11 +25,6 @@ def sharding_of(p: Tensor) -> Any:
     return (p.device_mesh, p.placements) if is_dtensor(p) else None
 
 
-def shard_of(p: Tensor) -> tuple[int, ...]:
-    """As `shard`, of a parameter."""
-    return shard(sharding_of(p))
-
-
 def shard(sharding: Any) -> tuple[int, ...]:
     """Return the coordinates of this process's shard of a DTensor; replicas of a shard have the same."""
     if sharding is None:

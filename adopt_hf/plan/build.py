@@ -5,6 +5,7 @@ A plan is kept for the next step, see `adopt_hf.plan.kept`.
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from functools import partial
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from adopt_hf import backends
 from adopt_hf.backends.bucket import Bucket, CapturableBucket, Memory, RoundedBucket, check_shapes
 from adopt_hf.backends.dense import Columns, is_plain
 from adopt_hf.distributed.flat import Partition
-from adopt_hf.distributed.sharding import local_real, locally, shard, sharding_of
-from adopt_hf.plan.entries import UNKNOWN, Entry, FlatEntry, Plan, Waiting, agreement, observed
+from adopt_hf.distributed.sharding import local_real, locally, shard, sharding_of, sum_over_shards
+from adopt_hf.plan.entries import UNKNOWN, Entry, FlatEntry, Plan, Waiting, observed
 from adopt_hf.plan.kept import KeptPlan, WithGradient, is_clipped, is_coupled
 from adopt_hf.state import prepare, rounding
 from adopt_hf.state.formats import Format, format_of
@@ -262,5 +263,6 @@ def _capturable(members: Members, kind: Kind, backend: backends.Backend) -> Entr
             state["step"] = state["step"].to(kind.device, torch.float32)
     steps = [state["step"] for state in members.states]
     p, _, m, v = members.columns
-    bucket = CapturableBucket(p, [], m, v, steps, {}, None, None, agreement(kind.sharding), Memory())
+    agree = None if kind.sharding is None else partial(sum_over_shards, kind.sharding)
+    bucket = CapturableBucket(p, [], m, v, steps, {}, None, None, agree, Memory())
     return Entry(backend, kind.group, bucket, members.positions, members.states, kind.sharding, steps=steps)

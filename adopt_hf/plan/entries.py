@@ -2,9 +2,8 @@
 
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -207,8 +206,3 @@ def observed(grads: list[Tensor], sharding: Any) -> list[bool]:
     if sharding is not None:
         sum_over_shards(sharding, nonzero)
     return [count > 0 for count in nonzero.tolist()]
-
-
-def agreement(sharding: Any) -> Callable[[Tensor], None] | None:
-    """Return what sums counts over the processes that share a tensor, None if no other process does."""
-    return None if sharding is None else partial(sum_over_shards, sharding)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adopt_hf import algorithm
 from adopt_hf.distributed.flat import Partition
-from adopt_hf.distributed.sharding import is_dtensor, local, shard_of
+from adopt_hf.distributed.sharding import is_dtensor, local, shard, sharding_of
 from adopt_hf.state import quantization, rounding
 from adopt_hf.state.formats import Format
 from adopt_hf.state.quantization import Quantized
@@ -121,7 +121,7 @@ def convert(
             state[name] = state[name].to(dtype)
         return
     m, v = _as_floats(state, partition, block_size)
-    key = rounding.key((rounding.seed_of(group), number, *shard_of(p), int(state["step"])))
+    key = rounding.key((rounding.seed_of(group), number, *shard(sharding_of(p)), int(state["step"])))
     for name in (*FLOATS, *CODES):
         state.pop(name, None)
     if format.bits == 8:
@@ -175,15 +175,15 @@ def _joined(scales: list[Tensor], like: Tensor) -> Tensor:
     return torch.cat(scales, dim=1) if scales else torch.zeros(1, 0, 3, dtype=torch.float32, device=like.device)
 
 
-def _sharded_like(p: Tensor, shard: Tensor) -> Tensor:
+def _sharded_like(p: Tensor, there: Tensor) -> Tensor:
     """Return a shard as a DTensor of the whole tensor, if `p` is one; the first dimension is that of `p`."""
     if not is_dtensor(p):
-        return shard
+        return there
     from torch.distributed.tensor import DTensor
 
     assert isinstance(p, DTensor)
-    shape = torch.Size([p.shape[0] if p.dim() else 1, *shard.shape[1:]]) if shard.dim() else shard.shape
-    if shard.shape == p.to_local().shape:
+    shape = torch.Size([p.shape[0] if p.dim() else 1, *there.shape[1:]]) if there.dim() else there.shape
+    if there.shape == p.to_local().shape:
         shape = p.shape
-    stride = torch.empty(shape, dtype=shard.dtype, device="meta").stride()
-    return DTensor.from_local(shard, p.device_mesh, p.placements, run_check=False, shape=shape, stride=stride)
+    stride = torch.empty(shape, dtype=there.dtype, device="meta").stride()
+    return DTensor.from_local(there, p.device_mesh, p.placements, run_check=False, shape=shape, stride=stride)
