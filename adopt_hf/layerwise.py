@@ -1,4 +1,4 @@
-"""ADOPT that updates each parameter as its gradient becomes ready, so that all gradients never exist at once."""
+"""ADOPT that updates each parameter when its gradient is ready, so all gradients never exist at once."""
 
 import gc
 import inspect
@@ -20,37 +20,41 @@ from adopt_hf.optimizer import ADOPT, ADOPTW
 
 logger = logging.getLogger("adopt_hf")
 
-# By id of the parameter. The owner holds its parameters, so that an id means one tensor as long as the entry lives.
+# By id of the parameter. The owner holds its parameters, so an id stands for one tensor as long as the entry exists.
 _owners: "weakref.WeakValueDictionary[int, LayerwiseADOPT]" = weakref.WeakValueDictionary()
 warned: set[str] = set()
 
 
 class LayerwiseADOPT(ADOPT):
-    """ADOPT whose work is done in `backward()`: a hook updates a parameter and lets its gradient go.
+    """ADOPT that works in `backward()`: a hook updates each parameter and frees its gradient.
 
-    The result is that of ADOPT with the same arguments, and so are its state and what a schedule does to `lr`. Peak
-    memory lacks the gradients but for the largest few. What needs all gradients of a step at once cannot be had:
-    accumulation over several calls of `backward()`, several processes and a GradScaler (errors), and clipping by their
-    norm (there are none left to clip when `backward()` has ended). `step()` ends the step, and must be called after
-    each `backward()`.
+    Results and state equal those of ADOPT with the same arguments, also under a schedule of `lr`. Peak memory contains
+    only the largest few gradients. `step()` ends the step, and must be called after each `backward()`.
 
-    Every `backward()` that reaches a parameter moves it, also that of another loss: a GAN's generator must freeze the
-    discriminator (`requires_grad_(False)`) for its own `backward()`, and so must an actor its critic. Updates that no
-    `step()` has ended raise at the next `zero_grad()` or `backward()`. A parameter whose memory another tensor shares
-    (`p.data` in the same graph, a `state_dict()` that is kept) keeps its gradient, and is updated in `step()`.
+    Features that need all gradients of a step at once are not available. Accumulation over several calls of
+    `backward()`, several processes and a GradScaler raise an error. Clipping by the norm finds no gradients after
+    `backward()`.
 
-    Args: those of ADOPT.
+    Every `backward()` that reaches a parameter updates it, also the `backward()` of another loss. A GAN's generator
+    must freeze the discriminator (`requires_grad_(False)`) during its own `backward()`, and an actor its critic.
+    Updates without a following `step()` raise an error at the next `zero_grad()` or `backward()`. A parameter that
+    shares its memory with another tensor (`p.data` in the same graph, a `state_dict()` that the caller keeps) keeps its
+    gradient, and is updated in `step()`.
+
+    Args:
+        *args: Positional arguments of ADOPT.
+        **kwargs: Keyword arguments of ADOPT.
 
     Raises:
         RuntimeError: If a parameter belongs to another LayerwiseADOPT that is alive. In `backward()`: If a parameter
-            gets a second gradient before `step()`, or there are several processes.
+            gets a second gradient before `step()`, or if there are several processes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._hooks: dict[Tensor, RemovableHandle] = {}
         self._done: set[Tensor] = set()  # since the last step()
-        self._is_running = False  # a backward() that has updated something, as far as is known
-        self._has_ended = False  # such a backward(), and no step() has followed
+        self._is_running = False  # whether a backward() has begun to update parameters
+        self._has_ended = False  # whether that backward() has ended, without a step() since
         self._is_released = False
         self._places: dict[Tensor, tuple[int, int, int]] = {}  # group, position in it, number among all
         try:
@@ -60,7 +64,7 @@ class LayerwiseADOPT(ADOPT):
             raise
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As ADOPT's; the parameters are updated in `backward()` from now on."""
+        """Add a param group as ADOPT does. `backward()` updates its parameters from now on."""
         super().add_param_group(param_group)
         try:
             for p in self.param_groups[-1]["params"]:
@@ -71,7 +75,7 @@ class LayerwiseADOPT(ADOPT):
         self._watch()
 
     def release(self) -> None:
-        """Let go of the parameters, so that another LayerwiseADOPT may have them. This one cannot step any more."""
+        """Release the parameters, so that another LayerwiseADOPT can take them. This one cannot step after that."""
         for p, hook in self._hooks.items():
             hook.remove()
             if _owners.get(id(p)) is self:
@@ -82,7 +86,7 @@ class LayerwiseADOPT(ADOPT):
 
     def _check_owner(self, p: Tensor) -> None:
         if _owners.get(id(p), self) is not self:
-            gc.collect()  # it may be waiting for that
+            gc.collect()  # the owner may be garbage by now
         if _owners.get(id(p), self) is not self:
             raise RuntimeError(
                 f"a parameter of shape {tuple(p.shape)} belongs to another LayerwiseADOPT, which updates it in "
@@ -91,12 +95,12 @@ class LayerwiseADOPT(ADOPT):
             )
 
     def _watch(self) -> None:
-        """Let hooks update all parameters that can have a gradient now."""
-        optimizer = weakref.ref(self)  # the hooks live on the parameters, and must not keep the optimizer alive
+        """Register hooks on all parameters that can have a gradient now."""
+        optimizer = weakref.ref(self)  # hooks belong to parameters, and must not keep the optimizer alive
 
         def update(p: Tensor) -> None:
             alive = optimizer()
-            # A tensor that has been swapped with a parameter has the parameter's hook now.
+            # After torch.utils.swap_tensors the other tensor has the parameter's hook.
             if alive is not None and p.grad is not None and p in alive._hooks:
                 alive._take(p)
 
@@ -169,10 +173,13 @@ class LayerwiseADOPT(ADOPT):
         p.grad = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget gradients, and that parameters have been updated by a `backward()` that was interrupted.
+        """Clear gradients, and forget the updates of a `backward()` that was interrupted.
+
+        Args:
+            set_to_none: As in `torch.optim.Optimizer.zero_grad`. Default: True.
 
         Raises:
-            RuntimeError: If a `backward()` has updated parameters to its end, and no `step()` has followed.
+            RuntimeError: If a complete `backward()` has updated parameters and no `step()` has followed.
         """
         super().zero_grad(set_to_none)
         moved = len(self._done) if self._has_ended else 0
@@ -201,13 +208,16 @@ class LayerwiseADOPT(ADOPT):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """End the step, whose updates `backward()` has made; what has been unfrozen since is updated now.
+        """End the step that `backward()` has made. Parameters that still have a gradient are updated now.
 
         Args:
-            closure: recomputes the loss and calls `backward()`.
+            closure: Function that recomputes the loss and calls `backward()`.
 
         Returns:
-            What `closure` returned.
+            The return value of `closure`, or None without a closure.
+
+        Raises:
+            RuntimeError: If `release()` has been called.
         """
         if self._is_released:
             raise RuntimeError("release() has been called: this LayerwiseADOPT has no parameters to step with any more")
@@ -218,7 +228,7 @@ class LayerwiseADOPT(ADOPT):
                 loss = closure()
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None:  # it had no hook yet, has lost it to torch.utils.swap_tensors, or is shared
+                if p.grad is not None:  # without a hook: newly unfrozen, swapped, or shared
                     self._update_one(p)
         self._watch()
         self._end_step()
@@ -226,7 +236,7 @@ class LayerwiseADOPT(ADOPT):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name, empty in (("_hooks", {}), ("_done", set()), ("_places", {})):  # a pickle has none
+        for name, empty in (("_hooks", {}), ("_done", set()), ("_places", {})):  # absent from a pickle
             self.__dict__.setdefault(name, empty)
         for name in ("_is_running", "_has_ended", "_is_released"):
             self.__dict__.setdefault(name, False)
@@ -235,7 +245,7 @@ class LayerwiseADOPT(ADOPT):
 
 
 class LayerwiseADOPTW(LayerwiseADOPT, ADOPTW):
-    """LayerwiseADOPT with the defaults of ADOPTW; it is what `optim="adopt_layerwise"` builds."""
+    """LayerwiseADOPT with the defaults of ADOPTW. `optim="adopt_layerwise"` builds this class."""
 
 
 def _not_ended(moved: int) -> str:
@@ -247,7 +257,7 @@ def _not_ended(moved: int) -> str:
 
 
 def _is_nested() -> bool:
-    """Return whether this backward() runs inside of another one, as those of reentrant checkpoints do."""
+    """Return whether this backward() runs inside another one, as those of reentrant checkpoints do."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not BackwardCFunction.apply.__code__:
         frame = frame.f_back
@@ -255,16 +265,16 @@ def _is_nested() -> bool:
 
 
 def _is_shared(p: Tensor) -> bool:
-    """Return whether another tensor has the storage of `p`, such as one that the rest of the graph reads."""
+    """Return whether another tensor uses the storage of `p`, such as one that the rest of the graph reads."""
     return _uses(p) > _uses_alone()
 
 
 def _uses(t: Tensor) -> int:
-    count = getattr(torch._C, "_storage_Use_Count", None)  # private: where torch has none, such reads are not seen
+    count = getattr(torch._C, "_storage_Use_Count", None)  # private: without it, shared storages are not noticed
     return 0 if count is None else int(count(t.untyped_storage()._cdata))
 
 
 @cache
 def _uses_alone() -> int:
-    """Return the references to a storage that one tensor has: 1 in torch 2.6, and 1 more for who asks in 2.13."""
+    """Return the use count of a storage that only one tensor has: 1 in torch 2.6, and 2 in torch 2.13."""
     return _uses(torch.empty(1, dtype=torch.float32, device="cpu"))

@@ -1,4 +1,4 @@
-"""The optimizer: torch's interface, its hyperparameters, the dispatch of a step to backends, and loading."""
+"""The optimizer classes ADOPT and ADOPTW, with the interface of `torch.optim`."""
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
@@ -21,44 +21,55 @@ from adopt_hf.state import formats, loading, saved_groups
 class ADOPT(Optimizer):
     """ADOPT (Taniguchi et al., NeurIPS 2024, arXiv 2411.02853, Algorithm 2): Adam that converges with any beta2.
 
-    The equations are those of `adopt_hf.algorithm`. `step()` changes parameters and state in place, not the gradients.
+    The module `adopt_hf.algorithm` defines the equations. `step()` changes parameters and state in place, and only
+    reads the gradients.
+
+    The state of a parameter is created at its first gradient. It holds `step` (0-d float32 tensor, on the CPU unless
+    `capturable`), `exp_avg` and `exp_avg_sq`. Both moments have the shape of the parameter. They are float32 for 16-bit
+    parameters, bfloat16 with state_bits=16, and otherwise of the parameter's dtype. With state_bits=8 the state holds
+    `exp_avg_codes` and `exp_avg_sq_codes` (uint8, shape of the parameter) and `scales` (float32, three per block)
+    instead of the moments.
 
     Args:
-        params: parameters, (name, parameter) pairs or param groups; real or complex, of any floating dtype, on any
-            devices, plain tensors or DTensors. Gradients must be dense.
-        lr: learning rate, >= 0; a float, or a one-element tensor.
-        betas: (beta1, beta2), each in [0, 1); any sequence of two numbers.
-        eps: >= 0, the lower bound of sqrt(v).
-        weight_decay: >= 0; added to the gradient as L2 (the authors' default), or, with `decouple`, as AdamW does.
-        decouple: weight decay like AdamW's: theta*(1 - lr*weight_decay), from the second step on.
-        clip_exp: the normalised gradient is clipped to +-t**clip_exp, t being the completed steps; None: not at all.
-        beta2_warmup: use min(beta2, 1 - (t+1)**-k), a memory that grows with t; k in (0, 1], or True for the k that is
-            measured best (`adopt_hf.hyperparameters.WARMUP_EXPONENT`). The param groups hold k, or False.
-        maximize: ascend instead of descend.
-        backend: "auto" (the fastest that can run), "reference", "foreach" or "fused". A load keeps it as it is here.
-        capturable: keep `step`, and `lr` if it is a tensor, on the parameters' device and never wait for it, so that a
-            CUDA graph can capture the step, after a few steps without. A load keeps it as it is here.
-        state_bits: bits of a moment: 32, 16 (bfloat16) or 8 (codes in blocks, `adopt_hf.state.quantization`), the last
-            two rounded stochastically. A load brings the saved state into the form that is asked for here. With 8,
-            tensors of fewer than 4096 elements and those marked by `adopt_hf.keep_float32` keep 32.
-        block_size: elements of a block of 8-bit moments: a power of two from 64 to 2048.
-        bf16_stochastic_round: round bfloat16 parameters stochastically, so that updates below half of their last place
-            are not lost. Others are stored as ever.
-        seed: of all stochastic rounding; >= 0. Processes that hold the same parameter must have the same.
-        float32_apart: with 8-bit moments, the tensors that keep float32 ones get param groups of their own, with
-            state_bits=32. For ZeRO, which makes one flat tensor of a group; `optim="adopt_8bit"` does so.
-        regroup: a function that takes `params` as a list and returns the list to use. `adopt_hf.trainer_kwargs` passes
-            one if `optim_args` has to reach the param groups that a Trainer makes.
-
-    State of a parameter, created at its first gradient: `step` (0-d float32 tensor, on the CPU unless `capturable`),
-    `exp_avg` and `exp_avg_sq` (shape of the parameter; float32 for 16-bit parameters, else its dtype; bfloat16 with
-    state_bits=16); with state_bits=8 in their place `exp_avg_codes` and `exp_avg_sq_codes` (shape of the parameter,
-    uint8) and `scales` (float32, three for a block).
+        params: Parameters, (name, parameter) pairs or param groups. Parameters are real or complex, of any floating
+            dtype, on any devices, plain tensors or DTensors. Gradients must be dense.
+        lr: Learning rate, >= 0: a float or a one-element tensor. Default: 1e-3.
+        betas: (beta1, beta2), each in [0, 1): any sequence of two numbers. Default: (0.9, 0.9999).
+        eps: Lower bound of sqrt(v), >= 0. Default: 1e-6.
+        weight_decay: Weight decay, >= 0. It is an L2 term of the gradient, or decoupled as in AdamW if `decouple` is
+            True. Default: 0.
+        decouple: Whether weight decay is decoupled: theta*(1 - lr*weight_decay), from the second step on. Default:
+            False, as in the authors' code.
+        clip_exp: Exponent of the clip of the normalised gradient, +-t**clip_exp after t completed steps. None disables
+            the clip. Default: 0.25.
+        beta2_warmup: Exponent k in (0, 1] of the warm-up min(beta2, 1 - (t+1)**-k), with which the memory of v grows
+            with t. True stands for `adopt_hf.hyperparameters.WARMUP_EXPONENT`, the best k in our measurements. The
+            param groups hold k, or False. Default: False.
+        maximize: Whether to ascend instead of descend. Default: False.
+        backend: "reference", "foreach", "fused", or "auto" for the fastest that can run. A load does not change it.
+            Default: "auto".
+        capturable: Whether `step`, and `lr` if it is a tensor, are on the parameters' device, and the host never waits
+            for the device. A CUDA graph can then capture the step, after a few steps without a graph. A load does not
+            change it. Default: False.
+        state_bits: Bits of a moment: 32, 16 (bfloat16) or 8 (codes in blocks, see `adopt_hf.state.quantization`).
+            Moments of 16 and 8 bits are rounded stochastically. With 8, tensors of fewer than 4096 elements and tensors
+            marked by `adopt_hf.keep_float32` keep 32. A load converts the saved state to this format. Default: 32.
+        block_size: Elements of a block of 8-bit moments, a power of two from 64 to 2048. Default: 256.
+        bf16_stochastic_round: Whether bfloat16 parameters are rounded stochastically, which keeps updates below half
+            of their last place. Parameters of other dtypes are rounded to nearest. Default: False.
+        seed: Seed of all stochastic rounding, >= 0. Processes that hold the same parameter need the same seed.
+            Default: 0.
+        float32_apart: Whether tensors that keep float32 moments with state_bits=8 get param groups of their own, with
+            state_bits=32. ZeRO needs this, because it makes one flat tensor of a group. `optim="adopt_8bit"` sets it.
+            Default: False.
+        regroup: Function that takes `params` as a list and returns the list to use. `adopt_hf.trainer_kwargs` passes
+            one if `optim_args` must reach the param groups that a Trainer makes. Default: None.
 
     Raises:
-        ValueError: a hyperparameter outside its range.
-        TypeError: an argument that ADOPT does not have; says what to write instead of another implementation's.
-        RuntimeError: a `backend` asked for by name that cannot run on a parameter.
+        ValueError: If a hyperparameter is outside its range.
+        TypeError: If ADOPT does not have an argument. The message names ADOPT's counterpart of another
+            implementation's argument.
+        RuntimeError: If the `backend` asked for by name cannot run on a parameter.
     """
 
     _is_adopt = True  # for `is_adopt_optimizer`
@@ -111,19 +122,22 @@ class ADOPT(Optimizer):
         self.partitions: dict[Tensor, Partition] = {}
         if regroup is not None:
             params = regroup(list(params))
-        self.kept_plans: Kept = {}  # of the last step, see `adopt_hf.plan.kept`; not in a pickle
-        self.has_noted_first_steps = False  # whether `adopt_hf.first_steps` has seen all that it looks at
+        self.kept_plans: Kept = {}  # of the last steps, see `adopt_hf.plan.kept`; not in a pickle
+        self.has_noted_first_steps = False  # whether `adopt_hf.first_steps` needs no more steps
         super().__init__(params, defaults | check_group(defaults))
         if float32_apart:
             self.param_groups[:] = formats.float32_apart(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group; hyperparameters that it does not name are the defaults given at construction.
+        """Add a param group. Hyperparameters that it does not name get the values given at construction.
+
+        Args:
+            param_group: Param group with the key `params`. Nothing is added if an error is raised.
 
         Raises:
-            ValueError: a hyperparameter outside its range; nothing is added then.
-            TypeError: a key that belongs to another implementation.
-            RuntimeError: the `backend` asked for by name cannot run on one of the parameters.
+            ValueError: If a hyperparameter is outside its range.
+            TypeError: If a key belongs to another implementation.
+            RuntimeError: If the `backend` asked for by name cannot run on one of the parameters.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
@@ -147,17 +161,17 @@ class ADOPT(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Do one step with the gradients in `.grad`; parameters without one are left alone.
+        """Do one step with the gradients in `.grad`. Parameters without a gradient stay unchanged.
 
         Args:
-            closure: recomputes the loss and the gradients; called once, with gradients enabled.
+            closure: Function that recomputes the loss and the gradients. It is called once, with gradients enabled.
 
         Returns:
-            What `closure` returned.
+            The return value of `closure`, or None without a closure.
 
         Raises:
-            RuntimeError: a gradient is sparse, or a CUDA graph captures the step without `capturable=True`; nothing has
-                been changed then.
+            RuntimeError: If a gradient is sparse, or a CUDA graph captures the step without `capturable=True`. Nothing
+                has been changed then.
         """
         loss = None
         if closure is not None:
@@ -168,10 +182,12 @@ class ADOPT(Optimizer):
         return loss
 
     def _update(self, groups: Sequence[dict[str, Any]] | None = None, first: int = 0, key: Hashable = None) -> None:
-        """Update all parameters that have a gradient, or those of `groups`, which are numbered from `first` on.
+        """Update all parameters that have a gradient.
 
         Args:
-            key: Under which the plan of `groups` is kept for the next call.
+            groups: Param groups to update. Default: all.
+            first: Number of their first parameter among all parameters. Default: 0.
+            key: Key under which the plan of `groups` is kept for the next call. Default: None.
         """
         if not torch.compiler.is_compiling():
             _untraced().update(self, groups, first, key)
@@ -188,8 +204,8 @@ class ADOPT(Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Whether `torch.amp.GradScaler` leaves the scale and the overflow of the gradients to `step()`.
 
-        It does where that saves waiting for the device. Otherwise it unscales and skips by itself: Accelerate looks for
-        the step that was skipped, and the processes of FSDP1 agree on an overflow in `unscale_` alone.
+        With `capturable` this saves waiting for the device. Otherwise the GradScaler itself unscales and skips, for two
+        reasons. Accelerate looks for the skipped step, and the ranks of FSDP1 agree on an overflow only in `unscale_`.
         """
         return all(
             group["capturable"] and not any(getattr(p, "_fsdp_flattened", False) for p in group["params"])
@@ -197,22 +213,22 @@ class ADOPT(Optimizer):
         )
 
     def set_partition(self, param: Tensor, partition: Partition) -> None:
-        """Say that `param` is flat: it holds stretches of several tensors, which are counted one by one.
+        """Declare that `param` is flat: it holds stretches of several tensors, whose steps are counted separately.
 
         Args:
-            param: 1-d, of one of the param groups, now or when `step()` is called.
-            partition: how it is made up.
+            param: 1-d parameter that is in a param group, at the latest when `step()` is called.
+            partition: The tensors that `param` holds, and their stretches.
         """
         self.partitions[param] = partition
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # torch calls this on every load as well as on unpickling; a pickle has no partitions.
+        # torch calls __setstate__ in every load too, not only in unpickling. A pickle has no partitions.
         self.__dict__.setdefault("partitions", {})
         self.kept_plans = {}
         self.has_noted_first_steps = False
-        self.defaults.pop("differentiable", None)  # torch puts it there
-        for name, default in DEFAULTS.items():  # what a pickle of an earlier version lacks
+        self.defaults.pop("differentiable", None)  # torch adds it
+        for name, default in DEFAULTS.items():  # a pickle of an earlier version lacks some
             self.defaults.setdefault(name, default)
         for group in (self.defaults, *self.param_groups):
             keep_running_mean(group)
@@ -221,40 +237,48 @@ class ADOPT(Optimizer):
                 group.setdefault(name, default)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what torch's optimizers do, with plain numbers in the groups: `weights_only=True` reads no others."""
+        """Return the state as torch's optimizers do.
+
+        The groups hold only Python's own numbers, because `torch.load(weights_only=True)` reads no others.
+        """
         saved = super().state_dict()
         groups = [{name: saved_groups.plain(value) for name, value in group.items()} for group in saved["param_groups"]]
         for group in groups:
-            group["beta2_warmup"] = algorithm.warmup_exponent(group) or False  # a True that was written into the group
+            group["beta2_warmup"] = algorithm.warmup_exponent(group) or False  # the user may write True
         return {**saved, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` returned: this optimizer's, an earlier version's, torch-adopt's or timm Adopt's.
+        """Load a `state_dict()` of this class, of an earlier version, of torch-adopt or of timm's Adopt.
 
-        Moments of 16-bit parameters stay float32 (torch alone would cast them). How things are computed and stored
-        (`backend`, `capturable`, `state_bits`, `block_size`, `bf16_stochastic_round`) is kept as it is here, and so is
-        every hyperparameter that the saved group lacks, but `beta2_warmup`: a run without it goes on without. If both
-        sides have `param_names`, parameters are paired by name and not by their order. A warning names the loaded
-        hyperparameters that differ from those here, which they replace.
+        Moments of 16-bit parameters stay float32, although torch casts them. A load does not change the options that
+        say how to compute and store (`backend`, `capturable`, `state_bits`, `block_size`, `bf16_stochastic_round`).
+        A hyperparameter that the saved group lacks keeps its value here, except `beta2_warmup`: a run that had no
+        warm-up goes on without one. If both sides have `param_names`, parameters are paired by name instead of by
+        order. A warning names the loaded hyperparameters that differ from the values here, which they replace.
+
+        Args:
+            state_dict: The saved state.
 
         Raises:
-            ValueError: If the state is not ADOPT's or uses something that ADOPT here does not have, if a hyperparameter
-                is outside its range, if names or shapes are not the parameters', or if a value cannot be that of a
-                state (a step that is no count, a negative v). Nothing has been changed then.
+            ValueError: If the state is not ADOPT's or uses an option that this ADOPT does not have. If a hyperparameter
+                is outside its range, or names or shapes differ from the parameters'. If a value cannot be one of a
+                state, such as a negative v. Nothing has been changed then.
         """
         loading.load(self, self.partitions, state_dict, super().load_state_dict)
 
 
 class ADOPTW(ADOPT):
-    """ADOPT with the defaults of those who come from AdamW: decoupled weight decay, and a memory that warms up.
+    """ADOPT with defaults for users of AdamW: decoupled weight decay, and a warm-up of beta2.
 
-    It is what `optim="adopt"` builds. `weight_decay` means what it means in AdamW, and the loss of a short run needs no
-    other beta2: see `beta2_warmup` of ADOPT. A checkpoint of either class loads into the other, and brings its own
-    `decouple` and `beta2_warmup` with it.
+    `optim="adopt"` builds this class. `weight_decay` means the same as in AdamW, and short runs need no smaller beta2
+    (see `beta2_warmup` of ADOPT). A checkpoint of either class loads into the other, and brings its own `decouple` and
+    `beta2_warmup`.
 
-    Args: those of ADOPT, of which two have other defaults.
-        decouple: as of ADOPT; True.
-        beta2_warmup: as of ADOPT; True.
+    Args:
+        params: As in ADOPT, as are `lr`, `betas`, `eps` and `weight_decay`.
+        decouple: As in ADOPT. Default: True.
+        beta2_warmup: As in ADOPT. Default: True.
+        **options: The other arguments of ADOPT.
     """
 
     def __init__(
@@ -274,16 +298,16 @@ class ADOPTW(ADOPT):
 
 @cache
 def _untraced() -> ModuleType:
-    """Return `adopt_hf.torch_compile`, which the first step imports. An import statement takes time in every step."""
+    """Return `adopt_hf.torch_compile`, which the first step imports. An import statement costs time in every step."""
     from adopt_hf import torch_compile
 
     return torch_compile
 
 
 def is_adopt_optimizer(thing: object) -> bool:
-    """Return whether `thing` is an ADOPT or its class, of this copy of the module or of another.
+    """Return whether `thing` is an ADOPT or its class, from this copy of the module or from another.
 
-    A notebook or a test runner that imports the package again has two classes of that name, so that `isinstance` is not
+    A notebook or a test runner that imports the package again has two classes of that name, so `isinstance` is not
     enough.
     """
     return getattr(thing, "_is_adopt", False) is True
