@@ -6,7 +6,7 @@ the keys of `optim_args` and of a DeepSpeed block, what a load keeps, and the ta
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, cast
@@ -170,6 +170,18 @@ INSTEAD = {
 }
 
 
+def refuse(kind: str, names: Iterable[str]) -> None:
+    """Raise TypeError if there is a name, which ADOPT does not have. The message says what to write instead.
+
+    Args:
+        kind: Kind of the names, for the message.
+        names: Names that ADOPT does not have.
+    """
+    for name in names:
+        hint = INSTEAD.get(name)
+        raise TypeError(f"ADOPT has no {kind} {name!r}" + (f": {hint}" if hint else ""))
+
+
 def check_betas(betas: object) -> tuple[float, float]:
     """Return `betas` as a pair of floats.
 
@@ -249,6 +261,16 @@ def _are_within(group: Mapping[str, Any]) -> bool:
         and (clip_exp is None or 0 <= clip_exp < 5)
         and 0 <= group["beta2_warmup"] <= 1  # False is 0, and check_group refuses 0 itself
     )
+
+
+def upgrade(defaults: dict[str, Any], groups: Iterable[dict[str, Any]]) -> None:
+    """Add the options that a pickle of an earlier version lacks to its defaults and param groups, in place."""
+    for name, default in DEFAULTS.items():
+        defaults.setdefault(name, default)
+    for group in (defaults, *groups):
+        keep_running_mean(group)
+        for name, default in defaults.items():
+            group.setdefault(name, default)
 
 
 def keep_running_mean(group: dict[str, Any]) -> None:

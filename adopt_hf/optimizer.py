@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from adopt_hf import algorithm, backends
 from adopt_hf.backends import capture
 from adopt_hf.distributed.flat import Partition
-from adopt_hf.hyperparameters import DEFAULTS, INSTEAD, OF_ADOPTW, check_group, keep_running_mean
+from adopt_hf.hyperparameters import DEFAULTS, INSTEAD, OF_ADOPTW, check_group, refuse, upgrade
 from adopt_hf.plan import entries
 from adopt_hf.plan.build import Kept
 from adopt_hf.state import formats, loading, saved_groups
@@ -43,17 +43,14 @@ class ADOPT(Optimizer):
         clip_exp: Exponent of the clip of the normalised gradient, +-t**clip_exp after t completed steps. None disables
             the clip. Default: 0.25.
         beta2_warmup: Exponent k in (0, 1] of the warm-up min(beta2, 1 - (t+1)**-k), with which the memory of v grows
-            with t. True stands for `adopt_hf.hyperparameters.WARMUP_EXPONENT`, the best k in our measurements. The
-            param groups hold k, or False. Default: False.
+            with t. True stands for `adopt_hf.hyperparameters.WARMUP_EXPONENT`. Default: False.
         maximize: Whether to ascend instead of descend. Default: False.
-        backend: "reference", "foreach", "fused", or "auto" for the fastest that can run. A load does not change it.
-            Default: "auto".
+        backend: "reference", "foreach", "fused", or "auto" for the fastest that can run. Default: "auto".
         capturable: Whether `step`, and `lr` if it is a tensor, are on the parameters' device, and the host never waits
-            for the device. A CUDA graph can then capture the step, after a few steps without a graph. A load does not
-            change it. Default: False.
+            for the device. A CUDA graph can then capture the step, after a few steps without. Default: False.
         state_bits: Bits of a moment: 32, 16 (bfloat16) or 8 (codes in blocks, see `adopt_hf.state.quantization`).
             Moments of 16 and 8 bits are rounded stochastically. With 8, tensors of fewer than 4096 elements and tensors
-            marked by `adopt_hf.keep_float32` keep 32. A load converts the saved state to this format. Default: 32.
+            marked by `adopt_hf.keep_float32` keep 32. Default: 32.
         block_size: Elements of a block of 8-bit moments, a power of two from 64 to 2048. Default: 256.
         bf16_stochastic_round: Whether bfloat16 parameters are rounded stochastically, which keeps updates below half
             of their last place. Parameters of other dtypes are rounded to nearest. Default: False.
@@ -67,8 +64,7 @@ class ADOPT(Optimizer):
 
     Raises:
         ValueError: If a hyperparameter is outside its range.
-        TypeError: If ADOPT does not have an argument. The message names ADOPT's counterpart of another
-            implementation's argument.
+        TypeError: If ADOPT does not have an argument. The message says what to write instead.
         RuntimeError: If the `backend` asked for by name cannot run on a parameter.
     """
 
@@ -96,9 +92,7 @@ class ADOPT(Optimizer):
         regroup: Callable[[list[Any]], list[Any]] | None = None,
         **unknown: object,
     ) -> None:
-        for name in unknown:
-            hint = INSTEAD.get(name)
-            raise TypeError(f"ADOPT has no argument {name!r}" + (f": {hint}" if hint else ""))
+        refuse("argument", unknown)
         if callable(weight_decay):  # torch-adopt's fifth positional argument
             raise TypeError(
                 f"weight_decay must be a number, got {weight_decay!r}; for a clip_lambda {INSTEAD['clip_lambda']}"
@@ -131,18 +125,14 @@ class ADOPT(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group. Hyperparameters that it does not name get the values given at construction.
 
-        Args:
-            param_group: Param group with the key `params`. Nothing is added if an error is raised.
-
         Raises:
             ValueError: If a hyperparameter is outside its range.
             TypeError: If a key belongs to another implementation.
-            RuntimeError: If the `backend` asked for by name cannot run on one of the parameters.
+            RuntimeError: If the `backend` asked for by name cannot run on one of the parameters. Nothing is added then.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
-        for name in INSTEAD.keys() & param_group.keys():
-            raise TypeError(f"ADOPT has no param group option {name!r}: {INSTEAD[name]}")
+        refuse("param group option", INSTEAD.keys() & param_group.keys())
         super().add_param_group(param_group | check_group(param_group))
         group = self.param_groups[-1]
         formats.note_marked(group)
@@ -228,13 +218,7 @@ class ADOPT(Optimizer):
         self.kept_plans = {}
         self.has_noted_first_steps = False
         self.defaults.pop("differentiable", None)  # torch adds it
-        for name, default in DEFAULTS.items():  # a pickle of an earlier version lacks some
-            self.defaults.setdefault(name, default)
-        for group in (self.defaults, *self.param_groups):
-            keep_running_mean(group)
-        for group in self.param_groups:
-            for name, default in self.defaults.items():
-                group.setdefault(name, default)
+        upgrade(self.defaults, self.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as torch's optimizers do.
@@ -251,7 +235,8 @@ class ADOPT(Optimizer):
         """Load a `state_dict()` of this class, of an earlier version, of torch-adopt or of timm's Adopt.
 
         Moments of 16-bit parameters stay float32, although torch casts them. A load does not change the options that
-        say how to compute and store (`backend`, `capturable`, `state_bits`, `block_size`, `bf16_stochastic_round`).
+        say how to compute and store (`backend`, `capturable`, `state_bits`, `block_size`, `bf16_stochastic_round`). The
+        saved moments are converted to the format of this optimizer.
         A hyperparameter that the saved group lacks keeps its value here, except `beta2_warmup`: a run that had no
         warm-up goes on without one. If both sides have `param_names`, parameters are paired by name instead of by
         order. A warning names the loaded hyperparameters that differ from the values here, which they replace.

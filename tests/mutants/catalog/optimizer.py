@@ -272,8 +272,8 @@ MUTANTS = (
     Mutant(
         "layerwise-hooks-keep-it-alive",
         LAYERWISE,
-        "        optimizer = weakref.ref(self)  # the hooks live",
-        "        optimizer = lambda: self  # the hooks live",
+        "        optimizer = weakref.ref(self)  # hooks belong",
+        "        optimizer = lambda: self  # hooks belong",
         OF_LAYERWISE,
         "an optimizer that was deleted would go on moving the weights",
     ),
