@@ -1,1 +1,1 @@
-"""How a parameter is spread over processes: flat parameters of ZeRO, shards of DTensors."""
+"""Parameters that are distributed over processes: flat parameters of ZeRO, shards of DTensors."""

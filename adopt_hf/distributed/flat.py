@@ -1,7 +1,7 @@
-"""Flat parameters: what ZeRO makes of a param group, one long tensor a process, with a stretch of each of the tensors.
+"""Flat parameters of ZeRO: one long tensor per process and param group, with a stretch of each tensor of the group.
 
-ADOPT counts steps tensor by tensor, and leaves a tensor without a gradient alone. A flat parameter shows neither: here
-is what brings both back, so that a sharded run is the run of one process.
+ADOPT counts steps per tensor, and does not update a tensor without a gradient. A flat parameter shows neither the
+tensors nor their gradients. A `Partition` describes both, so that a sharded run equals the run of one process.
 """
 
 from collections import defaultdict
@@ -33,16 +33,16 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Partition:
-    """How a flat parameter is made up.
+    """The tensors that a flat parameter holds.
 
     Args:
-        tensors: how many tensors share it, over all processes; they are numbered alike everywhere.
-        stretches: this process's, by ascending start; what none covers is padding.
-        arrived: for each tensor, whether a gradient has arrived since the last step; None if that is not known, so that
-            the values of the flat gradient have to tell. The same in all processes. Where none has arrived the flat
-            gradient may hold an old one.
-        total: sums an int64 tensor on the CPU, in place, over the processes that share the tensors.
-        number: another one for each flat parameter, and in each process that has another part of the tensors.
+        tensors: Number of tensors that share the flat parameter, over all processes. All processes number them alike.
+        stretches: Stretches of this process, by ascending start. Elements outside all stretches are padding.
+        arrived: Callable that returns, for each tensor, whether any rank has received a gradient since the last call,
+            or None if no rank has ever received one. All ranks get the same answer. Without a gradient the flat
+            gradient may hold an old one. For None the values of the flat gradient decide.
+        total: Function that sums an int64 tensor on the CPU, in place, over the processes that share the tensors.
+        number: Number that differs between flat parameters, and between processes with different parts. Default: 0.
     """
 
     tensors: int
@@ -52,7 +52,7 @@ class Partition:
     number: int = 0
 
     def steps(self, state: dict[str, Any]) -> list[float]:
-        """The step count of each tensor, from the state of the flat parameter."""
+        """Return the step count of each tensor, from the state of the flat parameter."""
         counts = state.get("tensor_steps")
         if counts is None:
             return [float(state["step"])] * self.tensors
@@ -61,11 +61,13 @@ class Partition:
         return [float(count) for count in counts]
 
     def active(self, grad: Tensor, steps: Sequence[float]) -> list[bool]:
-        """For each tensor, whether this step updates it: it has a gradient, and at its first step a non-zero one.
+        """Return for each tensor whether this step updates it.
+
+        A tensor is updated if it has a gradient, which must not be all zero at t = 0.
 
         Args:
-            grad: the flat gradient.
-            steps: of each tensor.
+            grad: Flat gradient.
+            steps: Step count of each tensor.
         """
         arrived = self.arrived()
         unsure = [there is None or (there and t == 0) for t, there in zip(steps, arrived, strict=True)]
@@ -73,9 +75,9 @@ class Partition:
         return [nonzero if doubt else bool(there) for there, doubt, nonzero in zip(arrived, unsure, seen, strict=True)]
 
     def _nonzero(self, grad: Tensor, asked: Sequence[bool]) -> list[bool]:
-        """For each tensor that is asked for, whether its whole gradient has a non-zero element (NaN counts).
+        """Return for each tensor in `asked` whether its whole gradient has a non-zero element. NaN is not zero.
 
-        The only place where a step waits for the device of a flat gradient.
+        A step waits for the device of a flat gradient only here.
         """
         look = [s for s in self.stretches if asked[s.tensor] and s.numel]
         nonzero = torch.zeros(self.tensors, dtype=torch.int64, device="cpu")
@@ -86,7 +88,7 @@ class Partition:
         return [count > 0 for count in nonzero.tolist()]
 
     def spans(self, active: Sequence[bool], steps: Sequence[float]) -> dict[float, list[Span]]:
-        """What is to be updated, by step count; neighbours with the same count are one span."""
+        """Return the spans to update, by step count. Neighbours with equal counts are one span."""
         spans: dict[float, list[Span]] = defaultdict(list)
         for s in self.stretches:
             if not active[s.tensor] or not s.numel:
@@ -100,7 +102,7 @@ class Partition:
 
 
 def counted(active: Sequence[bool], steps: Sequence[float]) -> dict[str, Any]:
-    """The entries of the state after the step: `step`, the largest count, and `tensor_steps` where they differ."""
+    """Return the entries of the state after the step: the largest count, and all counts if they differ."""
     after = [t + 1 if updated else t for t, updated in zip(steps, active, strict=True)]
     state: dict[str, Any] = {"step": torch.tensor(max(after), dtype=torch.float32, device="cpu")}
     state["tensor_steps"] = after if min(after) < max(after) else None

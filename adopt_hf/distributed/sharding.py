@@ -1,4 +1,4 @@
-"""Local views of parameters that are not plain real memory: shards of DTensors, complex tensors, subclasses."""
+"""Local real views of parameters: shards of DTensors, complex tensors, tensor subclasses."""
 
 import sys
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 def is_dtensor(t: Tensor) -> "TypeGuard[DTensor]":
     """Return whether `t` is a DTensor.
 
-    There is none before another module has imported torch.distributed.tensor. That import takes half as long as
-    torch's, and a program in one process does not need it.
+    No DTensor exists before torch.distributed.tensor has been imported. That import takes half as long as torch's own,
+    and a program of one process does not need it.
     """
     cls = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return cls is not None and isinstance(t, cls)
 
 
 def sharding_of(p: Tensor) -> Any:
-    """Return the mesh and the placements of a DTensor, None for any other tensor."""
+    """Return the mesh and the placements of a DTensor, or None for any other tensor."""
     return (p.device_mesh, p.placements) if is_dtensor(p) else None
 
 
 def shard(sharding: Any) -> tuple[int, ...]:
-    """Return the coordinates of this process's shard of a DTensor; replicas of a shard have the same."""
+    """Return the coordinates of this process's shard of a DTensor. Replicas of a shard have equal coordinates."""
     if sharding is None:
         return ()
     mesh, placements = sharding
@@ -35,7 +35,7 @@ def shard(sharding: Any) -> tuple[int, ...]:
 
 
 def locally(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the four of a DTensor, of a complex tensor or of a tensor of a subclass as real views, local shards.
+    """Return a parameter, its gradient and its moments as local real tensors.
 
     Raises:
         RuntimeError: If some of them are DTensors and others are not.
@@ -55,23 +55,23 @@ def locally(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> tup
 
 
 def needs_redistribution(p: Tensor, grad: Tensor) -> bool:
-    """Return whether a gradient is divided in another way than its parameter: bringing it there is a collective."""
+    """Return whether a gradient has other placements than its parameter. Redistributing it is a collective."""
     return is_dtensor(p) and is_dtensor(grad) and grad.placements != p.placements
 
 
 def local(t: Tensor) -> Tensor:
-    """Return the local shard of a DTensor, and any other tensor as it is."""
+    """Return the local shard of a DTensor, and any other tensor unchanged."""
     return t.to_local() if is_dtensor(t) else t
 
 
 def local_real(t: Tensor) -> Tensor:
-    """Return the local shard of a DTensor, and of a complex tensor its real view."""
+    """Return the local shard of a tensor, as a real view if it is complex."""
     t = local(t)
     return torch.view_as_real(t) if t.is_complex() else t
 
 
 def sum_over_shards(sharding: Any, counts: Tensor) -> None:
-    """Sum `counts` in place over the processes among which `sharding` divides a tensor."""
+    """Sum `counts` in place over the processes that share a tensor with this `sharding`."""
     mesh, placements = sharding
     there = counts.to(mesh.device_type)
     for dim, placement in enumerate(placements):

@@ -1,1 +1,1 @@
-"""What is kept of each parameter between two steps: its formats, its conversion, and its loading."""
+"""The state of each parameter between two steps: its formats, its conversion, and its loading."""

@@ -1,4 +1,4 @@
-"""Make the state of one parameter, and convert it from one format into another. A whole tensor is one segment."""
+"""Create the state of one parameter, and convert it from one format to another. A whole tensor is one segment."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,30 +18,30 @@ CODES = ("exp_avg_codes", "exp_avg_sq_codes", "scales")
 
 
 class Segment(NamedTuple):
-    """Elements of a parameter that have blocks of their own: a stretch of a flat parameter, or all of another one."""
+    """Elements of a parameter that have their own blocks: a stretch of a flat parameter, or a whole tensor."""
 
-    tensor: int  # of the stretch, else 0
+    tensor: int  # number of the tensor that a stretch belongs to; 0 for a whole tensor
     start: int
     numel: int
     first_block: int
-    whole: torch.Size | None = None  # the shape of a parameter that is not flat
+    whole: torch.Size | None = None  # the shape of a whole tensor; None for a stretch
 
     @property
     def shape(self) -> torch.Size:
-        """The shape that decides on the blocks."""
+        """The shape that determines the blocks."""
         return torch.Size([self.numel]) if self.whole is None else self.whole
 
     def of(self, t: Tensor) -> Tensor:
-        """Return the part of a tensor of the parameter's shape."""
+        """Return these elements of a tensor that has the parameter's shape."""
         return t.narrow(0, self.start, self.numel) if self.whole is None else t
 
     def scales_of(self, scales: Tensor, block_size: int) -> Tensor:
-        """Return the scales of the blocks."""
+        """Return the scales of these blocks."""
         return scales.narrow(1, self.first_block, quantization.layout(self.shape, block_size).blocks)
 
 
 def segments(shape: torch.Size, partition: Partition | None, block_size: int) -> Iterator[Segment]:
-    """Yield the segments of a parameter of this shape. Tensors of a flat one may differ in their step counts."""
+    """Yield the segments of a parameter of this shape: the whole tensor, or the stretches of a flat parameter."""
     if partition is None:
         yield Segment(0, 0, shape.numel(), 0, shape)
         return
@@ -55,7 +55,7 @@ def segments(shape: torch.Size, partition: Partition | None, block_size: int) ->
 def check_scales(
     p: Tensor, state: dict[str, Any], partition: Partition | None, block_size: int, what: str = "the state"
 ) -> None:
-    """Raise ValueError if the codes and scales of 8-bit moments are not those of `p` in blocks of this size."""
+    """Raise ValueError if the codes and scales of 8-bit moments do not fit `p` in blocks of this size."""
     layouts = [quantization.layout(s.shape, block_size) for s in segments(p.shape, partition, block_size)]
     blocks = (layouts[0].rows if layouts else 1, sum(layout.blocks for layout in layouts), 3)
     expected = {"exp_avg_codes": (p.shape, torch.uint8), "exp_avg_sq_codes": (p.shape, torch.uint8)}
@@ -68,21 +68,21 @@ def check_scales(
 
 
 def loaded(t: Tensor, device: torch.device) -> Tensor:
-    """Return a saved tensor as one that can be written to, on `device`."""
+    """Return a saved tensor as a writable tensor on `device`."""
     t = t.detach().to(device)
     repeated = any(stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True))  # by expand()
     return t.contiguous() if repeated and not is_dtensor(t) else t
 
 
 def bits_of(state: dict[str, Any]) -> int:
-    """In how many bits the moments are."""
+    """Return the bits of the moments: 8, 16 or 32."""
     if "scales" in state:
         return 8
     return 16 if state["exp_avg"].dtype == torch.bfloat16 else 32
 
 
 def add_zeros(p: Tensor, state: dict[str, Any], format: Format, partition: Partition | None) -> None:
-    """Give a parameter its state, in which nothing has been observed."""
+    """Write the state of a new parameter, which has observed nothing, into `state`."""
     state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
     if format.bits == 8:
         here, size = local(p), format.block_size
@@ -109,15 +109,15 @@ def convert(
         p: The parameter.
         state: Its state.
         format: The format that its group asks for.
-        partition: Of a flat parameter, else None.
+        partition: The partition of a flat parameter, or None for a whole tensor.
         group: Its param group.
-        number: Its number among all parameters, of which the random bits of the rounding are made.
-        block_size: The block size of codes in `state`. Default: that of `format`.
+        number: Its number among all parameters, from which the random bits of the rounding are made.
+        block_size: The block size of the codes in `state`. Default: that of `format`.
     """
     block_size = block_size or format.block_size
     dtype = algorithm.state_dtype(p.dtype)
     if bits_of(state) == 32 and format.bits == 32:
-        for name in FLOATS:  # the model was cast after its first step
+        for name in FLOATS:  # for a model that was cast after its first step
             state[name] = state[name].to(dtype)
         return
     m, v = _as_floats(state, partition, block_size)
@@ -141,7 +141,7 @@ def _write(p: Tensor, state: dict[str, Any], names: Sequence[str], tensors: Sequ
 
 
 def _as_floats(state: dict[str, Any], partition: Partition | None, block_size: int) -> tuple[Tensor, Tensor]:
-    """The local m and v, in float32 or more."""
+    """Return the local m and v, in float32 or float64."""
     if bits_of(state) != 8:
         m, v = (local(state[name]) for name in FLOATS)
         return (m.float(), v.float()) if m.dtype == torch.bfloat16 else (m, v)
@@ -171,12 +171,12 @@ def _no_codes(like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _joined(scales: list[Tensor], like: Tensor) -> Tensor:
-    """Return the scales of all segments; a process may have none of them."""
+    """Return the scales of all segments. A process may have no segment."""
     return torch.cat(scales, dim=1) if scales else torch.zeros(1, 0, 3, dtype=torch.float32, device=like.device)
 
 
 def _sharded_like(p: Tensor, there: Tensor) -> Tensor:
-    """Return a shard as a DTensor of the whole tensor, if `p` is one; the first dimension is that of `p`."""
+    """Return a local shard as a DTensor if `p` is one. Its first dimension is that of `p`."""
     if not is_dtensor(p):
         return there
     from torch.distributed.tensor import DTensor

@@ -1,4 +1,4 @@
-"""Say which hyperparameters a loaded state has brought: what was asked for before is not what runs after a load."""
+"""Warn of hyperparameters that a load has changed: the loaded values replace those of the optimizer."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from adopt_hf.hyperparameters import of_group
 
 logger = logging.getLogger("adopt_hf")
 NAMES = of_group("update")
-_told: set[str] = set()  # once a process
+_told: set[str] = set()  # messages of this process, each logged once
 
 
 def numbers(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the hyperparameters of each param group, as plain numbers.
 
-    `lr` is the one that a schedule started from, if there is a schedule: the present one changes with every step.
+    Under a schedule `lr` is the schedule's initial value, because the present value changes with every step.
     """
     return [
         {name: _plain(group.get("initial_lr", group["lr"]) if name == "lr" else group.get(name)) for name in NAMES}
@@ -26,7 +26,7 @@ def numbers(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def warn(before: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of the hyperparameters that differ between `before`, the `numbers` before a load, and `groups` after it."""
+    """Warn of hyperparameters that differ between `before`, the `numbers` before a load, and `groups` after it."""
     found: dict[str, list[int]] = {}
     of_a_schedule = False
     for index, (old, new) in enumerate(zip(before, numbers(groups), strict=False)):
@@ -52,7 +52,7 @@ def warn(before: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]
 
 
 def _equal(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    if name == "betas" and (old["cycles_beta1"] or new["cycles_beta1"]):  # OneCycleLR writes another one at every step
+    if name == "betas" and (old["cycles_beta1"] or new["cycles_beta1"]):  # OneCycleLR writes a new beta1 at every step
         return bool(old["betas"][1] == new["betas"][1])
     return bool(old[name] == new[name])
 

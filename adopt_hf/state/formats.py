@@ -1,9 +1,9 @@
-"""How results are kept: both moments in 32, 16 or 8 bits, parameters rounded to nearest or stochastically.
+"""The formats of results: moments of 32, 16 or 8 bits, and parameters rounded to nearest or stochastically.
 
 32    float32 (float64 for float64 parameters): `exp_avg`, `exp_avg_sq`
-16    bfloat16, rounded stochastically
-8     the blocks of `quantization`: `exp_avg_codes`, `exp_avg_sq_codes`, `scales`. Kept at 32 are tensors of fewer
-      than 4096 elements, those that are marked (`keep_float32`), and DTensors whose shards are not whole rows
+16    bfloat16, rounded stochastically: `exp_avg`, `exp_avg_sq`
+8     the blocks of `quantization`: `exp_avg_codes`, `exp_avg_sq_codes`, `scales`. Three kinds of tensors keep 32 bits:
+      tensors of fewer than 4096 elements, those marked by `keep_float32`, and DTensors whose shards are not whole rows
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Format(NamedTuple):
-    """How one parameter and its moments are stored."""
+    """The storage format of one parameter and its moments."""
 
     bits: int
     block_size: int
@@ -29,20 +29,20 @@ class Format(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing is rounded but a 16-bit parameter, to nearest."""
+        """Whether moments are not rounded, and the parameter at most to nearest."""
         return self.bits == 32 and not self.round_param
 
 
 def keep_float32(params: Iterable[Tensor]) -> None:
-    """Mark parameters whose moments stay float32 where others have 8 bits. Before an optimizer is made of them."""
+    """Mark parameters that keep float32 moments with `state_bits=8`. Call this before the optimizer is created."""
     for p in params:
         setattr(p, MARK, True)
 
 
 def float32_apart(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The param groups of an ADOPT, in which what keeps float32 moments where others have 8 bits has groups of its own.
+    """Return the param groups of an ADOPT, with separate groups for parameters that keep float32 moments.
 
-    For ZeRO, to which a group is one flat tensor that is stored in one form. The new groups have `state_bits=32`.
+    ZeRO makes one flat tensor of a group, which has one format. The new groups have `state_bits=32`.
     """
     result = []
     for group in groups:
@@ -65,11 +65,11 @@ def float32_apart(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _whole_numel(p: Tensor) -> int:
-    return int(getattr(p, "ds_numel", p.numel()))  # what DeepSpeed notes where it has left a shard of no elements
+    return int(getattr(p, "ds_numel", p.numel()))  # ZeRO 3 leaves an empty tensor and notes its size
 
 
 def note_marked(group: dict[str, Any]) -> None:
-    """Write the positions of marked parameters into a group with 8-bit moments, unless it names some itself."""
+    """Write the positions of marked parameters into a group with 8-bit moments, unless it has a list of them."""
     marked = [i for i, p in enumerate(group["params"]) if getattr(p, MARK, False)]
     if group["state_bits"] == 8 and marked:
         group.setdefault("float32_state", marked)
@@ -79,22 +79,26 @@ def check(group: Mapping[str, Any]) -> None:
     """Check a param group whose options have been checked one by one.
 
     Raises:
-        ValueError: a parameter that cannot be kept as is asked for, or options that exclude each other.
+        ValueError: If a parameter cannot have the format that the group asks for, or options exclude each other.
     """
     _check_capturable(group)
     for p in group["params"]:
-        if p.requires_grad:  # else it has no state, unless it is unfrozen, and is looked at then
+        if p.requires_grad:  # a frozen parameter has no state; it is checked when it is unfrozen
             _check_dtype(p, group["state_bits"])
 
 
 def format_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool) -> Format:
-    """How the parameter at `position` of a group is to be stored.
+    """Return the storage format of a parameter.
 
     Args:
-        is_flat: it holds the tensors of the group, and no position means anything.
+        p: The parameter.
+        group: Its param group.
+        position: Its position in the group.
+        is_flat: Whether the parameter is flat, and holds several tensors. The position is ignored then.
 
     Raises:
-        ValueError: If an option of the group, or the dtype of the parameter, was changed to what cannot be.
+        ValueError: If an option of the group or the parameter's dtype was changed to an unsupported value after
+            construction.
     """
     for name in ("state_bits", "block_size"):
         HYPERPARAMETERS[name].check(name, group[name])

@@ -1,4 +1,4 @@
-"""Saved states of other ADOPTs and of earlier versions: check them, and bring them into this class's terms."""
+"""Load saved states of this class, of other ADOPTs and of earlier versions, after a check of all they contain."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,12 +23,12 @@ def load(
 
     Args:
         optimizer: The ADOPT.
-        partitions: Those of its flat parameters.
+        partitions: The partitions of its flat parameters.
         state_dict: The saved state.
-        as_torch: `load_state_dict` of torch's optimizers, which casts a state to its parameter's dtype.
+        as_torch: `load_state_dict` of torch's optimizers, which casts moments to the dtype of their parameter.
 
     Raises:
-        ValueError: If the state cannot be loaded; nothing has been changed then.
+        ValueError: If the state cannot be loaded. Nothing has been changed then.
     """
     check_structure(state_dict)
     before = differences.numbers(optimizer.param_groups)
@@ -40,7 +40,7 @@ def load(
         return saved if new is None else new.state_dict
 
     def restore_precision(_: Optimizer) -> None:
-        assert new is not None  # torch would have raised
+        assert new is not None  # otherwise torch has raised an error
         for member in new.members:
             saved, p = new.state_dict["state"].get(member.saved_id), member.param
             if saved:
@@ -65,7 +65,7 @@ def load(
 def _bring_into_form(
     member: Member, state: dict[str, Any], group: Mapping[str, Any], partition: Partition | None
 ) -> None:
-    """Bring the loaded state of a parameter into the form that its group asks for."""
+    """Convert the loaded state of a parameter to the format that its group asks for."""
     wanted = formats.format_of(member.param, group, member.position, is_flat=partition is not None)
     coded = "scales" in state
     if not coded or wanted.bits != 8:
@@ -96,18 +96,19 @@ def translated(
     own: Mapping[Tensor, Mapping[str, Any]],
     partitions: Mapping[Tensor, Partition],
 ) -> Translated | None:
-    """Return `saved` with groups, parameters and step counts as this class writes them. `saved` is not changed.
+    """Return `saved` with groups, parameters and step counts as this class writes them.
 
     Args:
-        groups: the param groups of the optimizer that loads the state.
-        own: its present state.
-        partitions: those of its flat parameters.
+        saved: The saved state, which stays unchanged.
+        groups: The param groups of the optimizer that loads the state.
+        own: The present state of that optimizer.
+        partitions: The partitions of its flat parameters.
 
     Returns:
-        The translated state; None if the number of groups or of their parameters differs, which torch reports itself.
+        The translated state, or None if the number of groups or of their parameters differs. torch reports that.
 
     Raises:
-        ValueError: If the state is another optimizer's, or holds something that cannot be ADOPT's.
+        ValueError: If the state is another optimizer's, or holds a value that ADOPT's state cannot have.
     """
     check_structure(saved)
     saved_groups = names.matched(saved["param_groups"], groups)
@@ -125,7 +126,7 @@ def translated(
 
 
 def check_structure(saved: Any) -> None:
-    """Raise ValueError if `saved` is not built as what an optimizer's `state_dict()` returns."""
+    """Raise ValueError if `saved` does not have the structure of an optimizer's `state_dict()`."""
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
         has = f"the keys {', '.join(map(str, saved))}" if isinstance(saved, Mapping) else f"type {type(saved).__name__}"
         raise ValueError(
@@ -161,10 +162,10 @@ def _check_ids(state: Mapping[Any, Any], found: Iterable[Member]) -> None:
 
 
 def _without_own(saved: Any, own: Mapping[str, Any]) -> Any:
-    """Return the saved state of one parameter without what is not saved but this optimizer's own.
+    """Return the saved state of one parameter without the entries that come from this optimizer's own state.
 
-    set_optimizer_state_dict of torch.distributed.checkpoint adds what the present state has and the saved one lacks:
-    moments in another form.
+    set_optimizer_state_dict of torch.distributed.checkpoint adds entries that the present state has and the saved one
+    lacks. These are moments in another format.
     """
     if isinstance(saved, dict) and saved.keys() >= {*conversion.FLOATS, *conversion.CODES}:
         for form in (conversion.FLOATS, conversion.CODES):

@@ -1,4 +1,4 @@
-"""Pair the parameters of a saved state with those of an optimizer by their names, where both have names."""
+"""Pair the parameters of a saved state with those of an optimizer by name, if both sides have names."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -6,18 +6,18 @@ from typing import Any
 
 logger = logging.getLogger("adopt_hf")
 
-# Modules that a wrapper puts into the path of a parameter: torch.compile, FSDP1, activation checkpointing, DDP.
+# Modules that wrappers insert into the name of a parameter: torch.compile, FSDP1, activation checkpointing, DDP.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
 
-Names = list[list[str]]  # of the parameters of each group
+Names = list[list[str]]  # the names of the parameters, one list for each group
 
 
 def matched(saved: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the saved param groups with their parameters in the order of the groups `here`.
 
-    Names are compared as they are, then without the modules that wrappers insert, then without the path that all
-    names of a side share. Where only one side has names, and where none is on both sides, the order pairs them, as in
-    torch. A state whose ids are names (that of torch.distributed.checkpoint) is in order already, and so are FSDP1's.
+    Names are compared unchanged, then without the modules that wrappers insert, then without the path that all names of
+    a side share. Parameters are paired by order, as in torch, if only one side has names or no name is on both sides.
+    States of torch.distributed.checkpoint, whose ids are names, and of FSDP1 are in order already.
 
     Raises:
         ValueError: If the names on the two sides differ, or a parameter is in another group than it was.
@@ -53,7 +53,7 @@ def without_wrappers(name: str) -> str:
 
 
 def _names(groups: Sequence[Mapping[str, Any]]) -> Names | None:
-    """The names of all parameters, or None if there are none."""
+    """Return the names of all parameters, or None if a group has none."""
     if not groups or not all("param_names" in group for group in groups):
         return None
     for index, group in enumerate(groups):
@@ -96,7 +96,7 @@ def _without_common_path(names: Names) -> Names:
 
 
 def _pairs(there: Names, ours: Names) -> list[list[int]] | None:
-    """For each parameter here the position of its namesake in the saved group; None if the names are not the same."""
+    """Return the position of each parameter in its saved group, or None if the names differ."""
     known = {name: (index, position) for index, group in enumerate(there) for position, name in enumerate(group)}
     asked = _flat(ours)
     if len(known) < len(_flat(there)) or len(set(asked)) < len(asked) or known.keys() != set(asked):

@@ -1,6 +1,6 @@
-"""The state of one parameter, ready for a step: made at the first gradient, converted if its format has changed.
+"""Prepare the state of one parameter for a step: create it at the first gradient, convert it to another format.
 
-This is the only door through which a step reaches states: nothing else makes or converts one during `step()`.
+No other module creates or converts a state during `step()`.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from adopt_hf.state.formats import Format
 
 
 class Moments(NamedTuple):
-    """What the update reads and writes of a state: m, v, and the scales if both are codes of 8 bits."""
+    """The tensors of a state that the update reads and writes: m, v, and the scales of 8-bit codes."""
 
     exp_avg: Tensor
     exp_avg_sq: Tensor
@@ -24,7 +24,7 @@ class Moments(NamedTuple):
 
 
 class _StateDtypes(dict[torch.dtype, torch.dtype]):
-    """`algorithm.state_dtype`, looked up once."""
+    """A cache of `algorithm.state_dtype`."""
 
     def __missing__(self, dtype: torch.dtype) -> torch.dtype:
         self[dtype] = algorithm.state_dtype(dtype)
@@ -42,18 +42,18 @@ def moments(
     group: Mapping[str, Any],
     number: int,
 ) -> Moments:
-    """Return the moments of a parameter in the given format, made or converted in place in `state` if they are not.
+    """Return the moments of a parameter in the given format. They are created or converted in `state` if necessary.
 
     Args:
         p: The parameter.
         state: Its state, empty before its first gradient.
         format: The format that its group asks for.
-        partition: Of a flat parameter, else None.
+        partition: The partition of a flat parameter, or None for a whole tensor.
         group: Its param group.
-        number: Its number among all parameters, of which the random bits of a conversion are made.
+        number: Its number among all parameters, from which the random bits of a conversion are made.
 
     Raises:
-        ValueError: If 8-bit moments are not those of the parameter in blocks of the group's `block_size`.
+        ValueError: If 8-bit moments do not fit the parameter in blocks of the group's `block_size`.
     """
     if not state:
         conversion.add_zeros(p, state, format, partition)

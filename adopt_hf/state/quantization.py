@@ -1,24 +1,24 @@
-"""Both moments in 8 bits an element: the format, defined once.
+"""The format of moments in 8 bits per element.
 
-At beta2 = 0.9999 v moves by one part in 10,000 a step, which rounding to nearest would lose. Here v is rounded
-stochastically, on a grid that its decay does not touch:
+At beta2 = 0.9999 v moves by one part in 10,000 per step, which rounding to nearest would lose. This format rounds v
+stochastically, on a grid that the decay of v does not change:
 
-    blocks     a tensor is cut between its rows (dimension 0), and each row in blocks of `block_size` elements, the last
-               of a row shorter; a tensor of one dimension, or of short rows, is one row. So a shard of whole rows has
-               the blocks of the whole tensor.
-    v          scale * 2**k * (1 + i / 2**bits), the numbers with `bits` bits of mantissa, in codes 1, 2, 3, ... from
-               `scale` upwards. Code 0 is v = 0, never observed; 254 is inf, 255 NaN.
-    scale      of v is multiplied by beta2 each step: the decay of v is exact and has no noise. What is added to v is
-               rounded. When the largest v of the block leaves the highest octave, scale moves by a power of two, which
-               changes codes and no value.
+    blocks     A tensor is cut between its rows (dimension 0), and each row into blocks of `block_size` elements. The
+               last block of a row may be shorter. A tensor of one dimension or of short rows is one row. A shard of
+               whole rows therefore has the blocks of the whole tensor.
+    v          scale * 2**k * (1 + i / 2**bits): the numbers with `bits` bits of mantissa, in codes 1, 2, 3, ... from
+               `scale` upwards. Code 0 is v = 0 (never observed), 254 is inf, 255 is NaN.
+    scale      The scale of v is multiplied by beta2 in each step, so the decay of v is exact and has no noise. Only the
+               addend of v is rounded. When the largest v of the block leaves the highest octave, the scale moves by a
+               power of two, which changes codes and no value.
     bits       2 to 5, as many as the block's range of v allows (62, 31, 15 or 7 octaves). A v below that range is
-               raised to its lower end: it never becomes 0.
-    m          sign * scale * (x - 1), x one of the numbers from 1 to 240 with 4 bits of mantissa: the grid is even near
-               zero and relative beyond. 7 bits of code, and a sign; 127 without it is "not finite". The scale follows
-               the largest |m| of the block. m is rounded stochastically, too.
+               raised to its lower end and never becomes 0.
+    m          sign * scale * (x - 1), where x is one of the numbers from 1 to 240 with 4 bits of mantissa. The grid is
+               even near zero and relative beyond. A code has 7 bits and a sign, and 127 means "not finite". The scale
+               follows the largest |m| of the block. m is rounded stochastically as well.
 
-The three numbers of a block (scale of m, scale of v, bits of v) are float32, in `scales` of shape (rows, blocks of a
-row, 3): 2 + 12/256 bytes an element for both moments.
+The three numbers of a block (scale of m, scale of v, bits of v) are float32. They are in `scales`, of shape (rows,
+blocks of a row, 3). Both moments take 2 + 12/256 bytes per element.
 """
 
 from typing import NamedTuple
@@ -31,23 +31,23 @@ from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.state.rounding import float_of, random_bits, word_of
 
 BLOCK_SIZE = int(HYPERPARAMETERS["block_size"].default)
-SMALLEST_TENSOR = 4096  # elements; smaller ones keep float32 moments
+SMALLEST_TENSOR = 4096  # elements; smaller tensors keep float32 moments
 
 ONE = 0x3F800000  # the bits of 1.0
 LAST = 253  # the largest code of a finite v
 INF, NAN = 254, 255
 FEWEST_BITS, MOST_BITS = 2, 5
-NOT_FINITE = 0x7F800000  # the bits of inf; those of NaN are larger
-TINIEST = 2.0**-100  # the scale of v is not smaller, and an |m| below it is 0
-TINY = 0x0D800000  # its bits
+NOT_FINITE = 0x7F800000  # the bits of inf; the bits of NaN are larger
+TINIEST = 2.0**-100  # lower bound of the scale of v; an |m| below it is 0
+TINY = 0x0D800000  # the bits of TINIEST
 
 M_BITS = 4
-M_TOP = 223.0  # (1 + M_TOP) = 224 has code 124, and may be rounded up to 125
+M_TOP = 223.0  # 1 + M_TOP = 224 has code 124, and may be rounded up to code 125
 M_NOT_FINITE = 127
 
 
 class Layout(NamedTuple):
-    """How a tensor is cut into blocks."""
+    """The division of a tensor into blocks."""
 
     rows: int
     columns: int
@@ -55,34 +55,34 @@ class Layout(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Blocks of a row."""
+        """The number of blocks in a row."""
         return -(-self.columns // self.block_size)
 
     def blocked(self, t: Tensor) -> Tensor:
-        """The elements as (rows, blocks, block_size); zeros where a row's last block is shorter."""
+        """Return the elements as (rows, blocks, block_size), with zeros at the end of shorter blocks."""
         t = t.reshape(self.rows, self.columns)
         t = F.pad(t, (0, self.blocks * self.block_size - self.columns))
         return t.view(self.rows, self.blocks, self.block_size)
 
     def whole(self, t: Tensor, shape: torch.Size) -> Tensor:
-        """Back from (rows, blocks, block_size) to a tensor's shape."""
+        """Return elements of shape (rows, blocks, block_size) in a tensor's shape."""
         return t.reshape(self.rows, self.blocks * self.block_size)[:, : self.columns].reshape(shape)
 
 
 def layout(shape: torch.Size, block_size: int) -> Layout:
-    """How a tensor of this shape is cut."""
+    """Return the layout of a tensor of this shape."""
     if has_rows(shape, block_size):
         return Layout(shape[0], shape[1:].numel(), block_size)
     return Layout(1, shape.numel(), block_size)
 
 
 def has_rows(shape: torch.Size, block_size: int) -> bool:
-    """Whether blocks stay within rows, so that shards of whole rows have the blocks of the whole tensor."""
+    """Return whether blocks stay within rows, so that shards of whole rows have the blocks of the whole tensor."""
     return len(shape) > 1 and shape[1:].numel() >= block_size // 2
 
 
 class Quantized(NamedTuple):
-    """Both moments of one tensor."""
+    """The codes and scales of one tensor's moments."""
 
     exp_avg: Tensor  # uint8, of the parameter's shape: codes
     exp_avg_sq: Tensor  # uint8, of the parameter's shape: codes
@@ -90,7 +90,7 @@ class Quantized(NamedTuple):
 
 
 def new_scales(shape: torch.Size, block_size: int, device: torch.device) -> Tensor:
-    """Return the scales of moments that are zero, whose codes are 0: nothing was observed."""
+    """Return the scales of moments that are zero. Their codes are 0: nothing was observed."""
     where = layout(shape, block_size)
     scales = torch.zeros(where.rows, where.blocks, 3, dtype=torch.float32, device=device)
     scales[..., 1], scales[..., 2] = TINIEST, FEWEST_BITS
@@ -98,20 +98,20 @@ def new_scales(shape: torch.Size, block_size: int, device: torch.device) -> Tens
 
 
 def dequantize(q: Quantized, block_size: int) -> tuple[Tensor, Tensor]:
-    """(m, v) in float32."""
+    """Return (m, v) in float32."""
     where = layout(q.exp_avg.shape, block_size)
     m, v = _decode_m(where.blocked(q.exp_avg), q.scales), _decode_v(where.blocked(q.exp_avg_sq), q.scales)
     return where.whole(m, q.exp_avg.shape), where.whole(v, q.exp_avg.shape)
 
 
 def quantize(exp_avg: Tensor, exp_avg_sq: Tensor, block_size: int, key: int) -> Quantized:
-    """(m, v) in float32 to codes on a new grid, with the random bits of `key`."""
+    """Return the codes of float32 moments on a new grid, rounded with the random bits of `key`."""
     scales = new_scales(exp_avg.shape, block_size, exp_avg.device)
     return encode(exp_avg, exp_avg_sq, scales, 1.0, block_size, random_bits(key, exp_avg.numel(), exp_avg.device)[0])
 
 
 def are_scales(scales: Tensor) -> Tensor:
-    """Return, for each block, whether its three numbers can be those of a block of finite or infinite moments."""
+    """Return for each block whether its three numbers are possible."""
     m, v, bits = scales.unbind(-1)
     largest_v = torch.exp2(129.0 - (LAST - 2) // 2 ** bits.clamp(FEWEST_BITS, MOST_BITS))
     return (
@@ -124,12 +124,12 @@ def are_scales(scales: Tensor) -> Tensor:
 def encode(
     exp_avg: Tensor,  # m, float32
     exp_avg_sq: Tensor,  # v, of the same shape, float32
-    scales: Tensor,  # of the moments that these come from
-    beta2: float,  # by which v has decayed since then
+    scales: Tensor,  # scales of the moments before the step
+    beta2: float,  # factor by which v has decayed in the step
     block_size: int,
-    random: Tensor,  # int64 in [0, 2**32), of m's number of elements: upper bits are for v, the lower 11 for m
+    random: Tensor,  # int64 in [0, 2**32), one per element; v uses the upper bits, m the lower 11
 ) -> Quantized:
-    """The codes and scales of the moments after a step."""
+    """Return the codes and scales of the moments after a step."""
     where = layout(exp_avg.shape, block_size)
     random, v = where.blocked(random), where.blocked(exp_avg_sq)
     scale, bits = _grid(v, scales[..., 1] * beta2, scales[..., 2])
@@ -150,15 +150,15 @@ def _decode_v(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def _grid(v: Tensor, scale: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale, moved by a power of two, and the bits of mantissa that the new v of each block ask for."""
+    """Return the scale, moved by a power of two, and the bits of mantissa, as the new v of each block require."""
     word = word_of(v)
-    word = torch.where(word >= NOT_FINITE, 0, word)  # they have codes of their own
+    word = torch.where(word >= NOT_FINITE, 0, word)  # inf and NaN have their own codes
     high = word.amax(-1) >> 23
     low = torch.where(word == 0, NOT_FINITE, word).amin(-1) >> 23
-    octaves = high - low + 2  # and one for where in its octave `scale` lies
+    octaves = high - low + 2  # one more octave, because `scale` lies within an octave
     chosen = torch.full_like(high, FEWEST_BITS)
     for more in range(FEWEST_BITS + 1, MOST_BITS + 1):
-        spare = (more > bits).long()  # so that a range that wavers does not change the grid to and fro
+        spare = (more > bits).long()  # keeps the grid if the range wavers
         chosen = torch.where(octaves + spare <= (LAST - 2) >> more, more, chosen)
     old = word_of(scale)
     moved = old + (high + 1 - (LAST - 2 >> chosen) - (old >> 23) << 23)
@@ -182,7 +182,7 @@ def _decode_m(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def _encode_m(m: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
-    """The codes, and the scale of each block."""
+    """Return the codes of m, and the scale of each block."""
     size = m.abs()
     finite = size < torch.inf  # False for NaN
     largest = torch.where(finite, size, 0.0).amax(-1)
@@ -191,5 +191,5 @@ def _encode_m(m: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     shift = 23 - M_BITS
     word = word_of(1.0 + torch.where(finite, size, 0.0) * inverse[..., None])
     q = word - ONE + ((random & 0x7FF) << (shift - 11)) >> shift
-    codes = torch.where(finite, q + 0x80 * m.signbit(), M_NOT_FINITE)  # the sign of a NaN is chance
+    codes = torch.where(finite, q + 0x80 * m.signbit(), M_NOT_FINITE)  # a NaN has an arbitrary sign
     return codes.to(torch.uint8), torch.where(some, largest * (1 / M_TOP), 0.0)

@@ -1,4 +1,4 @@
-"""The param groups of a saved state: whether they are ADOPT's, and the same in this class's terms."""
+"""Recognise the param groups of a saved ADOPT, and translate them to this class's options."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
@@ -9,13 +9,13 @@ from torch import Tensor
 from adopt_hf.hyperparameters import HYPERPARAMETERS, check_group, keep_running_mean, of_group
 from adopt_hf.state import rounding
 
-# Options of torch-adopt's and timm's groups: how the update is computed, and variants of it that ADOPT here has not.
+# Options of torch-adopt's and timm's groups: how the update is computed, and variants that this ADOPT does not have.
 FOREIGN_IMPLEMENTATION = {"foreach", "fused", "capturable", "max_lr_snapshot"}
-KEPT = (*of_group("execution", "storage"), "float32_state")  # as they are here, or are not
+KEPT = (*of_group("execution", "storage"), "float32_state")  # a load does not change these
 FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
-# torch's Adam, AdamW, NAdam and RAdam write these into the groups of a state that they load, ADOPT's too.
+# torch's Adam, AdamW, NAdam and RAdam write these into the groups of every state that they load, also of ADOPT's.
 OF_ADAM = {"amsgrad", "momentum_decay", "decoupled_weight_decay", "bias_correction"}
-# How a run goes on where an optimizer refuses the state of another one; the end of a sentence.
+# The end of an error message: how to continue if an optimizer refuses the state of another one.
 WEIGHTS_ONLY = (
     "the weights only: load the model from the checkpoint (from_pretrained), and start the new run without "
     "resume_from_checkpoint, load_state or load_state_dict"
@@ -37,9 +37,9 @@ def is_adopt(groups: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return an entry of a param group with Python's own numbers, strings, tuples, lists and dicts in place of others.
+    """Return an entry of a param group with Python's own numbers, strings, tuples, lists and dicts.
 
-    Schedules write numpy numbers, and configuration libraries have lists and numbers of their own.
+    Schedules write numpy numbers, and configuration libraries have their own lists and numbers.
     """
     kind = type(value)
     if value is None or kind in (bool, int, float, str) or isinstance(value, Tensor):
@@ -55,7 +55,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         items = [plain(x) for x in value]
         return items if isinstance(value, list) else tuple(items)
-    if kind.__module__ == "numpy" and hasattr(value, "tolist"):  # an array, or a bool of numpy's
+    if kind.__module__ == "numpy" and hasattr(value, "tolist"):  # an array or a bool of numpy
         return value.tolist()
     return value
 
@@ -74,12 +74,17 @@ def _not_adopts(group: Mapping[str, Any]) -> str:
 
 
 def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the param group `saved` in this class's terms; what it lacks is taken from `here`.
+    """Return the saved param group with the options of this class.
 
-    But not `beta2_warmup`: a state that has none is of a run without.
+    Options that `saved` lacks are taken from `here`, except `beta2_warmup`: a state without it comes from a run without
+    a warm-up.
+
+    Args:
+        saved: The saved param group.
+        here: The param group of the optimizer that loads the state.
 
     Raises:
-        ValueError: If the group is not ADOPT's, or has an option that ADOPT here has not.
+        ValueError: If the group is not ADOPT's, or has an option that this ADOPT does not have.
     """
     if not is_adopt([saved]):
         raise ValueError(_not_adopts(saved))

@@ -1,4 +1,4 @@
-"""The saved state of one parameter: check its values, and bring it into this class's terms."""
+"""Check the saved state of one parameter, and translate it to the entries of this class."""
 
 from collections.abc import Mapping
 from numbers import Real
@@ -12,24 +12,24 @@ from adopt_hf.distributed.sharding import is_dtensor, local
 from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.state import conversion, formats, quantization
 
-LARGEST_COUNT = 2**24  # float32 counts no further
-PIECE = 2**24  # elements that are looked at together
+LARGEST_COUNT = 2**24  # the largest count in float32
+PIECE = 2**24  # elements of one comparison, which bounds the temporaries
 
 
 class Member(NamedTuple):
-    """A parameter of the optimizer, and its entry of a saved state."""
+    """A parameter of the optimizer, and its entry in a saved state."""
 
     saved_id: Any
     param: Tensor
     number: int  # among all parameters
     position: int  # in its group
     group_index: int
-    group: Mapping[str, Any]  # the optimizer's
+    group: Mapping[str, Any]  # param group of the optimizer
     block_size: int  # of the saved codes
 
     @property
     def what(self) -> str:
-        """The saved state of this parameter, for an error message."""
+        """The name of this saved state, for an error message."""
         named = self.group.get("param_names")
         name = f" ({named[self.position]})" if named else ""
         return f"the saved state of parameter {self.saved_id}{name}"
@@ -81,7 +81,7 @@ def _count(what: str, value: Any) -> float:
 
 
 def _check_tensor(what: str, value: Any, p: Tensor) -> None:
-    """Raise ValueError if `value` is no tensor whose elements can be read."""
+    """Raise ValueError if `value` is not a tensor with readable elements."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{what} of type {type(value).__name__}, which must be a tensor")
     if value.layout != torch.strided:
@@ -140,6 +140,6 @@ def _any_below_zero(t: Tensor) -> bool:
     if t.is_meta:
         return False
     flat = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).reshape(-1)
-    if flat.itemsize == 1:  # float8, which cannot be compared
+    if flat.itemsize == 1:  # torch does not compare float8
         flat = flat.float()
-    return any(bool((piece < 0).any()) for piece in flat.split(PIECE))  # without a temporary of its size
+    return any(bool((piece < 0).any()) for piece in flat.split(PIECE))  # pieces bound the temporaries

@@ -1,9 +1,9 @@
-"""Random bits of its own for the only parameter of an optimizer.
+"""Distinct random bits for the parameters of optimizers that have one parameter each.
 
-The bits of a tensor depend on its number among the optimizer's parameters. With an optimizer for each parameter (steps
-inside of `backward()`) all have number 0, and would draw the same bits. So such an optimizer has one more number in its
-param group, `tensor_key`, made once from what is the same in all processes and known at the first step: the parameter's
-name, or else its shape, its values and its first gradient. The state_dict carries it.
+The bits of a tensor depend on its number among the optimizer's parameters. If each parameter has its own optimizer
+(steps inside `backward()`), all parameters have number 0 and would draw the same bits. The param group of such an
+optimizer therefore holds a `tensor_key`, which is made once, at the first step. It comes from the parameter's name, or
+from its shape, values and first gradient, which are equal in all processes. The state_dict contains it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,15 @@ def give_key(
     states: Mapping[Tensor, Mapping[str, Any]],
     partitions: Mapping[Tensor, Partition],
 ) -> None:
-    """Write `tensor_key` into the param group if it has the only parameter, which is to be rounded for the first time.
+    """Write `tensor_key` into the param group of an only parameter that is rounded for the first time.
 
-    Flat parameters get none: their bits depend on the tensors in them, and processes have different parts.
+    Flat parameters get no key: their bits depend on the tensors in them, and processes hold different parts.
 
     Args:
         groups: All param groups of the optimizer.
-        copies: What this step is planned with: the same, or a copy of one of them.
+        copies: The param groups that this step is planned with: the same, or a copy of one of them.
+        states: The states of the parameters.
+        partitions: The partitions of flat parameters.
     """
     if len(groups) != 1 or len(groups[0]["params"]) != 1:
         return
@@ -57,6 +59,6 @@ def _key(group: Mapping[str, Any], p: Tensor, grad: Tensor) -> int:
 
 
 def _total(t: Tensor) -> Tensor:
-    """Return the sum of the elements' bits, which is the same in any order."""
+    """Return the sum of the elements' bits, which does not depend on their order."""
     t = local(t).detach()
     return t.view(WORDS[t.itemsize]).sum(dtype=torch.int64)
