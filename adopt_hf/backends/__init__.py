@@ -1,7 +1,7 @@
-"""The table of backends, and which one runs a bucket.
+"""The table of backends, and the choice of one for a bucket.
 
-A backend updates the parameters and moments of buckets in place by the equations of `algorithm`, to rounding, and
-leaves the gradients alone.
+A backend updates the parameters and moments of buckets in place. It computes the equations of `algorithm` up to
+rounding, and only reads the gradients.
 """
 
 import logging
@@ -26,12 +26,12 @@ class Backend(NamedTuple):
     """One way to run the update."""
 
     words: str
-    why_not: Callable[[torch.device, torch.dtype], str | None]  # it cannot update parameters of a dtype on a device
+    why_not: Callable[[torch.device, torch.dtype], str | None]  # None if it can run
     step: Callable[[Sequence[Bucket]], None]
-    step_capturable: Callable[[Sequence[CapturableBucket]], None] | None = None  # None: its numbers are on the host
+    step_capturable: Callable[[Sequence[CapturableBucket]], None] | None = None  # None: not supported
     step_rounded: Callable[[Sequence[RoundedBucket]], None] | None = None
-    on_addresses: bool = False  # it takes tensors that are memory, not subclasses that handle their operations
-    of_devices: tuple[str, ...] = ()  # that it was made for, and where it is the fastest; (): for none
+    on_addresses: bool = False  # whether it needs raw addresses, which tensor subclasses lack
+    of_devices: tuple[str, ...] = ()  # device types that it was made for, and is the fastest on; (): none
 
 
 def _anywhere(device: torch.device, dtype: torch.dtype) -> None:
@@ -60,7 +60,7 @@ TRITON = Backend(
     of_devices=("cuda",),
 )
 
-# By name, the first that can run.
+# The backends of each name, in the order of preference.
 TABLE = {
     "auto": (CPU, TRITON, FOREACH, REFERENCE),
     "fused": (CPU, TRITON),
@@ -73,7 +73,7 @@ PLAIN = Format(32, 0, False)
 
 
 class Wanted(NamedTuple):
-    """What a backend is chosen for."""
+    """The tensors that a backend is chosen for."""
 
     device: torch.device
     dtype: torch.dtype
@@ -85,7 +85,7 @@ class Wanted(NamedTuple):
 def check(group: Mapping[str, Any]) -> None:
     """Check that the backend of a param group can update its parameters.
 
-    Parameters that are still to change are skipped: those on the meta device, frozen ones, and lazy ones.
+    Parameters on the meta device, frozen ones and lazy ones are skipped, because they will change.
 
     Raises:
         RuntimeError: If the backend was asked for by name and cannot run on a parameter.
@@ -109,22 +109,25 @@ def choose(
     format: Format = PLAIN,
     to_use: bool = True,
 ) -> Backend:
-    """Return the backend for parameters of `dtype` on `device`; "auto" is the fastest that runs there.
+    """Return the backend for parameters of `dtype` on `device`.
 
-    Where "auto" falls back to a slower one than the device has, one warning a process says why.
+    If "auto" falls back to a slower backend than the device's own, one warning per process gives the reason.
 
     Args:
-        capturable: Whether the numbers of the step are on the device.
-        plain: Whether the local tensors are memory, rather than subclasses that handle their operations.
-        grad_dtype: The dtype of the gradients; None means that of the parameters.
-        coupled: Whether weight decay is added to the gradients.
-        clipped: Whether there is a clip.
-        format: How the moments are stored and the parameters rounded. Default: float32, and to nearest.
-        to_use: Whether it is used now. If so the Triton kernel has to have passed its check on the device.
+        name: Name of a backend, or "auto" for the fastest that can run.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+        capturable: Whether the numbers of the step are on the device. Default: False.
+        plain: Whether the local tensors are plain memory, and not tensor subclasses. Default: True.
+        grad_dtype: Dtype of the gradients. Default: that of the parameters.
+        coupled: Whether weight decay is added to the gradients. Default: False.
+        clipped: Whether the normalised gradient is clipped. Default: True.
+        format: Storage format of moments and parameters. Default: float32 moments, rounding to nearest.
+        to_use: Whether a step follows. The Triton kernel must have passed its check on the device then. Default: True.
 
     Raises:
-        RuntimeError: If the one asked for by name cannot run there, or if a graph is being captured and the kernel has
-            not been checked; the message says why.
+        RuntimeError: If the backend asked for by name cannot run, or if a graph is being captured and the kernel has
+            not been checked. The message gives the reason.
     """
     wanted = Wanted(device, dtype.to_real(), capturable, plain, not format.is_plain)
     skipped: list[tuple[Backend, str]] = []
@@ -135,7 +138,7 @@ def choose(
         reason = _why_not(backend, wanted)
         if reason is None and to_use and backend is TRITON and device.type == "cuda":
             kept = format._replace(block_size=format.block_size if format.bits == 8 else 0)
-            clipped = clipped or not capturable  # other kernels have the clip as a number
+            clipped = clipped or not capturable  # to other kernels the clip is a number
             kind = Kind(wanted.dtype, (grad_dtype or dtype).to_real(), coupled, capturable, kept, clipped)
             reason = selfcheck.why_not(device, kind)
             disproved = reason is not None
@@ -163,16 +166,16 @@ def _why_not(backend: Backend, wanted: Wanted) -> str | None:
     return backend.why_not(wanted.device, wanted.dtype)
 
 
-_said: set[tuple[str, bool] | str] = set()  # of what a fallback has been told: the devices, rounded or not; the check
+_said: set[tuple[str, bool] | str] = set()  # the fallbacks already logged: (device type, rounded), or "check"
 
 
 def _say_fallback(chosen: Backend, wanted: Wanted, skipped: list[tuple[Backend, str]], disproved: bool) -> None:
-    """Say once a process, for a kind of device, that a step takes longer, or more memory, than it need.
+    """Warn once per process and device type that a step takes more time or memory than the device's kernel would.
 
-    Nothing is said where there is no kernel anyway: for `capturable` on a CPU, for tensors of a subclass.
+    No warning is given if no kernel exists: for `capturable` on a CPU, and for tensor subclasses.
     """
     device = wanted.device.type
-    reasons = [reason for backend, reason in skipped if backend.of_devices]  # why not the kernel for this device
+    reasons = [reason for backend, reason in skipped if backend.of_devices]  # why this device's kernel cannot run
     about: tuple[str, bool] | str = "check" if disproved else (device, wanted.rounded)
     if chosen.of_devices or about in _said:
         return

@@ -1,6 +1,6 @@
-"""Update a small problem with the Triton kernel and by the definition, and find where they differ.
+"""Compare the Triton kernel with the definition on a small problem, through several steps.
 
-Through several steps. What is rounded stochastically must agree to the bit.
+Results that are rounded stochastically must agree to the bit.
 """
 
 from typing import Any
@@ -23,10 +23,14 @@ GROUPS: tuple[tuple[dict[str, Any], float, tuple[int, ...]], ...] = (  # options
 
 
 def run(device: torch.device, kind: Kind) -> None:
-    """Update problems with the kernel and by the definition.
+    """Update problems with the kernel and with the definition.
+
+    Args:
+        device: Device to run on.
+        kind: Kind of kernel to check.
 
     Raises:
-        Wrong: If they differ.
+        Wrong: If the results differ.
     """
     if kind.capturable:
         return _run_capturable(device, kind)
@@ -73,13 +77,16 @@ def _cloned(columns: Columns) -> Columns:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> Tensor:
-    """Where elements are equal, the sign of a zero too; any NaN equals any other."""
+    """Return where elements have equal bits. Any NaN equals any other NaN."""
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return (a.view(whole) == b.view(whole)) | (a.isnan() & b.isnan())
 
 
 def _run_capturable(device: torch.device, kind: Kind) -> None:
-    """The kernel also decides (8), counts, unscales and skips: with a number and a tensor as lr, then with a scaler."""
+    """Check a capturable kernel, which also decides (8), counts, unscales and skips.
+
+    The steps have a number as lr, then a tensor, then a GradScaler without and with an overflow.
+    """
     problem = Problem(device, kind, seed=0)
     count = len(problem.places)
     steps = [torch.full((), 5.0 * (i % 2), dtype=torch.float32, device=device) for i in range(count)]
@@ -132,7 +139,7 @@ def _run_capturable(device: torch.device, kind: Kind) -> None:
 def _compare(before: list[Tensor], after: list[Tensor], s: StepScalars, sizes: list[int], where: str) -> None:
     """Compare one step of the kernel with the definition in the working precision, and in float64.
 
-    Some roundings more or less are allowed: `ROUNDINGS` of the largest number on the way to a result.
+    The tolerance is `ROUNDINGS` roundings of the largest intermediate number of a result.
     """
     dtype = before[2].dtype
     working = update(*_four(before), s)
@@ -143,7 +150,7 @@ def _compare(before: list[Tensor], after: list[Tensor], s: StepScalars, sizes: l
         finite = w.isfinite()
         agrees = _within(got, w.double(), torch.where(finite, bound, 0.0))
         agrees &= ~finite | _within(got, e, bound)
-        if name == "v":  # a zero means that an element was never observed, however near the numbers are
+        if name == "v":  # a zero means "never observed", so no tolerance applies
             agrees &= (got == 0) == (w == 0)
         _raise_at(~agrees, name, w.to(got.dtype), got, sizes, where)
 
@@ -157,8 +164,8 @@ def _four(columns: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _bounds(before: list[Tensor], s: StepScalars, precision: torch.finfo) -> list[Tensor]:
-    """Of each result, how far it may be off: the definition on absolute values, which nothing cancels."""
-    smallest = precision.tiny  # below it an error is not relative
+    """Return the tolerance of each result: the definition on absolute values, in which nothing cancels."""
+    smallest = precision.tiny  # below this number an error is not relative
     theta, g, m, v = (x.double().abs() for x in before)
     sizes = s._replace(scale=abs(s.scale), lr=-s.lr)
     free = update(theta, g + 8 * smallest, m, v, sizes._replace(clip=float("inf")))
@@ -171,13 +178,13 @@ def _bounds(before: list[Tensor], s: StepScalars, precision: torch.finfo) -> lis
 
 
 def _within(got: Tensor, wanted: Tensor, bound: Tensor) -> Tensor:
-    """Whether `got` is what a number that is at most `bound` from the float64 `wanted` is rounded to; NaN is NaN."""
+    """Return where `got` is the rounding of a number within `bound` of the float64 `wanted`. NaN equals NaN."""
     low, high = ((wanted + d).to(got.dtype) for d in (-bound, bound))
     return ((low <= got) & (got <= high)) | (wanted.isnan() & got.isnan())
 
 
 def _raise_at(wrong: Tensor, name: str, expected: Tensor, got: Tensor, sizes: list[int], where: str) -> None:
-    """Raise `Wrong` with the first wrong element, if there is one. The tensors are those of a column, joined."""
+    """Raise `Wrong` with the first wrong element, if any. `expected` and `got` are joined tensors of one column."""
     if not bool(wrong.any()):
         return
     at = int(wrong.nonzero()[0])

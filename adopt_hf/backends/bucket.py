@@ -1,4 +1,4 @@
-"""What a backend is given: tensors that are updated with the same numbers."""
+"""Buckets, the input of a backend: tensors that are updated with the same numbers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from adopt_hf.state.formats import Format
 
 @dataclass(slots=True)
 class Memory:
-    """What buckets of one step after the other share: the same parameters and moments, which have not moved.
+    """Data that the buckets of successive steps share. Their parameters and moments are the same and have not moved.
 
-    Their gradients may be other tensors, of the same dtype, layout and device.
+    Their gradients can be new tensors of the same dtype, layout and device.
     """
 
-    grad_addresses: list[int] | None = None  # in this step; None in the first one
-    prepared: Any = None  # by the backend, in the first step
+    grad_addresses: list[int] | None = None  # in this step; None in the first step
+    prepared: Any = None  # what the backend has prepared in the first step
 
 
 class Bucket(NamedTuple):
-    """Lists of real, strided tensors, one entry a parameter; all of one device, and with the same numbers.
+    """Lists of real, strided tensors, one entry per parameter, all on one device and with the same numbers.
 
-    `params` have one dtype, `grads` one, and the moments that of `algorithm.state_dtype`; the four of a parameter have
-    one shape, and may have any strides.
+    All `params` have one dtype, and so have all `grads`. The moments have the dtype of `algorithm.state_dtype`. The
+    four tensors of a parameter have one shape and any strides.
     """
 
     params: list[Tensor]  # theta, updated in place
@@ -33,24 +33,24 @@ class Bucket(NamedTuple):
     exp_avgs: list[Tensor]  # m, updated in place
     exp_avg_sqs: list[Tensor]  # v, updated in place
     scalars: StepScalars
-    memory: Memory | None = None  # None: nothing is known of a next step
+    memory: Memory | None = None  # None: the bucket is used once
 
 
 class CapturableBucket(NamedTuple):
-    """A bucket whose numbers are on the device, so that a CUDA graph can capture the step: nothing waits for the host.
+    """A bucket whose numbers are on the device. No device waits for the host, so a CUDA graph can capture the step.
 
-    Backends that take it also decide (8) on the device and count: where `found_inf` is not zero nothing changes.
+    Its backends also decide equation (8) on the device and count steps. If `found_inf` is not zero nothing changes.
     """
 
-    params: list[Tensor]  # as those of Bucket
+    params: list[Tensor]  # as in Bucket
     grads: list[Tensor]
     exp_avgs: list[Tensor]
     exp_avg_sqs: list[Tensor]
-    steps: list[Tensor]  # t of each parameter, 0-d float32 on the device; changed in place
+    steps: list[Tensor]  # t of each parameter, 0-d float32 on the device; updated in place
     group: Mapping[str, Any]  # the param group; `lr` is a float or a one-element tensor on the device
-    grad_scale: Tensor | None  # of a GradScaler: one-element float32 tensors on the device
+    grad_scale: Tensor | None  # of a GradScaler, as is found_inf: one-element float32 tensor on the device
     found_inf: Tensor | None
-    agree: Callable[[Tensor], None] | None  # sums an int32 tensor in place over the processes that share the parameters
+    agree: Callable[[Tensor], None] | None  # sums an int32 tensor over processes that share the parameters
     memory: Memory | None = None
 
 
@@ -61,17 +61,17 @@ class RoundedBucket(NamedTuple):
     grads: list[Tensor]  # g, only read
     exp_avgs: list[Tensor]  # m: float32, bfloat16 or, as uint8, the codes of `quantization`; contiguous
     exp_avg_sqs: list[Tensor]  # v, as m
-    scales: list[Tensor]  # of the codes, (rows, blocks, 3) each, contiguous; empty where there are none
-    keys: list[int]  # of each parameter's random bits
-    format: Format  # alike for all of them
+    scales: list[Tensor]  # of the codes, (rows, blocks, 3) each, contiguous; empty without codes
+    keys: list[int]  # keys of the random bits, one per parameter
+    format: Format  # the same for all parameters
     scalars: StepScalars
     memory: Memory | None = None
 
 
 def check_shapes(params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor]) -> None:
-    """Raise if the four of a parameter differ in shape or device.
+    """Check that a parameter, its gradient and its moments have one shape and device.
 
-    A kernel would read and write elsewhere, or pair the wrong elements; torch's operations might broadcast.
+    Otherwise a kernel would write to other memory or pair the wrong elements, and torch's operations could broadcast.
 
     Raises:
         RuntimeError: If they differ. The message names the shapes and devices.

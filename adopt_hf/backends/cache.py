@@ -1,9 +1,9 @@
-"""The cache folder, and which of its files can be trusted: a library from it is run, and a verdict is believed.
+"""The cache folder, and the check that its files can be trusted. Libraries in it are run, and verdicts are believed.
 
-A file or folder is trusted if it belongs to the user or to root and no other user can write to it. The same holds for
-every folder above it, in which another user could put a folder of theirs in its place; where the sticky bit is set, as
-in /tmp, other users can replace only what is theirs. The group counts as other users. Windows has no such owners and
-modes; there the rights of the user's profile protect the folder, and nothing is checked.
+A file or folder is trusted if it belongs to the user or to root and no other user can write to it. The same must hold
+for every folder above it, because another user could replace a folder there. In a folder with the sticky bit, such as
+/tmp, other users can replace only their own files. The group counts as other users. Windows has no such owners and
+modes: the rights of the user's profile protect the folder, and nothing is checked.
 """
 
 import os
@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-MOST_LINKS = 40  # symbolic links in a path; Linux follows as many
-LEFT_BEHIND = 3600  # seconds after which an unfinished file is one of a process that was killed
+MOST_LINKS = 40  # symbolic links in a path, as many as Linux follows
+LEFT_BEHIND = 3600  # seconds after which an unfinished file is taken for that of a killed process
 READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -23,7 +23,7 @@ def location() -> Path:
     """Return the cache folder: ADOPT_HF_CACHE, or adopt_hf in the user's cache folder. Creates nothing.
 
     Raises:
-        RuntimeError: If there is no home folder to find it in.
+        RuntimeError: If there is no home folder.
     """
     named = os.environ.get("ADOPT_HF_CACHE")
     return Path(named).expanduser().absolute() if named else user_cache() / "adopt_hf"
@@ -73,7 +73,7 @@ def create(path: Path) -> None:
 
 
 def why_not_trusted(path: Path) -> str | None:
-    """Return why a file or folder, or what leads to it, cannot be trusted, or None if it can."""
+    """Return why a file or folder, or its path, cannot be trusted, or None if it can."""
     if not hasattr(os, "geteuid"):
         return None
     path = path.absolute()
@@ -105,10 +105,10 @@ def why_not_trusted(path: Path) -> str | None:
 
 
 def _why_not(path: Path, found: os.stat_result, sticky_helps: bool = True) -> str | None:
-    """Return why another user could change this file, folder or link, or what is in it."""
+    """Return why another user could change this file, folder or link, or None."""
     if found.st_uid not in (0, os.geteuid()):
         return f"{path} belongs to user {found.st_uid}, not to user {os.geteuid()} or root"
-    if stat.S_ISLNK(found.st_mode):  # which has no mode of its own
+    if stat.S_ISLNK(found.st_mode):  # a link has no mode
         return None
     if found.st_mode & WRITABLE_BY_OTHERS and not (sticky_helps and found.st_mode & stat.S_ISVTX):
         return f"other users can write to {path} (chmod go-w {path})"
@@ -116,12 +116,12 @@ def _why_not(path: Path, found: os.stat_result, sticky_helps: bool = True) -> st
 
 
 def why_not_all_trusted(path: Path) -> str | None:
-    """Return as `why_not_trusted`, of a folder with all that is in it."""
+    """Return why a folder or a file in it cannot be trusted, or None if all can."""
     return next(filter(None, map(why_not_trusted, (path, *path.rglob("*")))), None)
 
 
 def protect(path: Path) -> None:
-    """Take the right to write to a file, or to a folder with all that is in it, from other users."""
+    """Remove other users' right to write to a file, or to a folder and all files in it."""
     for one in (path, *path.rglob("*")):
         mode = one.lstat().st_mode
         if mode & WRITABLE_BY_OTHERS and not stat.S_ISLNK(mode):
@@ -129,11 +129,11 @@ def protect(path: Path) -> None:
 
 
 def open_trusted(path: Path) -> int:
-    """Return a descriptor of a file in a trusted folder, for reading. What it reads is what was checked.
+    """Return a descriptor for reading a file in a trusted folder. It reads the file that was checked.
 
     Raises:
         OSError: If there is no such file.
-        RuntimeError: If it is no file, a symbolic link, or cannot be trusted.
+        RuntimeError: If it is not a regular file, or cannot be trusted.
     """
     descriptor = os.open(path, READ)
     try:
@@ -150,10 +150,12 @@ def open_trusted(path: Path) -> int:
 
 
 def write(path: Path, data: bytes, mode: int) -> None:
-    """Write a file, which appears complete or not at all, however many processes do it at once.
+    """Write a file atomically, also if several processes write it at once.
 
     Args:
-        mode: Its rights; only the user can write to it.
+        path: The file.
+        data: Its content.
+        mode: Its mode, from which other users' right to write is removed.
 
     Raises:
         OSError: If it cannot be written.

@@ -1,4 +1,4 @@
-"""Refuse a step that a CUDA graph would capture and then replay with frozen numbers or with fresh moments."""
+"""Refuse a step that a CUDA graph would capture and replay with frozen numbers or with new moments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_raises: set[str] = set()  # what cannot be asked in this process, since there is no driver
+_raises: set[str] = set()  # questions that raise an error in this process, because there is no driver
 
 
 def is_capturing() -> bool:
-    """Return whether a graph is being captured on the current stream. Neither waits for CUDA nor initialises it."""
+    """Return whether a graph is being captured on the current stream, without initialising CUDA."""
     for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu)):
-        captures = getattr(module, "is_current_stream_capturing", None)  # torch.xpu has it in later releases
+        captures = getattr(module, "is_current_stream_capturing", None)  # in later releases of torch.xpu
         if captures is None:
             continue
         if module.is_initialized():
@@ -24,16 +24,16 @@ def is_capturing() -> bool:
 
 
 def _accelerator() -> str | None:
-    """Return the kind of accelerator that torch was built for, None if it was for none, or if there is no driver.
+    """Return the accelerator type that torch was built for, or None without one or without a driver.
 
-    Asked at every step, which takes less than a microsecond on a CPU. An accelerator that comes later is seen.
+    Every step calls this, which takes less than a microsecond on a CPU, so it notices an accelerator that comes later.
     """
     accelerator = _answer("accelerator", torch.accelerator.current_accelerator)
     return None if accelerator is None else accelerator.type
 
 
 def _answer(name: str, question: Callable[[], Any]) -> Any:
-    """Return the answer, or None where a build for GPUs runs without a driver: the question itself raises there."""
+    """Return the answer, or None if a build for GPUs runs without a driver. The question raises an error there."""
     if name in _raises:
         return None
     try:
@@ -44,7 +44,7 @@ def _answer(name: str, question: Callable[[], Any]) -> Any:
 
 
 def check(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
-    """Check that a graph may capture a step of these param groups, if one is being captured. Launches nothing.
+    """Check that a graph that is being captured may contain a step of these param groups. Launches nothing.
 
     Raises:
         RuntimeError: If a group has `capturable=False`, or a parameter with a gradient has no state on its device yet.

@@ -1,4 +1,4 @@
-"""Tensors as kernels that work on raw addresses need them: dense memory, the four of a parameter laid out alike."""
+"""Tensors for kernels that work on raw addresses: gap-free memory, and one layout for the four of a parameter."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ Columns = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # theta
 
 
 def is_plain(t: Tensor) -> bool:
-    """Whether `t` is memory that its `data_ptr()` is the address of, and not a subclass that handles its operations."""
+    """Return whether `t` is plain memory at `data_ptr()`, and not a tensor subclass or a meta tensor."""
     return type(t).__torch_dispatch__ is Tensor.__torch_dispatch__ and t.device.type != "meta"
 
 
@@ -25,14 +25,21 @@ def dense(
     exp_avg_sqs: list[Tensor],
     logically: bool = False,
 ) -> Iterator[Columns]:
-    """The same lists, where need be with copies in the place of tensors; what became of the copies is copied back.
+    """Yield the four lists with matching, gap-free memory layouts.
 
-    Element i of memory, counted from `data_ptr()`, is then the same element of all four. Nothing is copied where they
-    have the same strides without gaps, as they have but for views and unusual gradients. The copies are made and copied
-    back on the current stream.
+    Element i of memory, counted from `data_ptr()`, is the same element of all four tensors. Tensors that do not match
+    are replaced by contiguous copies, which are copied back on exit, on the current stream. Only views and unusual
+    gradients need copies.
 
     Args:
-        logically: the elements are in the order of their indices, too.
+        params: Parameters.
+        grads: Their gradients, which are not copied back.
+        exp_avgs: Their first moments.
+        exp_avg_sqs: Their second moments.
+        logically: Whether elements must also be in index (row-major) order. Default: False.
+
+    Raises:
+        RuntimeError: If the four tensors of a parameter differ in shape or device.
     """
     columns = (params, grads, exp_avgs, exp_avg_sqs)
     check_shapes(*columns)
@@ -40,7 +47,7 @@ def dense(
         grads = [_with_memory(t) for t in grads]
         columns = (params, grads, exp_avgs, exp_avg_sqs)
     is_contiguous = [t.is_contiguous() for column in columns for t in column]
-    is_neg = [t.is_neg() for column in columns[:2] for t in column]  # a view that stands for its negative
+    is_neg = [t.is_neg() for column in columns[:2] for t in column]  # a lazily negated view
     if False not in is_contiguous and True not in is_neg:
         yield columns
         return
@@ -60,20 +67,20 @@ def dense(
 
 
 def are_same(columns: Columns, others: Columns) -> bool:
-    """Return whether both have the very same tensors."""
+    """Return whether both hold the same tensor objects."""
     return all(all(map(is_, column, other)) for column, other in zip(columns, others, strict=True))
 
 
 def written(params: list[Tensor]) -> None:
-    """Tell autograd, which has not seen the kernel write: a graph that still needs the old values raises an error.
+    """Tell autograd that a kernel has changed `params`, so a graph that needs the old values raises an error.
 
-    Moments and step counts are in no graph. torch's own fused optimizers tell autograd of nothing.
+    Moments and step counts are in no graph. torch's own fused optimizers do not tell autograd.
     """
     torch.autograd.graph.increment_version(params)
 
 
 def _with_memory(t: Tensor) -> Tensor:
-    """`t`, or a copy if it is one of torch's tensors of zeros that have none."""
+    """Return `t`, or a copy if it is one of torch's tensors of zeros without memory."""
     if t.data_ptr() != 0 or t.numel() == 0:
         return t
     if t.untyped_storage().nbytes() == 0:
@@ -90,7 +97,7 @@ def _alike(four: tuple[Tensor, ...], logically: bool) -> bool:
 
 
 def is_gapless(t: Tensor) -> bool:
-    """Whether the elements fill a stretch of memory, each its own place."""
+    """Return whether the elements fill a stretch of memory without gaps or overlaps."""
     expected = 1
     for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size != 1):
         if stride != expected:

@@ -1,7 +1,7 @@
-"""The problem that the self-check of the Triton kernel solves: tensors of one kind, with their gradients.
+"""The problem on which the self-check runs the Triton kernel: tensors of one kind, and their gradients.
 
-Tensors around a block and a chunk, at addresses that are aligned and not, many of them in one table, with zeros,
-subnormal numbers, inf and NaN among their elements.
+Tensor sizes are close to a block and a chunk. Addresses are aligned and unaligned, and one table holds many tensors.
+The elements include zeros, subnormal numbers, inf and NaN.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ MANY = 150  # small tensors in one table
 
 
 class Kind(NamedTuple):
-    """What the Triton kernel is compiled for."""
+    """The properties that the Triton kernel is compiled for."""
 
     param: torch.dtype
     grad: torch.dtype
     coupled: bool  # weight decay is added to the gradient
     capturable: bool
     format: Format
-    clipped: bool = True  # without a clip the capturable kernel is another one, and the others are not
+    clipped: bool = True  # only the capturable kernel depends on it
 
     def __str__(self) -> str:
         words = [f"parameters of {self.param}", f"gradients of {self.grad}"]
@@ -41,8 +41,8 @@ class Kind(NamedTuple):
         return ", ".join(words)
 
 
-class Wrong(Exception):  # noqa: N818 - what the check finds
-    """A kernel's result is not the definition's; the message says where."""
+class Wrong(Exception):  # noqa: N818 - a finding of the check
+    """A difference between a kernel's result and the definition's. The message names the element."""
 
 
 GRADS = (0.0, -0.0, 1e-45, -1e-40, 1e-20, 1.0, 3e38, float("inf"), -float("inf"), float("nan"))
@@ -52,14 +52,14 @@ GUARD, GUARDED = 40, 7  # elements behind each tensor, and their value
 
 
 class Problem:
-    """Tensors of one kind on a device, each in memory of its own that ends with a guard."""
+    """Tensors of one kind on a device. Each has its own memory, which ends with a guard."""
 
     def __init__(self, device: torch.device, kind: Kind, seed: int) -> None:
         self.device, self.kind = device, kind
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.places = _places(kind)
         self.guarded: list[tuple[Tensor, int, int]] = []
-        self.memory = Memory()  # of the bucket, whose tables are made in the first step and used again
+        self.memory = Memory()  # of the bucket: the first step makes tables, and later ones use them
         self.begun = False
         drawn = [self._moments(shape) for shape, _ in self.places]
         self.params = self._put([self._normal(shape) for shape, _ in self.places], kind.param, 0)
@@ -75,7 +75,7 @@ class Problem:
             self.exp_avg_sqs = self._put([v for _, v in drawn], dtype, 3)
 
     def grads(self) -> list[Tensor]:
-        """New gradients at new addresses, as after `zero_grad(set_to_none=True)`."""
+        """Return new gradients at new addresses, as after `zero_grad(set_to_none=True)`."""
         drawn = []
         for shape, _ in self.places:
             g = self._normal(shape) * self._normal(shape).mul(3).exp2()
@@ -91,7 +91,7 @@ class Problem:
         return self.params, grads, self.exp_avgs, self.exp_avg_sqs
 
     def check_guards(self) -> None:
-        """Raise `Wrong` if memory around a tensor was written."""
+        """Raise `Wrong` if the kernel has written to memory around a tensor."""
         for whole, first, end in self.guarded:
             for part in (whole[:first], whole[end:]):
                 if not bool(part.eq(GUARDED).all()):
@@ -108,7 +108,7 @@ class Problem:
         return m, v
 
     def _put(self, values: Sequence[Tensor], dtype: torch.dtype, column: int) -> list[Tensor]:
-        """Copies on the device, at the distance from an aligned address that the place of the tensor says."""
+        """Return copies on the device, each at its offset from an aligned address."""
         result = []
         for t, (shape, offsets) in zip(values, self.places, strict=True):
             first, n = offsets[column], t.numel()
@@ -120,21 +120,21 @@ class Problem:
 
 
 def _special(n: int) -> list[slice]:
-    """Where special numbers stand in a tensor of `n` elements: in its middle and at its end."""
+    """Return the places of special numbers in a tensor of `n` elements: in its middle and at its end."""
     k = len(SPECIAL)
     return [slice(n // 2, n // 2 + k), slice(n - k, n)] if n > 4 * k else []
 
 
 def _places(kind: Kind) -> list[tuple[tuple[int, ...], tuple[int, int, int, int]]]:
-    """Shapes, and how many elements from an aligned address theta, g, m and v begin."""
+    """Return shapes, and the offsets of theta, g, m and v from an aligned address, in elements."""
     aligned = (0, 0, 0, 0)
     odd = [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (2, 2, 2, 2), (4, 4, 4, 4)]
     chunk, block = triton.lengths(kind.format)
     shapes: list[tuple[int, ...]] = [(0,), (), (7,), (block - 1,), (block,), (block + 1,)]
     shapes += [(chunk,), (chunk + 1,), (2 * chunk + block + 3,)]
-    if kind.format.bits == 8:  # rows, whose last blocks are shorter or not
+    if kind.format.bits == 8:  # rows with and without a shorter last block
         shapes += [(3, block), (2, 2 * block + 4), (3, block // 2 + 5), (5, chunk // 4 + 2)]
     places = [(shape, aligned) for shape in shapes]
     places += [((block + 3,), offsets) for offsets in odd] + [((chunk + 4,), odd[-1])]
-    many = MANY if kind.format.is_plain else MANY // 5  # whose definition goes tensor by tensor
+    many = MANY if kind.format.is_plain else MANY // 5  # the definition of rounded moments works tensor by tensor
     return places + [((1 + i % 5,), aligned) for i in range(many)]

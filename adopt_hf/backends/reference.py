@@ -1,4 +1,4 @@
-"""The definition itself, tensor by tensor: slow, and right by inspection. `torch.compile` fuses it."""
+"""The definition, tensor by tensor: slow, and correct by inspection. `torch.compile` fuses it."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from adopt_hf.state.formats import Format
 from adopt_hf.state.quantization import Quantized
 from adopt_hf.state.rounding import random_bits, to_bfloat16
 
-PIECE = 2**19  # elements, with those that fill up blocks; a multiple of every block size
+PIECE = 2**19  # elements, padding of blocks included; a multiple of every block size
 
 
 class Piece(NamedTuple):
@@ -21,17 +21,17 @@ class Piece(NamedTuple):
 
     start: int
     end: int
-    shape: tuple[int, ...]  # in which `quantization` cuts the stretch into the blocks that the tensor has
+    shape: tuple[int, ...]  # shape in which `quantization` finds the blocks of the whole tensor
     rows: slice = slice(None)  # of the scales
     blocks: slice = slice(None)
 
     def of(self, t: Tensor) -> Tensor:
-        """Return these elements of a tensor, as a view if that is possible."""
+        """Return these elements of a tensor, as a view if possible."""
         parts = [part.reshape(-1) for part in _views(t, self.start, self.end)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(self.shape)
 
     def write(self, t: Tensor, new: Tensor) -> None:
-        """Write these elements of a tensor."""
+        """Write `new` to these elements of a tensor."""
         new = new.reshape(-1)
         for part in _views(t, self.start, self.end):
             part.copy_(new[: part.numel()].view(part.shape))
@@ -39,7 +39,7 @@ class Piece(NamedTuple):
 
 
 def _pieces(shape: torch.Size, format: Format) -> Iterator[Piece]:
-    """Cut a tensor of this shape, if its moments are codes between blocks."""
+    """Yield the pieces of a tensor of this shape. 8-bit moments are cut between blocks."""
     numel, size = shape.numel(), format.block_size
     if format.bits != 8:
         for start in range(0, numel, PIECE):
@@ -47,7 +47,7 @@ def _pieces(shape: torch.Size, format: Format) -> Iterator[Piece]:
         return
     where = quantization.layout(shape, size)
     columns, together = where.columns, PIECE // (where.blocks * size) if numel else 1
-    if numel and together == 0:  # not even a row
+    if numel and together == 0:  # a row is larger than a piece
         for row in range(where.rows):
             for start in range(0, columns, PIECE):
                 count, first = min(PIECE, columns - start), row * columns + start
@@ -61,7 +61,7 @@ def _pieces(shape: torch.Size, format: Format) -> Iterator[Piece]:
 
 
 def _views(t: Tensor, start: int, end: int) -> Iterator[Tensor]:
-    """Yield views of a tensor that have its elements from `start` to `end`, one view after the other."""
+    """Yield successive views that contain the elements `start` to `end` of a tensor."""
     if t.is_contiguous():
         yield t.view(-1)[start:end]
         return
@@ -83,7 +83,7 @@ def _views(t: Tensor, start: int, end: int) -> Iterator[Tensor]:
 
 
 def step(buckets: Sequence[Bucket]) -> None:
-    """Update parameters and moments in place (equations (1) to (7)); gradients are only read."""
+    """Update parameters and moments in place (equations (1) to (7)). Gradients are only read."""
     for params, grads, exp_avgs, exp_avg_sqs, scalars, _ in buckets:
         for param, grad, exp_avg, exp_avg_sq in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
             theta, m, v = update(param, grad, exp_avg, exp_avg_sq, scalars)
@@ -93,7 +93,7 @@ def step(buckets: Sequence[Bucket]) -> None:
 
 
 def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
-    """The same with (8), decided tensor by tensor on the device; `steps` are counted in place."""
+    """Update buckets with equation (8), decided per tensor on the device. `steps` are counted in place."""
     for params, grads, exp_avgs, exp_avg_sqs, steps, group, grad_scale, found_inf, agree, _ in buckets:
         observed = torch.stack([g.ne(0).any() for g in grads]).int()
         if agree is not None:
@@ -109,10 +109,10 @@ def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
 
 
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
-    """Do the same with results that are rounded as the format of the bucket says, in pieces of at most PIECE elements.
+    """Update buckets whose results are rounded to the bucket's format, in pieces of at most PIECE elements.
 
-    The pieces bound the temporaries. Blocks stay whole, and random bits depend on an element's place in its tensor, so
-    that a tensor's results do not depend on how it is cut.
+    The pieces bound the temporaries. Results do not depend on the pieces: blocks stay whole, and the random bits of an
+    element depend on its place in the tensor.
     """
     for params, grads, exp_avgs, exp_avg_sqs, scales, keys, format, scalars, _ in buckets:
         for i, four in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):

@@ -1,9 +1,7 @@
-"""The self-check of the Triton kernel: before it is used on a device it must agree with the definition there.
+"""The self-check of the Triton kernel, which must agree with the definition on a device before it is used there.
 
-A kind is what gets a kernel of its own. The first time that a process would use a kind, it updates a small problem with
-it, and compares with `algorithm.update`: tensors around a block and a chunk, at addresses that are aligned and not,
-many of them in one table, through several steps, with zeros, subnormal numbers, inf and NaN among their elements. What
-is rounded stochastically must agree to the bit. The verdict is kept, see `verdicts`.
+Each kind of tensors has its own kernel. Before the first use of a kind, a process updates a small `problem` with its
+kernel and compares the results with `algorithm.update`, see `agreement`. The verdict is kept, see `verdicts`.
 """
 
 import ctypes
@@ -24,15 +22,15 @@ from adopt_hf.backends.problem import Kind, Wrong
 from adopt_hf.backends.triton import launch as triton
 from adopt_hf.backends.verdicts import Verdict
 
-FORMAT = "1"  # of the check; another one makes all verdicts void
+FORMAT = "1"  # version of the check; a new one makes all verdicts void
 
 
 _known: dict[tuple[torch.device, Kind], Verdict] = {}
-_lock = threading.RLock()  # the hooks of a layerwise optimizer run in the threads of `backward()`, one a device
+_lock = threading.RLock()  # hooks of a layerwise optimizer run in the threads of `backward()`, one per device
 
 
 def why_not(device: torch.device, kind: Kind) -> str | None:
-    """Return why the kernel is not to be used on `device` for `kind`, or None. Checks it if that has not been done.
+    """Return why the kernel must not be used on `device` for `kind`, or None. Check it if it has not been checked.
 
     Raises:
         RuntimeError: If the kind has not been checked before and a graph is being captured, or if the check has left
@@ -63,7 +61,7 @@ def check(device: torch.device, kind: Kind) -> Verdict:
     """Check the kernel on `device` now, and keep the verdict.
 
     Raises:
-        RuntimeError: If the device cannot be used any more.
+        RuntimeError: If the device cannot be used after the check.
     """
     about = machine(device) | {"kind": str(kind)}
     try:
@@ -72,10 +70,10 @@ def check(device: torch.device, kind: Kind) -> Verdict:
         verdict, keep = Verdict(None), True
     except Wrong as wrong:
         verdict, keep = Verdict(_report(str(wrong), about)), True
-    except Exception as error:  # whatever the compiler and the driver raise
+    except Exception as error:  # compilers and drivers raise errors of any type
         text = " ".join(str(error).split())[:500]
         verdict = Verdict(_report(f"it cannot be run ({type(error).__name__}: {text})", about))
-        keep = not _is_alive(device)  # other reasons, as a compiler that is missing, may be gone tomorrow
+        keep = not _is_alive(device)  # other reasons, such as a missing compiler, may disappear
         if keep:
             verdicts.write(about, verdict)
             raise RuntimeError(
@@ -97,7 +95,7 @@ def _report(what: str, about: dict[str, str]) -> str:
 
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """The check has to wait for the device, also where the user has made that an error."""
+    """Make `device` current, and allow waiting for it, even if the user has made waiting an error."""
     if device.type != "cuda":
         yield
         return
@@ -119,7 +117,7 @@ def _is_alive(device: torch.device) -> bool:
 
 @cache
 def machine(device: torch.device) -> dict[str, str]:
-    """Return what a verdict depends on, beside the kind."""
+    """Return the properties that a verdict depends on, except the kind."""
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     settings = {name: value for name, value in os.environ.items() if name.startswith("TRITON_") and "DIR" not in name}
     return {
@@ -134,7 +132,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def _driver() -> str:
-    """Return the version of the NVIDIA driver, and what it says of CUDA."""
+    """Return the version of the NVIDIA driver, and the CUDA version that it reports."""
     kernel = Path("/proc/driver/nvidia/version")
     found = kernel.read_text().splitlines()[0] if kernel.exists() else ""
     number = ctypes.c_int(0)
@@ -147,7 +145,7 @@ def _driver() -> str:
 
 @cache
 def _source() -> str:
-    """Return a digest of the kernels, of what launches them, and of the definition."""
+    """Return a digest of the source of the kernels, their launchers and the definition."""
     package = Path(__file__).parents[1]
     read = [package / f"{name}.py" for name in ("algorithm", "state/quantization", "state/rounding", "state/formats")]
     read += sorted(Path(__file__).parent.rglob("*.py"))

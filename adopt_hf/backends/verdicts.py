@@ -1,4 +1,4 @@
-"""Verdicts of the self-check, kept in the cache folder: a file for each kind, and for all that a verdict depends on."""
+"""Verdicts of the self-check in the cache folder: one file for each kind and machine."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ from adopt_hf.backends import cache as files
 
 logger = logging.getLogger("adopt_hf")
 
-LARGEST = 2**16  # bytes of a file; ours have some hundred
+LARGEST = 2**16  # bytes of a file; a verdict takes some hundred
 
 
 class Verdict(NamedTuple):
-    """What a check has found."""
+    """The result of a check."""
 
-    wrong: str | None  # None: the kernel is right
+    wrong: str | None  # the difference found; None: the kernel is right
 
 
 def read(about: Mapping[str, str]) -> Verdict | None:
-    """Return the verdict on what `about` describes, or None if there is none that can be trusted."""
+    """Return the verdict for the kind and machine in `about`, or None without a trusted one."""
     try:
         path = files.folder() / _name(about)
         with os.fdopen(files.open_trusted(path), "rb") as file:
@@ -43,7 +43,7 @@ def read(about: Mapping[str, str]) -> Verdict | None:
 
 
 def write(about: Mapping[str, str], verdict: Verdict) -> None:
-    """Keep a verdict for later processes; where that is not possible a warning says why."""
+    """Keep a verdict for later processes. If that is not possible, a warning gives the reason."""
     try:
         data = json.dumps(_content(about, verdict.wrong), indent=1)
         files.write(files.folder() / _name(about), data.encode(), 0o644)

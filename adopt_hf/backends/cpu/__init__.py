@@ -1,1 +1,1 @@
-"""The fused kernel for CPUs: C, compiled where it is used."""
+"""The fused kernel for CPUs: C source, compiled on the user's machine."""

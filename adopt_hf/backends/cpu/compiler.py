@@ -1,4 +1,4 @@
-"""C source to a loaded library: compiled when first asked for, by the machine's own compiler, and kept in `cache`."""
+"""Compile C source to a loaded library on first use, with the machine's own compiler, and keep it in `cache`."""
 
 import ctypes
 import hashlib
@@ -19,14 +19,14 @@ from adopt_hf.backends import cache as files
 
 logger = logging.getLogger("adopt_hf")
 
-# No contraction to fused multiply-adds and no fast math: a result is the same on every machine, and NaN stays NaN.
+# No fused multiply-adds and no fast math, so results are equal on all machines and NaN stays NaN.
 FLAGS = (
     *("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
     *("-std=c11", "-shared", "-fPIC", "-pthread"),
 )
-NATIVE = "-march=native"  # not every compiler knows it
+NATIVE = "-march=native"  # unknown to some compilers
 COMPILERS = ("cc", "gcc", "clang")
-SECONDS = 120  # for one call of the compiler, which takes one or two
+SECONDS = 120  # timeout of one compiler call, which takes one or two seconds
 ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 21: "ppc64", 22: "s390x", 243: "riscv"}
 MADE_FOR_MUSL = re.compile(rb"\0libc\.(musl-[^\0]+\.so\.1|so)\0")  # glibc's is libc.so.6
 
@@ -35,11 +35,14 @@ MADE_FOR_MUSL = re.compile(rb"\0libc\.(musl-[^\0]+\.so\.1|so)\0")  # glibc's is 
 def load(source: Path) -> ctypes.CDLL:
     """Return the library of a C file, from the cache folder if it has been compiled for this machine before.
 
-    Where the folder cannot be used or trusted, or its files cannot be run, the library is compiled for this process
-    only, and a warning says why.
+    If the folder cannot be used or trusted, or its files cannot be run, the library is compiled for this process only,
+    and a warning gives the reason.
+
+    Args:
+        source: The C file. Headers are in the same folder.
 
     Raises:
-        RuntimeError: If it cannot be compiled or loaded here; the message says why.
+        RuntimeError: If it cannot be compiled or loaded here. The message gives the reason.
     """
     try:
         return _load(source)
@@ -72,7 +75,7 @@ def _load(source: Path) -> ctypes.CDLL:
             if library is not None:
                 return library
         try:
-            library = ctypes.CDLL(str(path))  # stays loaded when the file is gone
+            library = ctypes.CDLL(str(path))  # the library stays loaded after its file is deleted
         except OSError as error:
             raise RuntimeError(
                 f"{shlex.join(compiler)} compiles {source.name} to a library that cannot be loaded here: {error}. "
@@ -85,10 +88,10 @@ def _load(source: Path) -> ctypes.CDLL:
 
 
 def _load_kept(kept: Path, name: str) -> tuple[ctypes.CDLL | None, str]:
-    """Return a library of the cache folder, or why it is not loaded.
+    """Return a library of the cache folder, or the reason why it is not loaded.
 
-    It must be what was written, since loading a damaged one could end the process. What is loaded is the file that was
-    checked, whatever has become of its name meanwhile.
+    The file must have the digest in its name, because loading a damaged library can end the process. The file is loaded
+    through the descriptor that was checked, so another process cannot replace it in between.
     """
     try:
         descriptor = files.open_trusted(kept)
@@ -101,10 +104,10 @@ def _load_kept(kept: Path, name: str) -> tuple[ctypes.CDLL | None, str]:
             return None, "the file is damaged"
         opened = Path(f"/proc/self/fd/{descriptor}")
         library = ctypes.CDLL(str(opened if opened.exists() else kept))
-    except OSError as error:  # such as of a file system that is mounted without execution
+    except OSError as error:  # for example a file system that is mounted without execution
         return None, str(error)
     else:
-        # For the life of the process: to the loader the number is a name, which no other library may get.
+        # Keep the descriptor open: the loader takes its number for a name, which no other library may reuse.
         descriptor = -1
         return library, ""
     finally:
@@ -117,7 +120,7 @@ def _digest(library: bytes) -> str:
 
 
 def _keep(path: Path, folder: Path, name: str) -> tuple[ctypes.CDLL | None, str]:
-    """Copy a library into the cache folder and load it from there; keep nothing that cannot be loaded."""
+    """Copy a library into the cache folder and load it from there. Delete the copy if it cannot be loaded."""
     data = path.read_bytes()
     kept = folder / f"{name}-{_digest(data)}.so"
     try:
@@ -132,7 +135,7 @@ def _keep(path: Path, folder: Path, name: str) -> tuple[ctypes.CDLL | None, str]
 
 
 def _compiler() -> list[str]:
-    """The command of the C compiler: CC, or the first of `COMPILERS` that is there."""
+    """Return the command of the C compiler: CC, or the first installed one of `COMPILERS`."""
     if sys.platform == "win32":
         raise RuntimeError("no C compiler is looked for on Windows")
     named = os.environ.get("CC")
@@ -150,7 +153,7 @@ def _compiler() -> list[str]:
 
 
 def _key(source: Path, compiler: list[str]) -> str:
-    """What the library depends on: its source with its headers, the compiler and its flags, and the processor."""
+    """Return a digest of all that the library depends on: source, headers, compiler, flags and processor."""
     program = Path(compiler[0]).resolve()
     stat = program.stat()
     parts = (" ".join((*compiler, *FLAGS)), f"{program} {stat.st_size} {stat.st_mtime_ns}", _processor())
@@ -159,7 +162,7 @@ def _key(source: Path, compiler: list[str]) -> str:
 
 
 def _processor() -> str:
-    """The processor and its instructions: a folder may be shared by machines that differ."""
+    """Return the processor and its instruction sets, because different machines can share a cache folder."""
     lines = [platform.system(), platform.machine(), platform.processor()]
     listed = Path("/proc/cpuinfo")
     if listed.exists():
@@ -173,7 +176,7 @@ def _processor() -> str:
 
 
 def _temporary_folder(cache_folder: Path | None) -> "tempfile.TemporaryDirectory[str]":
-    """Return a new folder for the compiler's output, in the system's folder for such or in the cache folder."""
+    """Return a new folder for the compiler's output, in the system's temporary folder or in the cache folder."""
     try:
         usual = tempfile.TemporaryDirectory(prefix="adopt_hf_")
         reason = files.why_not_trusted(Path(usual.name))
@@ -188,10 +191,10 @@ def _temporary_folder(cache_folder: Path | None) -> "tempfile.TemporaryDirectory
 
 
 def _compile(source: Path, compiler: list[str], library: Path) -> None:
-    """Compile for this processor, or, where the compiler cannot, for all of its kind.
+    """Compile for this processor, or for its architecture if the compiler does not know NATIVE.
 
     Raises:
-        RuntimeError: the compiler fails; the message has its first errors.
+        RuntimeError: If the compiler fails. The message has its first errors.
     """
     failures = []
     for native in ([NATIVE], []):
@@ -213,16 +216,18 @@ def _compile(source: Path, compiler: list[str], library: Path) -> None:
 
 
 def _check_target(library: Path, compiler: list[str]) -> None:
-    """Check that a library was compiled for this process's machine and C library, where Linux lets us see it.
+    """Check that a library was compiled for this process's machine and C library. Only Linux is checked.
+
+    The loader would report a missing file, or load a second C library.
 
     Raises:
-        RuntimeError: If it was not. The loader would say that the file is missing, or would load a second C library.
+        RuntimeError: If the library was compiled for another machine or C library.
     """
     program = Path("/proc/self/exe")
     if not sys.platform.startswith("linux") or not program.exists():
         return
     with program.open("rb") as file:
-        ours = file.read(4096)  # the loader's name is near the beginning
+        ours = file.read(4096)  # the name of the loader is near the beginning
     made = library.read_bytes()
     machines = [_machine(ours), _machine(made)]
     if machines[0] != machines[1]:
@@ -235,7 +240,7 @@ def _check_target(library: Path, compiler: list[str]) -> None:
 
 
 def _machine(head: bytes) -> str:
-    """Return the processor that an ELF file is for, with the size of its words."""
+    """Return the processor that an ELF file was made for, with its word size."""
     if head[:4] != b"\x7fELF" or len(head) < 20:
         return "no machine that Linux knows"
     number = int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")

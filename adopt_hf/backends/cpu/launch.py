@@ -1,4 +1,4 @@
-"""The update on a CPU in one pass over memory: `kernel.c`, called through ctypes, which lets go of the GIL."""
+"""The update on a CPU in one pass over memory. It calls `kernel.c` through ctypes, which releases the GIL."""
 
 import ctypes
 from array import array
@@ -37,7 +37,7 @@ class _Bucket(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL | RuntimeError:
-    """The compiled kernel, or why there is none; tried once a process."""
+    """Return the compiled library, or the error that explains its absence. Compile at most once per process."""
     try:
         library = compiler.load(SOURCE)
     except RuntimeError as error:
@@ -48,7 +48,7 @@ def _library() -> ctypes.CDLL | RuntimeError:
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why `step` cannot update parameters of `dtype` on `device`, or None if it can. Compiles the kernel, once."""
+    """Return why `step` cannot update parameters of `dtype` on `device`, or None if it can. Compile the kernel."""
     if device.type != "cpu":
         return f"the CPU kernel takes no {device.type} tensors"
     if dtype not in TYPES:
@@ -58,13 +58,13 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def step(buckets: Sequence[Bucket] | Sequence[RoundedBucket]) -> None:
-    """Update parameters and moments in place (equations (1) to (7)); gradients are only read.
+    """Update parameters and moments in place (equations (1) to (7)). Gradients are only read.
 
-    Results are rounded as the format of the bucket says. One parallel region for all buckets, of
+    Results of a RoundedBucket are rounded to its format. All buckets share one parallel region of
     `torch.get_num_threads()` threads.
     """
     with ExitStack() as until_then:
-        kept = []  # so that what the rows point to lives until then
+        kept = []  # keeps the tables that the rows point to
         for bucket in buckets:
             prepared = _prepared(bucket)
             if prepared is None:
@@ -80,15 +80,15 @@ def step(buckets: Sequence[Bucket] | Sequence[RoundedBucket]) -> None:
 
 
 class _Prepared(NamedTuple):
-    """A bucket as the kernel takes it."""
+    """A bucket in the form of the kernel's argument."""
 
     row: _Bucket
-    table: "array[int]"  # which the row points to
-    grads: list[Tensor]  # which the table points to; none in what is kept for the next step
+    table: "array[int]"  # the row points to it
+    grads: list[Tensor]  # the table points to them; empty if kept for the next step
 
 
 def _prepared(bucket: Bucket | RoundedBucket) -> _Prepared | None:
-    """Return what was prepared in an earlier step, with the numbers and gradients of this one."""
+    """Return the bucket as prepared in an earlier step, with the numbers and gradients of this step."""
     memory = bucket.memory
     if memory is None or memory.prepared is None or memory.grad_addresses is None:
         return None
@@ -99,7 +99,7 @@ def _prepared(bucket: Bucket | RoundedBucket) -> _Prepared | None:
 
 
 def _new(bucket: Bucket | RoundedBucket, columns: Columns) -> _Prepared:
-    """Prepare a bucket, and keep it for the next step if it points to the bucket's tensors themselves."""
+    """Prepare a bucket. Keep it for the next step unless it points to copies of the bucket's tensors."""
     p, g, m, v = columns
     if g[0].dtype not in TYPES or (torch.float64 in (p[0].dtype, g[0].dtype) and p[0].dtype != g[0].dtype):
         g = [t.to(state_dtype(p[0].dtype)) for t in g]

@@ -104,7 +104,7 @@ MUTANTS = (
     Mutant(
         "foreach-unobserved-counts-as-observed",
         FOREACH,
-        "        torch._foreach_clamp_max_(u, least)  # 0 where it stays new",
+        "        torch._foreach_clamp_max_(u, least)  # 0 where an element stays new",
         "        all_u.fill_(least)",
         ZERO,
         "the first gradient of a row that was not seen so far would be a step at the clip",
