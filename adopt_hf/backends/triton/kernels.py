@@ -1,15 +1,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="untyped-decorator"
-"""The GPU kernels of `triton.py`, which alone imports this module: importing it imports Triton.
+"""The GPU kernels of `launch.py`. Importing this module imports Triton, so only `launch.py` imports it.
 
-A launch updates a whole bucket, CHUNK elements of one tensor a program. What and where these are stands in a table on
-the device: int64, a column for each of the `tensors`, in rows
+A launch updates a whole bucket. Each program updates CHUNK elements of one tensor, which it finds in a table on the
+device. The table is int64 and has a column for each of the `tensors`, with these rows:
 
     0 to 3   addresses of theta, g, m and v, whose elements lie in one order without gaps
     4        address of the step count, float32; only for a capturable bucket
-    5, 6     the number of elements, and of the first of its chunks
+    5, 6     the number of elements, and the number of the first chunk
 
-and an int32 for each of the `chunks`, the tensor that it is of. `p_type`, `g_type` and `m_type` are the types of theta,
-of g, and of m and v. Numbers come as float64, and are rounded to `m_type` as torch rounds Python's.
+An int32 for each of the `chunks` is the tensor of that chunk. `p_type`, `g_type` and `m_type` are the types of theta,
+of g, and of m and v. Numbers are float64 arguments, and are rounded to `m_type` as torch rounds Python's numbers.
 """
 
 import torch
@@ -18,13 +18,11 @@ import triton.language as tl
 
 from adopt_hf.algorithm import least_of
 
-CHUNK = tl.constexpr(
-    16384
-)  # small ones fill the device more evenly at the end, large ones have fewer addresses to load
-BLOCK = tl.constexpr(1024)  # elements at a time
-WARPS = 4  # two 16-byte loads of each float32 tensor a thread
+CHUNK = tl.constexpr(16384)  # small chunks fill the device evenly at the end, large ones load fewer addresses
+BLOCK = tl.constexpr(1024)  # elements per iteration
+WARPS = 4  # two 16-byte loads of each float32 tensor per thread
 
-# Results are rounded operation by operation, as the definition's are: no contraction to fused multiply-adds.
+# Each operation is rounded, as in the definition: no contraction to fused multiply-adds.
 OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
 
 # The smallest positive number, and its root.
@@ -44,12 +42,12 @@ def equations(
     theta, grad, exp_avg, exp_avg_sq, scale, l2, decay, eps, clip, rest1, beta2, rest2, lr,
     m_type: tl.constexpr, coupled: tl.constexpr,
 ):  # fmt: skip
-    """Equations (1) to (7): the new theta, m and v. All of them, and the numbers, are of the type of the moments.
+    """Return theta, m and v after equations (1) to (7). All arguments have the type of the moments.
 
-    Comparisons instead of minimum, maximum and clamp, which would lose NaN. Roots and quotients are rounded correctly.
+    Comparisons replace minimum, maximum and clamp, which would lose NaN. Roots and quotients are rounded correctly.
     """
     grad = grad * scale  # (1)
-    if coupled:  # with l2 == 0 too, 0*inf would be NaN
+    if coupled:  # with l2 == 0, 0*inf would be NaN
         grad = grad + l2 * theta
     new = exp_avg_sq == 0  # (2)
     theta = theta * decay  # (3)
@@ -65,7 +63,7 @@ def equations(
     u = tl.where(u < -clip, -clip, u)
     u = tl.where(u > clip, clip, u)
     u = tl.where(new, 0.0, u)
-    u = tl.where(root < float("inf"), u, float("nan"))  # the root of an inf is inf, and of a NaN NaN
+    u = tl.where(root < float("inf"), u, float("nan"))  # the root of inf is inf, and of NaN is NaN
     exp_avg = exp_avg + rest1 * (u - exp_avg)  # (5)
     theta = theta - lr * exp_avg  # (6)
     exp_avg_sq = tl.where(new, grad * grad, beta2 * exp_avg_sq + rest2 * grad * grad)  # (7)
@@ -79,7 +77,7 @@ def update_block(
     p, g, m, v, at, mask, scale, l2, decay, eps, clip, rest1, beta2, rest2, lr,
     m_type: tl.constexpr, coupled: tl.constexpr,
 ):  # fmt: skip
-    """The update of the elements `at`."""
+    """Update the elements `at`."""
     theta = tl.load(p + at, mask=mask).to(m_type)
     grad = tl.load(g + at, mask=mask).to(m_type)
     exp_avg = tl.load(m + at, mask=mask)
@@ -97,7 +95,7 @@ def update_chunk(
     table, tensors, tensor, scale, l2, decay, eps, clip, rest1, beta2, rest2, lr,
     p_type: tl.constexpr, g_type: tl.constexpr, m_type: tl.constexpr, coupled: tl.constexpr,
 ):  # fmt: skip
-    """Update the chunk of this program, which is of the column `tensor` of the table."""
+    """Update the chunk of this program, which belongs to column `tensor` of the table."""
     column = table + tensor
     p_address = tl.load(column)
     g_address = tl.load(column + tensors)
@@ -120,9 +118,9 @@ def update_chunk(
     rest2 = tl.full((), rest2, m_type)
     lr = tl.full((), lr, m_type)
 
-    # Loads and stores are of 16 bytes where the addresses are known to be divisible by that and there is no mask. Those
-    # of 16-bit numbers are of 8 bytes, so that all tensors have the same elements in the same thread: else the numbers
-    # would be exchanged through shared memory, with barriers.
+    # Loads and stores take 16 bytes if the addresses are divisible by 16 and there is no mask. Those of 16-bit numbers
+    # take 8 bytes, so all tensors have the same elements in the same thread. Otherwise threads would exchange numbers
+    # through shared memory, with barriers.
     aligned = ((p_address | g_address | m_address | v_address) & 15) == 0
     unmasked = tl.where(aligned, count // BLOCK * BLOCK, 0)
     for offset in range(0, unmasked, BLOCK):
@@ -149,7 +147,7 @@ def update(
     rest1: tl.float64, beta2: tl.float64, rest2: tl.float64, lr: tl.float64,
     p_type: tl.constexpr, g_type: tl.constexpr, m_type: tl.constexpr, coupled: tl.constexpr,
 ):  # fmt: skip
-    """One step of a bucket with the numbers of `StepScalars`; `rest1` and `rest2` are 1 - beta1 and 1 - beta2."""
+    """Update a bucket with the numbers of `StepScalars`. `rest1` is 1 - beta1, and `rest2` is 1 - beta2."""
     update_chunk(
         table, tensors, tl.load(chunks + tl.program_id(0)),
         scale, l2, decay, eps, clip, rest1, beta2, rest2, lr, p_type, g_type, m_type, coupled,
@@ -158,7 +156,7 @@ def update(
 
 @triton.jit
 def takes_part(t, observed, found_inf):
-    """Whether a tensor takes part in this step (8); `found_inf` points to a number that is not 0 at an overflow."""
+    """Return whether a tensor takes part in this step (8). `found_inf` points to 0 if nothing overflows."""
     go = ((t > 0) | (observed > 0)).to(tl.int32)
     if found_inf is not None:
         go = go * (tl.load(found_inf) == 0).to(tl.int32)
@@ -167,7 +165,7 @@ def takes_part(t, observed, found_inf):
 
 @triton.jit(do_not_specialize=["chunks", "tensors", "observed"])
 def observe(table, chunks, tensors, observed, g_type: tl.constexpr):
-    """Set `observed` (int32, one a tensor, 0 before) where t == 0 and the gradient is not all zero. NaN is not zero."""
+    """Set `observed` (int32 per tensor, 0 before) where t == 0 and the gradient is not all zero. NaN is not zero."""
     tensor = tl.load(chunks + tl.program_id(0))
     column = table + tensor
     t = tl.load(tl.load(column + 4 * tensors).to(tl.pointer_type(tl.float32)))
@@ -190,10 +188,10 @@ def update_capturable(
     beta1: tl.float64, beta2: tl.float64, warmup: tl.float64,
     p_type: tl.constexpr, g_type: tl.constexpr, m_type: tl.constexpr, coupled: tl.constexpr, clipped: tl.constexpr,
 ):  # fmt: skip
-    """One step of a capturable bucket: the numbers as in `algorithm.capturable_scalars`, in float64 from t.
+    """Update a capturable bucket. The numbers are those of `algorithm.capturable_scalars`, in float64 from t.
 
-    `grad_scale`, `found_inf` and `lr_tensor` point to a number or are None; `decoupled` is the decoupled weight decay,
-    or 0; `warmup` is the exponent of beta2_warmup, or 0.
+    `grad_scale`, `found_inf` and `lr_tensor` point to a number or are None. `decoupled` is the decoupled weight decay
+    or 0, and `warmup` the exponent of beta2_warmup or 0.
     """
     tensor = tl.load(chunks + tl.program_id(0))
     t = tl.load(tl.load(table + 4 * tensors + tensor).to(tl.pointer_type(tl.float32))).to(tl.float64)
@@ -222,7 +220,7 @@ def update_capturable(
 
 @triton.jit(do_not_specialize=["tensors", "observed"])
 def count(table, tensors, observed, found_inf):
-    """(8) for BLOCK tensors: count the step, and reset `observed`."""
+    """Count the step of BLOCK tensors (8), and reset `observed`."""
     tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = tensor < tensors
     steps = tl.load(table + 4 * tensors + tensor, mask=mask, other=0).to(tl.pointer_type(tl.float32))
@@ -232,4 +230,4 @@ def count(table, tensors, observed, found_inf):
     tl.store(observed + tensor, 0, mask=mask)
 
 
-INTERPRETED = not isinstance(update, triton.JITFunction)  # Triton's interpreter, which runs on CPU tensors
+INTERPRETED = not isinstance(update, triton.JITFunction)  # by Triton's interpreter, on CPU tensors

@@ -1,7 +1,7 @@
-"""The update on an NVIDIA GPU: one launch a bucket, of a kernel that finds the tensors in a table of their addresses.
+"""The update on an NVIDIA GPU, with one launch per bucket. The kernel finds the tensors in a table of addresses.
 
-The kernels are in `kernels.py` and `rounded_kernels.py`. Under TRITON_INTERPRET=1 they run on CPU tensors
-instead, slowly, for tests.
+The kernels are in `kernels.py` and `rounded_kernels.py`. With TRITON_INTERPRET=1 they run slowly on CPU tensors, for
+tests.
 """
 
 from array import array
@@ -21,12 +21,12 @@ from adopt_hf.backends.dense import are_same, dense, written
 from adopt_hf.state.formats import Format
 from adopt_hf.state.quantization import layout
 
-OLDEST = (3, 6)  # Triton: earlier ones take subnormal numbers for zero in roots and quotients
-LOWEST = (7, 5)  # compute capability that they have been compiled for
+OLDEST = (3, 6)  # Triton; earlier versions take subnormal numbers for zero in roots and quotients
+LOWEST = (7, 5)  # compute capability that the kernels have been compiled for
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why `step` cannot update parameters of `dtype` on `device`, or None if it can. Imports Triton where it might."""
+    """Return why `step` cannot update parameters of `dtype` on `device`, or None if it can. May import Triton."""
     if device.type not in ("cuda", "cpu"):
         return f"the Triton kernel takes no {device.type} tensors"
     if device.type == "cuda" and torch.version.hip is not None:
@@ -46,7 +46,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def step(buckets: Sequence[Bucket]) -> None:
-    """Update parameters and moments in place (equations (1) to (7)); gradients are only read. One launch a bucket."""
+    """Update parameters and moments in place (equations (1) to (7)). Gradients are only read. One launch per bucket."""
     kernels = _loaded()
     for bucket in buckets:
         s = bucket.scalars
@@ -60,7 +60,7 @@ def step(buckets: Sequence[Bucket]) -> None:
 
 
 def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
-    """The same with results that are rounded as the format of the bucket says. One launch a bucket."""
+    """Update buckets whose results are rounded to the bucket's format. One launch per bucket."""
     types = _loaded().TYPES
     from adopt_hf.backends.triton import rounded_kernels as kernels
 
@@ -80,7 +80,7 @@ def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
 
 
 def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
-    """The same with (8), decided and counted on the device: three launches a bucket, and nothing waits for them."""
+    """Update buckets with equation (8), decided on the device. Three launches per bucket; the host does not wait."""
     kernels = _loaded()
     for bucket in buckets:
         group, steps, grad_scale, found_inf = bucket.group, bucket.steps, bucket.grad_scale, bucket.found_inf
@@ -114,26 +114,26 @@ def step_capturable(buckets: Sequence[CapturableBucket]) -> None:
 
 @cache
 def _kernels() -> ModuleType | str:
-    """The module of the kernels, or why they cannot be used; tried once a process, when first asked for."""
+    """Return the module of the kernels, or why they cannot be used. Import Triton at most once per process."""
     try:
         import triton
 
         if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
             return f"the Triton kernel needs Triton {'.'.join(map(str, OLDEST))} or later, this is {triton.__version__}"
-        from adopt_hf.backends.triton import kernels, rounded_kernels  # noqa: F401 - it must be there, too
+        from adopt_hf.backends.triton import kernels, rounded_kernels  # noqa: F401 - must be importable too
     except Exception as error:  # noqa: BLE001 - a broken installation raises anything
         return f"Triton cannot be imported ({type(error).__name__}: {error})"
     return kernels
 
 
 def version() -> str:
-    """Return Triton's version, or what is wrong with it."""
+    """Return Triton's version, or why it cannot be used."""
     kernels = _kernels()
     return kernels if isinstance(kernels, str) else str(kernels.triton.__version__)
 
 
 def lengths(format: Format) -> tuple[int, int]:
-    """Return the elements of a chunk and of a block of the kernel for tensors that are stored so."""
+    """Return the elements of a chunk and of a block of the kernel for tensors of this format."""
     kernels = _loaded()
     if format.is_plain:
         return kernels.CHUNK.value, kernels.BLOCK.value
@@ -153,12 +153,12 @@ def _loaded() -> ModuleType:
 
 
 def _numbers(s: StepScalars) -> tuple[float, ...]:
-    """As the kernels take them."""
+    """Return the numbers of a step in the order of the kernels' arguments."""
     return s.scale, s.l2, s.decay, s.eps, s.clip, 1 - s.beta1, s.beta2, 1 - s.beta2, s.lr
 
 
 def _on_device_of(bucket: Bucket | CapturableBucket | RoundedBucket) -> AbstractContextManager[object]:
-    """Launches, copies and allocations go to the current device."""
+    """Make the bucket's device current, because launches, copies and allocations use the current device."""
     device = bucket.params[0].device
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
@@ -167,46 +167,47 @@ def _on_device_of(bucket: Bucket | CapturableBucket | RoundedBucket) -> Abstract
 
 
 class Table(NamedTuple):
-    """What the kernels are told of a bucket beside its numbers, on its device: see their modules."""
+    """The table of a bucket on its device, as `kernels` and `rounded_kernels` describe it."""
 
     tensors: int
-    programs: int  # as many as chunks
-    rows: Tensor  # int64 of shape (7, tensors), or (9, tensors) where results are rounded
-    chunks: Tensor  # int32, one a chunk
-    observed: Tensor  # int32, one a tensor; zero between steps
-    changing: list[Sequence[int]]  # the rows of `rows` that can change, as they are now
-    stream: int  # on which it is used
+    programs: int  # number of chunks
+    rows: Tensor  # int64 of shape (7, tensors), or (9, tensors) for rounded results
+    chunks: Tensor  # int32, one per chunk
+    observed: Tensor  # int32, one per tensor; zero between steps
+    changing: list[Sequence[int]]  # the present values of the rows that can change
+    stream: int  # stream that uses the table
 
     def write(self, row: int, numbers: Sequence[int]) -> None:
-        """Write a row on the device, without waiting for it, if it is another one than before."""
+        """Write a row on the device, without waiting for it, if the row has changed."""
         if numbers != self.changing[row]:
             self.rows[row].copy_(_host(array("q", numbers), self.rows.device), non_blocking=True)
             self.changing[row] = numbers
 
 
 class Blocks(NamedTuple):
-    """How tensors whose results are rounded are cut: in blocks, between rows and within them."""
+    """The division of tensors with rounded results into blocks, between rows and within rows."""
 
-    size: int  # elements; the last of a row has fewer
-    a_chunk: int  # blocks
-    columns: tuple[int, ...]  # of each tensor: elements of a row
+    size: int  # elements of a block; the last of a row can have fewer
+    a_chunk: int  # blocks of a chunk
+    columns: tuple[int, ...]  # elements of a row of each tensor
 
     @classmethod
     def of(cls, params: list[Tensor], block_size: int, is_coded: bool) -> "Blocks":
-        """Those of a bucket; where moments are no codes, a tensor is one row."""
+        """Return the blocks of a bucket. Without codes a tensor is one row."""
         from adopt_hf.backends.triton import rounded_kernels as kernels
 
         columns = tuple(layout(t.shape, block_size).columns if is_coded else t.numel() for t in params)
         return cls(block_size, kernels.CHUNK.value // block_size, columns)
 
     def chunks(self, sizes: tuple[int, ...]) -> list[int]:
-        """Of each tensor of so many elements."""
+        """Return the chunks of each tensor, given their numbers of elements."""
         rows = [n // columns if n else 0 for n, columns in zip(sizes, self.columns, strict=True)]
         blocks = [n * -(-columns // self.size) for n, columns in zip(rows, self.columns, strict=True)]
         return [-(-n // self.a_chunk) for n in blocks]
 
 
-# What a captured graph will copy from, each time that it is replayed: for good, since nobody says when it has ended.
+# Host buffers that captured graphs read on every replay. They are never freed, because nothing reports the end of a
+# graph.
 _captured: list[Tensor] = []
 
 
@@ -217,23 +218,25 @@ def _table(
     keys: Sequence[int] = (),
     block_size: int | None = None,
 ) -> Iterator[Table]:
-    """The table of a bucket, with the addresses that its tensors have now: theta, g, m, v, and maybe t, or scales.
+    """Yield the table of a bucket, with the present addresses of its tensors: theta, g, m, v, and t or scales.
 
-    It is kept in the bucket's memory for the next step, which copies no more to the device than what has changed: as a
-    rule the addresses of the gradients, and the keys. Under capture it belongs to the graph, which fills it at each
-    replay, whatever else has become of that memory.
+    The bucket's memory keeps the table for the next step, which copies only changed rows to the device. These are
+    usually the addresses of the gradients, and the keys. Under capture the table belongs to the graph, which fills it
+    at each replay.
 
     Args:
-        more: Further columns: t of a capturable bucket, or the scales of one whose results are rounded.
-        keys, block_size: Of a bucket whose results are rounded.
+        bucket: The bucket.
+        more: Further columns: t of a CapturableBucket, or the scales of a RoundedBucket.
+        keys: Keys of a RoundedBucket. Default: none.
+        block_size: Block size of a RoundedBucket. Default: None, for other buckets.
     """
     device, memory = bucket.params[0].device, bucket.memory
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     is_captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     if memory is not None and not is_captured and memory.grad_addresses is not None and memory.prepared is not None:
         table: Table = memory.prepared
-        if table.stream == stream:  # else a kernel may still read it on the other one
-            memory.prepared = None  # so that a step that fails leaves none
+        if table.stream == stream:  # a kernel on another stream may still read it
+            memory.prepared = None  # a failed step leaves no table
             table.write(1, memory.grad_addresses)
             if block_size is not None:
                 table.write(5, keys)
@@ -262,7 +265,7 @@ def _new(
     stream: int,
     blocks: Blocks | None = None,
 ) -> tuple[Table, Tensor]:
-    """A new table, and the host memory that it is copied from."""
+    """Return a new table, and the host memory that it is copied from."""
     chunk = _loaded().CHUNK.value
     chunks = [-(-size // chunk) for size in sizes] if blocks is None else blocks.chunks(sizes)
     tensors, programs = len(sizes), sum(chunks)
@@ -271,7 +274,7 @@ def _new(
     rows.extend(blocks.columns if blocks is not None else ())
     count = len(rows) // tensors
     of_tensor = array("i", chain.from_iterable(map(repeat, range(tensors), chunks)))
-    of_tensor.extend([0] * (tensors + (programs + tensors) % 2))  # `observed`, and to whole words
+    of_tensor.extend([0] * (tensors + (programs + tensors) % 2))  # `observed`, padded to whole words
     host = _host(array("q", rows.tobytes() + of_tensor.tobytes()), device)
     memory = host.to(device, non_blocking=True)
     halves = memory[count * tensors :].view(torch.int32)
@@ -280,6 +283,6 @@ def _new(
 
 
 def _host(numbers: "array[int]", device: torch.device) -> Tensor:
-    """int64 that the device can copy without waiting. torch lends its memory to nobody else until that is done."""
+    """Return int64 host memory that the device copies asynchronously. torch does not reuse it before the copy ends."""
     host = torch.frombuffer(numbers, dtype=torch.int64)
     return host.pin_memory() if device.type == "cuda" else host

@@ -1,16 +1,16 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="untyped-decorator"
-"""The GPU kernel whose results are rounded: the formats of `quantization` and the random bits of `rounding`.
+"""The GPU kernel with rounded results: the formats of `quantization` and the random bits of `rounding`.
 
-`triton.py` alone imports this module: importing it imports Triton. The kernel reads, updates and writes each element
-once, and the three numbers of each block. A launch updates a whole bucket, CHUNK elements of one tensor a program, a
-tile of whole blocks at a time. The table is that of `kernels`, of other rows:
+Importing this module imports Triton, so only `launch.py` imports it. The kernel reads, updates and writes each element
+and the three numbers of each block once. A launch updates a whole bucket. Each program updates CHUNK elements of one
+tensor, one tile of whole blocks per iteration. The table is like that of `kernels`, with these rows:
 
     0 to 4   addresses of theta, g, m, v and the scales, whose elements lie in the order of their indices
     5        the key of the random bits
-    6, 7     the number of elements, and of the first of its chunks
-    8        the number of columns: blocks stay within rows of so many elements
+    6, 7     the number of elements, and the number of the first chunk
+    8        the number of columns: the elements of a row, which blocks do not cross
 
-`p_type` and `g_type` are the types of theta and g; m and v are float32, bfloat16 or codes, by their `bits`.
+`p_type` and `g_type` are the types of theta and g. m and v are float32, bfloat16 or codes, according to `bits`.
 """
 
 import triton
@@ -19,9 +19,9 @@ import triton.language as tl
 from adopt_hf.backends.triton.kernels import equations
 from adopt_hf.state import quantization, rounding
 
-CHUNK = tl.constexpr(8192)  # elements, of four blocks of the largest size
-OF_WARP = 256  # elements at a time, eight a thread
-UNBLOCKED = 256  # elements of a block where moments are no codes, and blocks mean nothing
+CHUNK = tl.constexpr(8192)  # elements: four blocks of the largest size
+OF_WARP = 256  # elements of a warp, eight per thread
+UNBLOCKED = 256  # elements of a block without codes, where the value does not change results
 
 GOLDEN = tl.constexpr(rounding.GOLDEN)
 ONE, NOT_FINITE = tl.constexpr(quantization.ONE), tl.constexpr(quantization.NOT_FINITE)
@@ -36,10 +36,10 @@ PART_OF_TOP = tl.constexpr(1 / quantization.M_TOP)
 
 
 def options(block_size: int) -> dict[str, int | bool]:
-    """Of a launch.
+    """Return the options of a launch.
 
-    A block of up to 256 elements is one warp's, whose threads need no barriers. Left alone, the compiler takes up to
-    twice as many registers, and a multiprocessor has room for half as many warps; with fewer it spills.
+    A block of up to 256 elements belongs to one warp, whose threads need no barriers. Without `maxnreg` the compiler
+    takes up to twice as many registers, and a multiprocessor has room for half as many warps. With fewer it spills.
     """
     warps = max(1, block_size // OF_WARP)
     return {"num_warps": warps, "maxnreg": 96 if warps == 1 else 128, "enable_fp_fusion": False}
@@ -47,14 +47,14 @@ def options(block_size: int) -> dict[str, int | bool]:
 
 @triton.jit
 def mixed(x):
-    """The hash of `rounding`, of uint32."""
+    """Return the hash of `rounding`, of uint32."""
     x = x * 0x7FEB352D
     return x ^ (x >> 15)
 
 
 @triton.jit
 def to_bfloat16(x, random, above_zero: tl.constexpr):
-    """Rounded stochastically. The NaN of arithmetic are told by their upper bits, and inf has no lower ones."""
+    """Return x rounded stochastically. The upper bits identify a NaN of arithmetic, and inf has no lower bits."""
     word = x.to(tl.uint32, bitcast=True)
     is_finite = (word & 0x7FFFFFFF) < NOT_FINITE
     rounded = (word + tl.where(is_finite, random & 0xFFFF, 0)) >> 16
@@ -65,7 +65,7 @@ def to_bfloat16(x, random, above_zero: tl.constexpr):
 
 @triton.jit
 def decode_exp_avg(code, scale):
-    """m of codes (uint32)."""
+    """Return m of codes (uint32)."""
     q = code & 0x7F
     size = (((q << M_SHIFT) + ONE).to(tl.float32, bitcast=True) - 1.0) * scale
     word = tl.where(q == M_NOT_FINITE, QUIET_NAN, size.to(tl.uint32, bitcast=True))
@@ -74,7 +74,7 @@ def decode_exp_avg(code, scale):
 
 @triton.jit
 def decode_exp_avg_sq(code, scale, shift):
-    """v of codes (uint32)."""
+    """Return v of codes (uint32)."""
     exp_avg_sq = (((code - 1) << shift) + ONE).to(tl.float32, bitcast=True) * scale
     exp_avg_sq = tl.where(code == 0, 0.0, exp_avg_sq)
     return tl.where(code < INF, exp_avg_sq, tl.where(code == INF, float("inf"), float("nan")))
@@ -82,7 +82,7 @@ def decode_exp_avg_sq(code, scale, shift):
 
 @triton.jit
 def encode_exp_avg(exp_avg, random):
-    """The codes of m, and the scale of each block."""
+    """Return the codes of m, and the scale of each block."""
     word = exp_avg.to(tl.uint32, bitcast=True)
     size = word & 0x7FFFFFFF
     is_finite = size < NOT_FINITE
@@ -98,7 +98,7 @@ def encode_exp_avg(exp_avg, random):
 
 @triton.jit
 def moved_grid(scale, bits, most, least):
-    """The scale of v, moved by a power of two, and the bits that the largest and the smallest v ask for (as words)."""
+    """Return the scale of v, moved by a power of two, and the bits for the largest and smallest v (as words)."""
     high = (most >> 23).to(tl.int32)
     octaves = high - (least >> 23).to(tl.int32) + 2
     chosen = tl.full(bits.shape, FEWEST_BITS, tl.int32)
@@ -112,10 +112,10 @@ def moved_grid(scale, bits, most, least):
 
 @triton.jit
 def encode_exp_avg_sq(exp_avg_sq, scale, bits, random):
-    """The codes of v, and the scale and the bits of each block."""
+    """Return the codes of v, and the scale and the bits of each block."""
     word = exp_avg_sq.to(tl.uint32, bitcast=True)
     of_range = tl.where(word < NOT_FINITE, word, 0)
-    below = tl.min(of_range - 1, 1)  # what is before the smallest above zero
+    below = tl.min(of_range - 1, 1)  # the predecessor of the smallest positive v
     least = tl.where(below < NOT_FINITE, below + 1, NOT_FINITE)
     scale, bits = moved_grid(scale, bits, tl.max(of_range, 1), least)
     shift = (23 - bits)[:, None].to(tl.uint32)
@@ -133,10 +133,10 @@ def update_tile(
     coupled: tl.constexpr, bits: tl.constexpr, block_size: tl.constexpr, round_param: tl.constexpr,
     together: tl.constexpr,
 ):  # fmt: skip
-    """Update a tile of blocks: `length` elements each from `at` on, and the numbers of the `live` ones at `scales`.
+    """Update a tile of blocks: `length` elements of each from `at` on, and the numbers of `live` blocks at `scales`.
 
-    What lies beyond the length is zero, before and after, as where the definition pads. `together` elements are loaded
-    and stored at once: their addresses are divisible by their size, and all of them are inside or none.
+    Elements beyond the length are zero before and after, like the padding of the definition. One load or store takes
+    `together` elements. Their address is divisible by their size, and all or none of them are within the length.
     """
     inside = tl.arange(0, block_size)[None, :]
     mask = tl.max_constancy(inside < length[:, None], (1, together))
@@ -182,7 +182,7 @@ def update_tile(
 
 @triton.jit
 def stretch(block, count, start_block, of_row, last, block_size: tl.constexpr):
-    """Where blocks of a program start, counted from the first, and how many elements they have: 0 from `count` on."""
+    """Return the starts of a program's blocks, relative to the first, and their lengths: 0 from block `count` on."""
     of_rows = start_block + block.to(tl.uint32)
     rows = of_rows // of_row
     length = tl.where(of_rows - rows * of_row == of_row - 1, last, block_size)
@@ -197,9 +197,9 @@ def update_rounded(
     p_type: tl.constexpr, g_type: tl.constexpr, coupled: tl.constexpr,
     bits: tl.constexpr, block_size: tl.constexpr, round_param: tl.constexpr,
 ):  # fmt: skip
-    """One step of a bucket with the numbers of `StepScalars`; `rest1` and `rest2` are 1 - beta1 and 1 - beta2."""
+    """Update a bucket with the numbers of `StepScalars`. `rest1` is 1 - beta1, and `rest2` is 1 - beta2."""
     m_type: tl.constexpr = tl.uint8 if bits == 8 else tl.bfloat16 if bits == 16 else tl.float32
-    tile: tl.constexpr = 128 // block_size if block_size < 128 else 1  # blocks at a time
+    tile: tl.constexpr = 128 // block_size if block_size < 128 else 1  # blocks per iteration
     column = table + tl.load(chunks + tl.program_id(0))
     p_address = tl.load(column)
     g_address = tl.load(column + tensors)
@@ -210,7 +210,7 @@ def update_rounded(
     elements = tl.load(column + 6 * tensors)
     columns = tl.load(column + 8 * tensors)
 
-    # The blocks of this program, and where the first of them lies. They are few: 32 bits are enough from there on.
+    # The blocks of this program, and the place of the first. From there on 32 bits are enough for its elements.
     of_row = (columns + block_size - 1) // block_size
     blocks = elements // columns * of_row
     first = (tl.program_id(0) - tl.load(column + 7 * tensors)) * (CHUNK // block_size)  # int64
@@ -238,7 +238,7 @@ def update_rounded(
     rest2 = tl.full((), rest2, tl.float32)
     lr = tl.full((), lr, tl.float32)
 
-    # Four elements at a time are loaded and stored where addresses allow it: all but odd ones, and odd ends.
+    # One load or store takes four elements, unless an address or the end of a row is not divisible by four elements.
     by_four = (columns & 3) == 0
     if columns == elements:
         by_four = by_four | (first + count < blocks)
