@@ -1,4 +1,4 @@
-"""ADOPT, defined once: the update, and the numbers of one step.
+"""The definition of ADOPT: the update, and the numbers of one step.
 
 Source: Taniguchi et al., "ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal Rate", NeurIPS 2024
 (arXiv 2411.02853), Algorithm 2. Letters of the paper: theta parameter, g gradient, m first moment (`exp_avg`),
@@ -19,20 +19,23 @@ v second moment (`exp_avg_sq`), t steps completed so far (`step`).
     (8) t <- t + 1                  unless t == 0 and the gradient is all zero: then nothing was observed, and
                                     nothing changes at all
 
-Where every first gradient is non-zero this is the paper's Algorithm 2. An element whose gradient has been exactly zero
-so far starts at its first non-zero gradient. An observed v can become 0: where beta2 = 0 meets a zero gradient, or
-where v or g*g underflows (0.1**45 in float32; |g| below 3e-23). It is stored as `least`, which is 0 to (4), so that the
-element does not start again. Checkpoints of other frameworks keep no third moment that could tell the two zeros apart.
-With eps = 0 the root of `least` is used, since 0/0 would be NaN. In 16 and 8 bits an observed v does not become 0
-either: it is stored as the smallest number that the format has there, whose root is used.
-"The gradient" of (8) is the one that came in, before (1): a framework that calls `step()` on zero gradients to allocate
-state leaves no trace under coupled weight decay either.
-NaN and inf propagate to theta. A gradient that is inf, or so large that its square is (in float32 from 1.9e19 on),
-makes v inf, and the element is NaN after the next step. With u = 0 it would stay where it is for ever, and nothing
-would show.
+If every first gradient is non-zero, the update is the paper's Algorithm 2. An element whose gradient has been exactly
+zero so far starts at its first non-zero gradient.
 
-With beta2_warmup v remembers about t**k steps: k = 1 is the running mean of all squares so far, a smaller k forgets
-sooner, and the memory ends at that of beta2 (k = 0.8 is the schedule of Adafactor, Shazeer and Stern 2018).
+An observed v can become 0: if beta2 = 0 and the gradient is zero, or if v or g*g underflows (0.1**45 in float32; |g|
+below 3e-23). It is stored as `least`, which (4) treats as 0, so the element does not start again. Checkpoints of other
+frameworks have no third moment that could tell the two zeros apart. With eps = 0 the root of `least` is used, because
+0/0 would be NaN. In 16 and 8 bits an observed v does not become 0 either. It is stored as the smallest number of the
+format, whose root is used.
+
+"The gradient" of (8) is the incoming gradient, before (1). A framework that calls `step()` on zero gradients to
+allocate state therefore changes nothing, also with coupled weight decay.
+
+NaN and inf propagate to theta. A gradient that is inf, or whose square is inf (in float32 from 1.9e19 on), makes v inf,
+and the element is NaN after the next step. With u = 0 the element would silently stop training.
+
+With beta2_warmup v remembers about t**k steps. k = 1 is the running mean of all squares so far, and a smaller k forgets
+sooner. The memory does not exceed that of beta2. k = 0.8 is the schedule of Adafactor (Shazeer and Stern 2018).
 """
 
 import math
@@ -46,9 +49,9 @@ from adopt_hf.hyperparameters import WARMUP_EXPONENT, check_numbers, of_group
 
 
 class StepScalars(NamedTuple):
-    """The numbers of one step: all that the equations (1) to (7) need beside the tensors.
+    """The numbers of one step, which the equations (1) to (7) need in addition to the tensors.
 
-    Switches that are off have become neutral values, so that no backend knows of steps, schedules or modes.
+    Disabled options are neutral values, so no backend needs to know steps, schedules or modes.
     """
 
     scale: float  # of the gradient: 1 / grad_scale, negative if maximize
@@ -61,10 +64,10 @@ class StepScalars(NamedTuple):
     lr: float
 
     def for_compiler(self) -> "StepScalars":
-        """Return the same numbers, those that may change from step to step as 0-d float64 CPU tensors.
+        """Return the same numbers, with 0-d float64 CPU tensors for numbers that can change from step to step.
 
-        `torch.compile` makes a new program for every new float, and none for a new value of a tensor. Schedules write
-        lr, weight_decay and beta1 (OneCycleLR), a GradScaler the scale. What is switched off stays a number.
+        `torch.compile` recompiles for every new float, but not for a new value of a tensor. Schedules write lr,
+        weight_decay and beta1 (OneCycleLR), and a GradScaler writes the scale. Disabled options stay floats.
         """
         neutral = {"scale": 1.0, "l2": 0.0}
         changing = ("scale", "l2", "decay", "clip", "beta1", "beta2", "lr")
@@ -77,10 +80,12 @@ class StepScalars(NamedTuple):
 
 
 def step_scalars(group: Mapping[str, Any], t: float, grad_scale: float = 1.0) -> StepScalars:
-    """The numbers of the step that follows `t` completed ones, for a (checked) param group.
+    """Return the numbers of the step that follows `t` completed steps.
 
     Args:
-        grad_scale: what the gradients are too large by: the factor of the loss under a GradScaler.
+        group: Param group.
+        t: Completed steps.
+        grad_scale: Factor by which the gradients are too large, which a GradScaler applies to the loss. Default: 1.
 
     Raises:
         ValueError: If a number of the group is outside its range.
@@ -102,9 +107,9 @@ def step_scalars(group: Mapping[str, Any], t: float, grad_scale: float = 1.0) ->
 
 
 def capturable_group_for_compiler(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a param group for `capturable_scalars`, for the reason of `StepScalars.for_compiler`.
+    """Return the numbers of a param group for `capturable_scalars` under `torch.compile`.
 
-    The lr, the betas and the weight decay, unless that is 0, are tensors.
+    The lr, the betas and a non-zero weight decay are tensors, for the reason given in `StepScalars.for_compiler`.
     """
 
     def changing(number: Any) -> Tensor:
@@ -119,12 +124,15 @@ def capturable_group_for_compiler(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def capturable_scalars(group: Mapping[str, Any], t: Tensor, grad_scale: Tensor | None) -> StepScalars:
-    """As `step_scalars`, computed on the device of `t` (0-d) without a look at its value; 0-d tensors.
+    """Return the numbers of `step_scalars` as 0-d tensors, computed on the device of `t` without reading its value.
 
-    They are float64, or float32 where the device has no float64: 1 - beta2 is then exact to 2**-24 / (1 - beta2) only.
+    The tensors are float64, or float32 if the device has no float64. In float32 the relative error of 1 - beta2 is up
+    to 2**-24 / (1 - beta2).
 
     Args:
-        grad_scale: one-element tensor, or None for 1.
+        group: Param group.
+        t: Completed steps, 0-d tensor.
+        grad_scale: Factor of a GradScaler, one-element tensor, or None for 1.
     """
     wide = widest_dtype(t.device)
     t, lr = t.to(wide), torch.as_tensor(group["lr"], dtype=wide, device=t.device).reshape(())
@@ -161,7 +169,7 @@ def widest_dtype(device: torch.device) -> torch.dtype:
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of both moments, and of the arithmetic, for a parameter of `dtype`: at least single precision."""
+    """Return the dtype of the moments and of the arithmetic for parameters of `dtype`: at least single precision."""
     return {
         torch.bfloat16: torch.float32,
         torch.float16: torch.float32,
@@ -181,7 +189,7 @@ def update(
     exp_avg_sq: Tensor,  # v, as m
     s: StepScalars,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Equations (1) to (7) for one tensor: the new (theta, m, v), all in the dtype of the moments. Changes nothing."""
+    """Return the new (theta, m, v) of one tensor, in the dtype of the moments, by equations (1) to (7)."""
     theta, g, m, v = param.to(exp_avg.dtype), grad.to(exp_avg.dtype), exp_avg, exp_avg_sq
     if isinstance(s.scale, Tensor) or s.scale != 1:  # (1)
         g = g * s.scale

@@ -1,7 +1,7 @@
-"""Warn where ADOPT's first steps train nothing: no gradient arrives, or each optimizer lives for one step only.
+"""Warn if ADOPT's first steps train nothing: without gradients, or if each optimizer makes only one step.
 
-A first step only initialises the second moment. An optimizer that is made again for every step therefore never moves a
-parameter, as in federated learning with one local step.
+A first step only initialises the second moment. A loop that creates a new optimizer for every step therefore never
+changes a parameter. Federated learning with one local step is an example.
 """
 
 import logging
@@ -10,13 +10,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-SHORT_LIVES = 3  # as many optimizers of one kind in a row that end after their first step are a pattern
+SHORT_LIVES = 3  # optimizers of one kind in a row that end after their first step, before a warning
 
 logger = logging.getLogger("adopt_hf")
 
 
 class Stepped(Protocol):
-    """The part of a torch optimizer that this module looks at."""
+    """The part of a torch optimizer that this module reads."""
 
     param_groups: list[dict[str, Any]]
     state: Any
@@ -24,19 +24,19 @@ class Stepped(Protocol):
 
 @dataclass
 class _Life:
-    """What is known of one optimizer: its steps, counted up to 2, and the kind of its parameters."""
+    """One optimizer: its steps, counted up to 2, and the kind of its parameters."""
 
     steps: int
     kind: Hashable
 
 
 _lives: "weakref.WeakKeyDictionary[Stepped, _Life]" = weakref.WeakKeyDictionary()
-_short_lives: dict[Hashable, int] = {}  # in a row, by kind
+_short_lives: dict[Hashable, int] = {}  # successive short lives, by kind
 _warned: set[str] = set()
 
 
 def note(optimizer: Stepped) -> bool:
-    """Note a step that is about to be made. Return whether the next ones need not be noted."""
+    """Note a step that begins now. Return whether later steps need not be noted."""
     life = _lives.get(optimizer)
     if life is None:
         life = _begin(optimizer)
@@ -49,7 +49,7 @@ def note(optimizer: Stepped) -> bool:
 def _begin(optimizer: Stepped) -> _Life:
     shapes = tuple(tuple(p.shape) for group in optimizer.param_groups for p in group["params"])
     kind = hash((type(optimizer), shapes))
-    life = _lives[optimizer] = _Life(2 if optimizer.state else 0, kind)  # a loaded state has had its first step
+    life = _lives[optimizer] = _Life(2 if optimizer.state else 0, kind)  # a loaded state is past its first step
     weakref.finalize(optimizer, _end, life).atexit = False
     if _short_lives.get(kind, 0) >= SHORT_LIVES and life.steps == 0:
         _warn(

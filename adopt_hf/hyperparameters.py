@@ -1,7 +1,7 @@
-"""Every option of ADOPT, once: its type, default and range, what it decides, and a line of help.
+"""The table of all options of ADOPT: type, default, range, kind and a line of help.
 
-What checks options, what lists them and what keeps them is a view of `HYPERPARAMETERS`: the defaults of the classes,
-the keys of `optim_args` and of a DeepSpeed block, what a load keeps, and the tables of the docs.
+All lists and checks of options are views of `HYPERPARAMETERS`: the defaults of the classes, the keys of `optim_args`
+and of a DeepSpeed block, the options that a load keeps, and the tables of the docs.
 """
 
 import math
@@ -14,21 +14,21 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-LARGEST = torch.finfo(torch.float32).max  # beyond it a number is inf to float32 arithmetic
-WARMUP_EXPONENT = 1.0  # what beta2_warmup=True means
-RUNNING_MEAN = 1.0  # what it meant in the states that have True itself, of earlier versions
+LARGEST = torch.finfo(torch.float32).max  # larger numbers are inf in float32 arithmetic
+WARMUP_EXPONENT = 1.0  # the value of beta2_warmup=True
+RUNNING_MEAN = 1.0  # the value of True in states of earlier versions
 BLOCK_SIZES = tuple(2**i for i in range(6, 12))
 
-# What an option decides. update: the numbers of the update; a load brings them. execution: how the update is computed.
-# storage: how the state is kept. Both stay as they are in a load. recipe: param groups, before the optimizer is made.
+# The kinds of options. update: numbers of the update, which a load replaces. execution: how the update is computed, and
+# storage: how the state is stored; a load changes neither. recipe: param groups, before the optimizer is created.
 Kind = Literal["update", "execution", "storage", "recipe"]
 
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """An option: its type, its default, and the range it must lie in, `low <= x < high`, or its values.
+    """An option: its type, its default, and its range, `low <= x < high`, or its values.
 
-    One with `true` is both: False, a number in `low < x <= high`, or True, which stands for the number `true`.
+    An option with `true` is False, a number in `low < x <= high`, or True, which stands for the number `true`.
     """
 
     type: type[float] | type[int] | type[bool] | type[str]
@@ -40,11 +40,11 @@ class Hyperparameter:
     low: float = 0.0
     values: tuple[int, ...] | tuple[str, ...] = ()
     true: float | None = None
-    of_adoptw: bool | None = None  # the default of ADOPTW, if it is another one
+    of_adoptw: bool | None = None  # the default of ADOPTW, if it differs
 
     @property
     def allowed(self) -> str:
-        """The values that are accepted, in words."""
+        """The accepted values, in words."""
         if self.type is bool:
             return "True or False"
         if self.true is not None:
@@ -62,8 +62,8 @@ class Hyperparameter:
         """Return `value` as a plain Python float, int, bool, str or None.
 
         Raises:
-            ValueError: If it is outside the range or of another type. The message names `name`, the value and what is
-                allowed.
+            ValueError: If the value is outside the range or of another type. The message names `name`, the value and
+                the allowed values.
         """
         if self.optional and value is None:
             return None
@@ -137,7 +137,7 @@ OF_OPTIMIZER = tuple(name for name in HYPERPARAMETERS if name not in LORAPLUS)
 
 
 def of_group(*kinds: Kind) -> tuple[str, ...]:
-    """Return the options of these kinds that a param group has; it has `betas` and not beta1 and beta2."""
+    """Return the options of these kinds in a param group, which has `betas` instead of beta1 and beta2."""
     names = [name for name, row in HYPERPARAMETERS.items() if row.kind in kinds and name != "beta2"]
     return tuple("betas" if name == "beta1" else name for name in names)
 
@@ -147,11 +147,11 @@ DEFAULTS: dict[str, Any] = {  # of a param group of ADOPT
     **{name: HYPERPARAMETERS[name].default for name in OPTIONS if name != "betas"},
     "betas": (HYPERPARAMETERS["beta1"].default, HYPERPARAMETERS["beta2"].default),
 }
-OF_ADOPTW: dict[str, Any] = {  # where its defaults are not ADOPT's
+OF_ADOPTW: dict[str, Any] = {  # the defaults that differ from ADOPT's
     name: row.of_adoptw for name, row in HYPERPARAMETERS.items() if row.of_adoptw is not None
 }
 
-# What other optimizers call things, and what to write here.
+# Options of other optimizers, and what to write instead.
 INSTEAD = {
     "clip_lambda": (
         "write clip_exp=0.25 for clip_lambda=lambda step: step**0.25 (any other exponent likewise), "
@@ -171,7 +171,7 @@ INSTEAD = {
 
 
 def refuse(kind: str, names: Iterable[str]) -> None:
-    """Raise TypeError if there is a name, which ADOPT does not have. The message says what to write instead.
+    """Raise TypeError if `names` is not empty. The message says what to write instead of the first name.
 
     Args:
         kind: Kind of the names, for the message.
@@ -186,14 +186,14 @@ def check_betas(betas: object) -> tuple[float, float]:
     """Return `betas` as a pair of floats.
 
     Args:
-        betas: any sequence of two numbers (a tuple, a list, the list of a configuration library), or an array of them.
+        betas: Sequence of two numbers (a tuple, a list, the list of a configuration library), or an array.
 
     Raises:
-        ValueError: If it is no pair, or a beta lies outside [0, 1).
+        ValueError: If `betas` is not a pair, or a beta is outside [0, 1).
     """
     if isinstance(betas, Tensor) and betas.is_meta:
         raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}, which holds none")
-    pair = betas.tolist() if hasattr(betas, "tolist") else betas  # numpy's arrays are no sequences
+    pair = betas.tolist() if hasattr(betas, "tolist") else betas  # numpy arrays are not sequences
     if not isinstance(pair, Sequence) or isinstance(pair, str | bytes | bytearray) or len(pair) != 2:
         raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}")
     beta1 = HYPERPARAMETERS["beta1"].check("beta1 = betas[0]", pair[0])
@@ -202,7 +202,7 @@ def check_betas(betas: object) -> tuple[float, float]:
 
 
 def check_lr(lr: object) -> float | Tensor:
-    """Return `lr` as a float, or as the one-element tensor that it is; ValueError if it is negative or not finite."""
+    """Return `lr` as a float or a one-element tensor. Raise ValueError if it is negative or not finite."""
     if not isinstance(lr, Tensor):
         return cast(float, HYPERPARAMETERS["lr"].check("lr", lr))
     if lr.numel() != 1:
@@ -216,10 +216,10 @@ def check_lr(lr: object) -> float | Tensor:
 
 
 def check_group(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those entries of a param group that are options, checked, as plain values.
+    """Check the options in a param group, and return them as plain values.
 
     Raises:
-        ValueError: a value outside its range; the message names the value and the range.
+        ValueError: If a value is outside its range. The message names the value and the range.
     """
     checked: dict[str, Any] = {}
     for name, value in group.items():
@@ -233,16 +233,16 @@ def check_group(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_numbers(group: Mapping[str, Any]) -> None:
-    """Check the numbers of a param group that a schedule may have written since they were last checked.
+    """Check the numbers of a param group, which a schedule can have written since the last check.
 
-    A tensor `lr` of a capturable group is not looked at: that would be to wait for its device.
+    A tensor `lr` of a capturable group is not read, because that would wait for its device.
 
     Raises:
-        ValueError: If a number is outside its range; the message names it and the range.
+        ValueError: If a number is outside its range. The message names the number and the range.
     """
     try:
         are_within = _are_within(group)
-    except TypeError:  # they are no numbers
+    except TypeError:  # not numbers
         are_within = False
     if not are_within:
         check_group(group)
@@ -274,6 +274,6 @@ def upgrade(defaults: dict[str, Any], groups: Iterable[dict[str, Any]]) -> None:
 
 
 def keep_running_mean(group: dict[str, Any]) -> None:
-    """Write the exponent that True meant in an earlier version into a group of that time, in place."""
+    """Replace True in a group of an earlier version by the exponent that True stood for, in place."""
     if group.get("beta2_warmup") is True:
         group["beta2_warmup"] = RUNNING_MEAN

@@ -1,4 +1,4 @@
-"""Which parameters are decayed: the rule of `transformers.Trainer`, for those who write their own loop."""
+"""The decay rule of `transformers.Trainer`, for custom training loops."""
 
 import re
 from typing import Any
@@ -8,19 +8,19 @@ from torch import Tensor, nn
 from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.state.formats import keep_float32
 
-# transformers.Trainer.get_decay_parameter_names; a test compares the two.
+# The rule of transformers.Trainer.get_decay_parameter_names. A test compares the two.
 NO_DECAY_NAMES = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
 
 def is_decayed(model: nn.Module, name: str) -> bool:
-    """Whether the Trainer's rule decays the parameter `name` of `model`: no bias, and nothing inside a norm."""
+    """Return whether the Trainer decays the parameter `name`: all parameters but biases and those of norms."""
     *path, _ = name.split(".")
     inside = [model.get_submodule(".".join(path[: depth + 1])) for depth in range(len(path))]
     return not NO_DECAY_NAMES.search(name.lower()) and not any(isinstance(module, nn.LayerNorm) for module in inside)
 
 
 def embeddings(model: nn.Module) -> list[Tensor]:
-    """The weights of the embedding layers of `model`."""
+    """Return the weights of the embedding layers of `model`."""
     layers = (module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
     return [layer.weight for layer in layers]
 
@@ -28,18 +28,18 @@ def embeddings(model: nn.Module) -> list[Tensor]:
 def param_groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
     """Split the trainable parameters of `model` into a decayed and an undecayed group, as the Trainer does.
 
-    Embeddings are marked: with `state_bits=8` their moments stay float32.
+    Embeddings are marked by `keep_float32`, so their moments stay float32 with `state_bits=8`.
 
     Args:
-        model: any module; parameters with `requires_grad=False` are left out, tied ones appear once.
-        weight_decay: of the first group; the second (biases, norms) has 0.
+        model: Module. Parameters with `requires_grad=False` are left out, and tied parameters appear once.
+        weight_decay: Weight decay of the first group, >= 0. The second group (biases, norms) has 0.
 
     Returns:
         Two param groups for `ADOPT` or any `torch.optim` optimizer, in the order of `model.named_parameters()`.
 
     Raises:
-        TypeError: If `model` is no module.
-        ValueError: `weight_decay` is missing, negative or no number, or nothing in `model` is trainable.
+        TypeError: If `model` is not a module.
+        ValueError: If `weight_decay` is missing, negative or not a number, or no parameter of `model` is trainable.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(

@@ -21,7 +21,7 @@ from adopt_hf.state import tensor_key
 
 
 class Planned(first_steps.Stepped, Protocol):
-    """The part of `adopt_hf.ADOPT` that a plan is made of."""
+    """The part of `adopt_hf.ADOPT` that a plan needs."""
 
     partitions: dict[Tensor, Partition]
     kept_plans: build.Kept
@@ -30,7 +30,7 @@ class Planned(first_steps.Stepped, Protocol):
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def update(optimizer: Planned, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable) -> None:
-    """Do the whole update where nothing is compiled, see `ADOPT._update`."""
+    """Do the whole update outside `torch.compile`, see `ADOPT._update`."""
     plan = _plan_of(optimizer, False, groups, first, key)
     entries.run(plan)
     _step_rounded(plan.rounded)
@@ -39,7 +39,7 @@ def update(optimizer: Planned, groups: Sequence[dict[str, Any]] | None, first: i
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def plan_of(optimizer: Planned, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable) -> Plan:
-    """Return the plan of the update, which is compiled."""
+    """Return the plan of an update that is compiled."""
     return _plan_of(optimizer, True, groups, first, key)
 
 
@@ -48,7 +48,7 @@ def _plan_of(
 ) -> Plan:
     if groups is None and not optimizer.has_noted_first_steps:
         optimizer.has_noted_first_steps = first_steps.note(optimizer)
-    # A GradScaler puts the last two there.
+    # A GradScaler adds these two attributes.
     scaled = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     groups, states, partitions = groups or optimizer.param_groups, optimizer.state, optimizer.partitions
     capture.check(groups, states)
@@ -58,9 +58,9 @@ def _plan_of(
 
 
 def _step_rounded(rounded: Mapping[backends.Backend, list[RoundedBucket]]) -> None:
-    """Update what is rounded stochastically: the keys of its random bits would make a new program of every step."""
+    """Update buckets that are rounded stochastically. Their keys would cause a recompilation in every step."""
     for backend, buckets in rounded.items():
-        assert backend.step_rounded is not None  # it would not have been chosen
+        assert backend.step_rounded is not None  # `backends.choose` has checked it
         backend.step_rounded(buckets)
 
 

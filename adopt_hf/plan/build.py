@@ -1,6 +1,6 @@
 """Plan one optimizer step: create missing state, group tensors that share scalars into buckets, choose their backends.
 
-A plan is kept for the next step, see `adopt_hf.plan.kept`.
+The plan is kept for the next step, see `adopt_hf.plan.kept`.
 """
 
 from collections import defaultdict
@@ -27,7 +27,7 @@ Kept = dict[Hashable, KeptPlan]
 
 
 class Kind(NamedTuple):
-    """What the parameters of a bucket have in common, beside the step count."""
+    """The properties that all parameters of a bucket share, in addition to the step count."""
 
     group: int
     device: torch.device
@@ -35,19 +35,19 @@ class Kind(NamedTuple):
     grad_dtype: torch.dtype
     format: Format
     is_flat: bool
-    plain: bool = True  # not of a subclass that handles its operations
+    plain: bool = True  # whether no local tensor is of a tensor subclass
     sharding: Any = None  # the mesh and the placements of DTensors
 
 
 class Members(NamedTuple):
-    """The parameters of one kind that have a gradient, one entry a parameter in each list."""
+    """The parameters of one kind that have a gradient, one entry per parameter in each list."""
 
     params: list[Tensor]
     states: list[dict[str, Any]]
     columns: Columns  # their real local tensors
-    scales: list[Tensor]  # of moments in 8 bits, else empty
-    numbers: list[int]  # theirs among all parameters
-    positions: list[int]  # theirs among the parameters with a gradient
+    scales: list[Tensor]  # scales of 8-bit moments, otherwise empty
+    numbers: list[int]  # their numbers among all parameters
+    positions: list[int]  # their positions among the parameters with a gradient
 
     def only(self, indices: Sequence[int]) -> "Members":
         p, g, m, v = ([column[i] for i in indices] for column in self.columns)
@@ -71,24 +71,24 @@ def next_plan(
     """Return the plan for all parameters that have a gradient.
 
     Args:
-        groups: The param groups.
-        states: Of the parameters; those at their first gradient get theirs.
-        partitions: Of the flat parameters.
-        grad_scale: The factor by which a GradScaler's gradients are too large, one element, or None for 1.
-        found_inf: Not zero if a gradient is not finite: then nothing is to be updated; one element, or None for 0.
-        compiling: Whether `torch.compile` traces the step: numbers that change from step to step are tensors then.
-        first: The number of the first parameter among all of the optimizer.
-        kept: Plans of earlier steps, by key; the one used is kept there. None: keep none.
-        key: Tells the callers apart that plan a part of the parameters each.
+        groups: Param groups.
+        states: States of the parameters. A parameter at its first gradient gets a state.
+        partitions: Partitions of the flat parameters.
+        grad_scale: Factor by which a GradScaler's gradients are too large, one element, or None for 1.
+        found_inf: One element that is not zero if a gradient is not finite, or None. Nothing is updated then.
+        compiling: Whether `torch.compile` traces the step. Numbers that change from step to step are tensors then.
+        first: Number of the first parameter among all parameters of the optimizer. Default: 0.
+        kept: Plans of earlier steps, by key. The plan of this step is added. Default: None, which keeps no plan.
+        key: Key of the plan, for callers that each plan a part of the parameters. Default: None.
 
     Raises:
-        RuntimeError: If a gradient is sparse, or a backend asked for by name cannot run; no parameter has been changed.
-        ValueError: If a number in a group is outside its range; no parameter has been changed.
+        RuntimeError: If a gradient is sparse, or a backend asked for by name cannot run. No parameter has been changed.
+        ValueError: If a number in a group is outside its range. No parameter has been changed.
     """
     if compiling or kept is None:
         plan, grads = _new_plan(groups, states, partitions, compiling, first, keep=False)
         return plan.plan(groups, grads, None, grad_scale, found_inf, compiling)
-    if key is None and partitions:  # ZeRO 3 puts one flat parameter after the other into the groups
+    if key is None and partitions:  # ZeRO 3 puts each flat parameter into the groups in turn
         key = tuple(id(p) for group in groups for p in group["params"])
     old = kept.get(key)
     held = None if old is None else old.gradients(groups, states, partitions)
@@ -96,7 +96,7 @@ def next_plan(
         return old.plan(groups, *held, grad_scale, found_inf)
     plan, grads = _new_plan(groups, states, partitions, compiling, first, keep=True)
     kept.pop(key, None)
-    if key is None or isinstance(key, tuple):  # parameters that were replaced are not kept alive
+    if key is None or isinstance(key, tuple):  # do not keep replaced parameters alive
         alive = set(map(id, partitions)) if isinstance(key, tuple) else set()
         for other in [k for k in kept if not (isinstance(k, tuple) and alive.issuperset(k))]:
             del kept[other]
@@ -145,8 +145,8 @@ def _new_plan(
     if (
         keep
         and having.params
-        and all(kind.plain for kind in kinds)  # a tensor that handles its operations shows no address to compare
-        and all(w.sharding is None for w in waiting)  # whether they are observed is agreed on where a plan is made
+        and all(kind.plain for kind in kinds)  # a tensor subclass has no address to compare
+        and all(w.sharding is None for w in waiting)  # processes agree on them only when a plan is made
     ):
         plan.remember(groups, states, having)
     return plan, columns[1]
@@ -177,7 +177,7 @@ def _by_kind(
     by_key: dict[tuple[Any, ...], Members] = defaultdict(lambda: Members([], [], ([], [], [], []), [], [], []))
     having = WithGradient([], [], [])
     everywhere: Columns = ([], [], [], [])
-    before = first  # parameters that lie behind
+    before = first  # number of the group's first parameter
     for index, group in enumerate(groups):
         plain_format = Format(32, group["block_size"], False)
         all_plain = group["state_bits"] == 32 and not group["bf16_stochastic_round"]
@@ -216,7 +216,7 @@ def _by_kind(
 
 
 def _by_step(members: Members, kind: Kind, backend: backends.Backend, seed: int) -> tuple[list[Entry], list[Waiting]]:
-    """Group whole tensors of one kind by step count; tensors at t == 0 with an all-zero gradient wait (8)."""
+    """Group whole tensors of one kind by step count. Tensors at t == 0 with an all-zero gradient wait (8)."""
     by_step: dict[float, list[int]] = defaultdict(list)
     for i, state in enumerate(members.states):
         by_step[float(state["step"])].append(i)

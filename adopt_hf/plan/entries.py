@@ -1,4 +1,4 @@
-"""The buckets of a step, with what they need to be filled in and counted: an entry each, kept from step to step."""
+"""Entries of a plan: a bucket each, with the data to fill it in and to count its steps, kept from step to step."""
 
 from array import array
 from collections import defaultdict
@@ -20,18 +20,18 @@ from adopt_hf.state.formats import Format
 
 
 class Plan(NamedTuple):
-    """One step: the buckets to update, by backend, and what becomes of the step counts afterwards."""
+    """One step: the buckets to update, by backend, and the step counts to write afterwards."""
 
     buckets: dict[Backend, list[Bucket]]
     rounded: dict[Backend, list[RoundedBucket]]
-    capturable: dict[Backend, list[CapturableBucket]]  # count their steps themselves
-    counted: "list[Entry]"  # whose tensors take this step
+    capturable: dict[Backend, list[CapturableBucket]]  # their backends count the steps
+    counted: "list[Entry]"  # entries whose tensors are updated in this step
     counted_flat: list[tuple[dict[str, Any], dict[str, Any]]]  # state of a flat parameter, and its new entries
 
 
 @dataclass(slots=True)
 class Entry:
-    """A bucket of whole tensors: those of one kind that have done the same number of steps."""
+    """A bucket of whole tensors of one kind with the same step count."""
 
     backend: Backend
     group: int  # the number of their param group
@@ -39,17 +39,21 @@ class Entry:
     positions: list[int]  # of its tensors among those with a gradient
     states: list[dict[str, Any]]
     sharding: Any = None
-    t: float = 0.0  # unless it is capturable
+    t: float = 0.0  # step count; unused if capturable
     prefixes: list[int] = field(default_factory=list)  # of the keys of their random bits, which t completes
     counts: "Counts | None" = None
-    steps: list[Tensor] = field(default_factory=list)  # the states' `step`: those of `counts`, or tensors to count in
+    steps: list[Tensor] = field(default_factory=list)  # the states' `step`: views of `counts`, or tensors to count in
 
     def mine(self, of_all: list[Any]) -> list[Any]:
-        """Return what belongs to the tensors of this bucket, of a list for all tensors with a gradient."""
+        """Return this bucket's items of a list for all tensors with a gradient."""
         return of_all if len(self.positions) == len(of_all) else [of_all[i] for i in self.positions]
 
     def holds(self, steps: list[Tensor]) -> bool:
-        """Return whether the step counts, of all tensors with a gradient, are those that this entry wrote last."""
+        """Return whether the bucket's step counts are those that this entry wrote last.
+
+        Args:
+            steps: Step counts of all tensors with a gradient.
+        """
         if not self.steps or not all(map(is_, self.mine(steps), self.steps)):
             return False
         if isinstance(self.bucket, CapturableBucket):
@@ -61,9 +65,9 @@ class Entry:
     def count(self) -> None:
         """Write the new step counts into the states.
 
-        Other frameworks hand out one tensor to several parameters. So the first time each state gets a tensor of its
-        own, a view of one vector, which is counted in place from then on. A tensor in shared memory stays where it is,
-        because another process looks at it.
+        Other frameworks give one step tensor to several parameters. The first call therefore gives each state its own
+        tensor, a view of one vector, and later calls count in place. A tensor in shared memory stays where it is,
+        because another process reads it.
         """
         self.t += 1
         if self.counts is not None:
@@ -76,7 +80,7 @@ class Entry:
                 steps = self.counts.views()
             for state, step in zip(self.states, steps, strict=True):
                 state["step"] = step
-                state.pop("tensor_steps", None)  # of a parameter that was flat once
+                state.pop("tensor_steps", None)  # of a parameter that is no longer flat
             self.steps = steps
         if self.counts is None:
             for step in self.steps:
@@ -84,9 +88,9 @@ class Entry:
 
 
 class Counts:
-    """The step counts of a bucket: all the same, in one vector of float32 on the CPU.
+    """The step counts of a bucket: equal numbers in one float32 vector on the CPU.
 
-    They are compared and written as bytes. Operations of torch would take the host longer than all else of an entry.
+    They are compared and written as bytes. Operations of torch would take longer than the rest of an entry.
     """
 
     def __init__(self, t: float, count: int) -> None:
@@ -101,11 +105,11 @@ class Counts:
         return list(self.vector.unbind())
 
     def are_as_written(self) -> bool:
-        """Return whether they have the values that were written last, and have not moved to shared memory."""
+        """Return whether the counts have the values written last, and have not moved to shared memory."""
         return self.storage.data_ptr() == self.address and self.memory.tobytes() == self.written
 
     def write(self, t: float) -> float:
-        """Set all of them to `t`, and return what it is in float32."""
+        """Set all counts to `t`, and return `t` in float32."""
         self.memory[:] = array("f", [t]) * len(self.memory)
         self.written = self.memory.tobytes()
         return self.memory[0]
@@ -113,7 +117,7 @@ class Counts:
 
 @dataclass(slots=True)
 class FlatEntry:
-    """A flat parameter, whose tensors are counted one by one."""
+    """A flat parameter, whose tensors have separate step counts."""
 
     backend: Backend
     group: int
@@ -121,11 +125,11 @@ class FlatEntry:
     param: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
-    scales: Tensor | None  # of 8-bit moments
+    scales: Tensor | None  # scales of 8-bit moments
     state: dict[str, Any]
     partition: Partition
     format: Format
-    # Of the last step: the parts of the flat tensor that a bucket is made of, and the bucket.
+    # The buckets of the last step, each with its parts of the flat tensor.
     buckets: list[tuple[list[Any], Bucket | RoundedBucket]] = field(default_factory=list)
 
     def add_to(self, plan: Plan, grad: Tensor, group: Mapping[str, Any], factor: float) -> None:
@@ -146,10 +150,10 @@ class FlatEntry:
                 plan.rounded[self.backend].append(bucket)
             else:
                 plan.buckets[self.backend].append(bucket)
-            self.buckets.append((parts, bucket._replace(grads=[])))  # which are not kept alive
+            self.buckets.append((parts, bucket._replace(grads=[])))  # do not keep gradients alive
 
     def _parts(self, active: Sequence[bool], counts: Sequence[float]) -> Mapping[float, list[Any]]:
-        """Return the parts of the flat tensor to update, by step count: spans, or segments with blocks of their own."""
+        """Return the parts of the flat tensor to update, by step count: spans, or segments with their own blocks."""
         if self.format.is_plain:
             return self.partition.spans(active, counts)
         by_step: dict[float, list[Any]] = defaultdict(list)
@@ -168,22 +172,22 @@ class FlatEntry:
         return RoundedBucket(theta, [], m, v, scales, [], self.format, UNKNOWN, Memory())
 
 
-UNKNOWN = algorithm.StepScalars(*[0.0] * len(algorithm.StepScalars._fields))  # until a plan fills the numbers in
+UNKNOWN = algorithm.StepScalars(*[0.0] * len(algorithm.StepScalars._fields))  # a plan fills these in
 
 
 class Waiting(NamedTuple):
-    """Tensors at t == 0 whose gradients have been all zero (8)."""
+    """Tensors at t == 0 whose gradients have been all zero so far (8)."""
 
     positions: list[int]  # among the tensors with a gradient
     sharding: Any
 
 
 def run(plan: Plan) -> None:
-    """Update the buckets of a plan, but for those that are rounded stochastically."""
+    """Update the buckets of a plan, except those that are rounded stochastically."""
     for backend, buckets in plan.buckets.items():
         backend.step(buckets)
     for backend, capturable in plan.capturable.items():
-        assert backend.step_capturable is not None  # it would not have been chosen
+        assert backend.step_capturable is not None  # `backends.choose` has checked it
         backend.step_capturable(capturable)
 
 
@@ -198,9 +202,13 @@ def count_steps(plan: Plan) -> None:
 
 
 def observed(grads: list[Tensor], sharding: Any) -> list[bool]:
-    """Return for each of `grads`, all on one device, whether it has a non-zero element (NaN counts).
+    """Return for each gradient whether it has a non-zero element. NaN is not zero.
 
-    Of shards the whole gradient counts, not only the local one, so that all processes have the same step count.
+    For shards the whole gradient counts, so all processes have the same step count.
+
+    Args:
+        grads: Local gradients, all on one device.
+        sharding: Their mesh and placements, or None if they are not sharded.
     """
     nonzero = torch.stack([torch.count_nonzero(g) for g in grads])
     if sharding is not None:

@@ -1,8 +1,8 @@
-"""The plan of a step, kept for the next one: the checks that it still holds, and the numbers that change.
+"""The plan of a step, kept for the next step: the checks that it still holds, and the numbers that change.
 
-To group hundreds of tensors, look at their layouts and build tables of their addresses takes the host longer than the
-update takes the device. Between two steps, as a rule, only the gradients, the step counts and the hyperparameters
-change. `KeptPlan.gradients` compares all else with what it was, in a few C calls a tensor, and `KeptPlan.plan` fills in
+Grouping hundreds of tensors, reading their layouts and building tables of their addresses takes the host longer than
+the update takes the device. Between two steps usually only gradients, step counts and hyperparameters change.
+`KeptPlan.gradients` compares everything else with the last step, in a few C calls per tensor. `KeptPlan.plan` fills in
 the numbers.
 """
 
@@ -23,14 +23,14 @@ from adopt_hf.plan.entries import Entry, FlatEntry, Plan, Waiting, observed
 from adopt_hf.plan.known import Known
 from adopt_hf.state import rounding
 
-# What of a param group decides how its tensors are grouped and which backend updates them. The rest are numbers.
+# The options of a param group that determine buckets and backends. All others are numbers.
 structural_options = itemgetter("backend", "capturable", "state_bits", "block_size", "bf16_stochastic_round", "seed")
 
 params_of = itemgetter("params")
 
 
 class WithGradient(NamedTuple):
-    """The parameters that had a gradient when the plan was made, an entry each."""
+    """The parameters that had a gradient when the plan was made, one entry per parameter in each list."""
 
     params: list[Tensor]
     states: list[dict[str, Any]]
@@ -38,25 +38,25 @@ class WithGradient(NamedTuple):
 
 
 class KeptPlan:
-    """The buckets of a step, and all that they rest on."""
+    """The buckets of a step, and the data that they depend on."""
 
     def __init__(self, entries: list[Entry], flats: list[FlatEntry], waiting: list[Waiting]):
         self.entries, self.flats, self.waiting = entries, flats, waiting
-        self.known: Known | None = None  # not to be kept
+        self.known: Known | None = None  # None: the plan cannot be kept
 
     def remember(
         self, groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, dict[str, Any]], having: WithGradient
     ) -> None:
-        """Note all that the buckets rest on, for `gradients` to compare with."""
+        """Note all data that the buckets depend on, for the comparison in `gradients`."""
         self.options = list(map(_options, groups))
         self.params = list(chain.from_iterable(map(params_of, groups)))
-        # To look at all states in their order is faster than to look them up, unless few of them are this plan's.
+        # Comparing all states in order is faster than lookups, unless few states belong to this plan.
         self.looks_up = len(states) > 2 * len(having.states)
         self.owners = list(having.params if self.looks_up else states)
         self.states = list(having.states if self.looks_up else states.values())
         try:
             self.known = Known(self.params, having.states, having.eight_bits)
-        except RuntimeError:  # a device without addresses (XLA): there is nothing to compare, and nothing is kept
+        except RuntimeError:  # a device without addresses (XLA) has nothing to compare
             return
 
     def gradients(
@@ -65,12 +65,12 @@ class KeptPlan:
         states: Mapping[Tensor, dict[str, Any]],
         partitions: Mapping[Tensor, Partition],
     ) -> tuple[list[Tensor], list[int]] | None:
-        """Return the local gradients and their addresses, or None if something has changed that the buckets rest on.
+        """Return the local gradients and their addresses, or None if data that the buckets depend on has changed.
 
-        Calls no other process: all of them must come to know of a change at the same place, where a plan is made.
+        This method uses no collective, because processes may communicate only when a plan is made.
         """
-        assert self.known is not None  # it would not have been kept
-        if list(map(_options, groups)) != self.options:  # which have the lengths
+        assert self.known is not None  # otherwise the plan was not kept
+        if list(map(_options, groups)) != self.options:  # with lengths of groups
             return None
         if not all(map(is_, chain.from_iterable(map(params_of, groups)), self.params)):
             return None
@@ -111,24 +111,27 @@ class KeptPlan:
         """Return the plan of the step with these (local) gradients.
 
         Args:
-            groups: The param groups, for the numbers in them.
-            grads: Those of the parameters that have one, in their order.
-            addresses: Of the gradients, if the plan was kept: then they lie as those of the step before.
-            grad_scale, found_inf, compiling: As for `plan.next_plan`.
+            groups: Param groups, whose numbers are used.
+            grads: Gradients of the parameters that have one, in order.
+            addresses: Addresses of the gradients if the plan was kept, otherwise None. Gradients of a kept plan have
+                the layout of the last step's.
+            grad_scale: As in `build.next_plan`.
+            found_inf: As in `build.next_plan`.
+            compiling: As in `build.next_plan`. Default: False.
 
         Raises:
-            ValueError: If a number in a group is outside its range; nothing has been changed.
+            ValueError: If a number in a group is outside its range. Nothing has been changed then.
         """
         factor, overflow = 1.0, False
         is_scaled = grad_scale is not None or found_inf is not None
-        if is_scaled and not all(group["capturable"] for group in groups):  # the host needs them
+        if is_scaled and not all(group["capturable"] for group in groups):  # the host needs the values
             factor = 1.0 if grad_scale is None else grad_scale.item()
             overflow = found_inf is not None and found_inf.item() != 0
         plan = Plan(defaultdict(list), defaultdict(list), defaultdict(list), [], [])
         for entry in self.entries:
             group, bucket, mine = groups[entry.group], entry.bucket, entry.mine(grads)
             if addresses is not None:
-                assert bucket.memory is not None  # from the function that made the plan
+                assert bucket.memory is not None  # set by the function that made the plan
                 bucket.memory.grad_addresses = entry.mine(addresses)
             if isinstance(bucket, CapturableBucket):
                 check_numbers(group)
@@ -159,19 +162,19 @@ def _options(group: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def is_coupled(group: Mapping[str, Any]) -> bool:
-    """Return whether weight decay is added to the gradients, for which GPUs have a kernel of its own."""
+    """Return whether weight decay is added to the gradients. GPUs have a separate kernel for that."""
     return group["weight_decay"] != 0 and not group["decouple"]
 
 
 def is_clipped(group: Mapping[str, Any]) -> bool:
-    """Return whether there is a clip. Without one a capturable group has a kernel of its own on GPUs."""
+    """Return whether the normalised gradient is clipped. GPUs have a separate capturable kernel without a clip."""
     return group["clip_exp"] is not None
 
 
 def _on_device(
     device: torch.device, group: dict[str, Any], grad_scale: Tensor | None, found_inf: Tensor | None
 ) -> dict[str, Any]:
-    """Return the numbers of a capturable bucket, those that are tensors on its device."""
+    """Return the numbers of a capturable bucket, with tensors on its device."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.device != device:
         group = group | {"lr": lr.to(device, non_blocking=True)}

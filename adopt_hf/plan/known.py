@@ -1,7 +1,7 @@
-"""Parameters as they were when a plan was made, and the comparison with what they are now.
+"""The parameters of a plan as they were when it was made, and the comparison with the present ones.
 
-The comparison runs in every step over every parameter. So it is made of C loops (`map`, `all`, `==` of lists), which
-take a fraction of the time of Python's, and of as few calls a tensor as can be.
+The comparison covers every parameter in every step. It therefore consists of C loops (`map`, `all`, `==` of lists),
+which take a fraction of the time of Python's, and of as few calls per tensor as possible.
 """
 
 from itertools import chain, compress
@@ -31,15 +31,15 @@ class Column(NamedTuple):
 class Known:
     """All parameters of a plan, with their gradients and states.
 
-    Lists of what was compared are kept, and no gradients.
+    The object keeps the compared properties of gradients, and no gradients.
 
     Args:
-        params: With or without a gradient.
-        states: Of those that have one.
-        eight_bits: Whether their moments are in 8 bits.
+        params: All parameters, with or without a gradient.
+        states: States of the parameters that have a gradient.
+        eight_bits: Whether the moments have 8 bits, for each of `states`.
 
     Raises:
-        RuntimeError: If a tensor shows no address, as on XLA devices.
+        RuntimeError: If a tensor has no address, as on XLA devices.
     """
 
     def __init__(self, params: list[Tensor], states: list[dict[str, Any]], eight_bits: list[bool]) -> None:
@@ -60,7 +60,7 @@ class Known:
         self.addresses = list(map(Tensor.data_ptr, thetas))
         self.sizes = list(map(Tensor.size, thetas))
         self.strides = None if all(map(Tensor.is_contiguous, thetas)) else list(map(Tensor.stride, thetas))
-        self.without_memory = list(map(Tensor.data_ptr, grads)).count(0)  # empty, or torch's tensors of zeros
+        self.without_memory = list(map(Tensor.data_ptr, grads)).count(0)  # empty ones, and torch's tensors of zeros
         self.dtypes = list(map(dtype_of, grads))
         self.numels = list(map(Tensor.numel, grads))
         self.grad_strides = None if all(map(Tensor.is_contiguous, grads)) else list(map(Tensor.stride, grads))
@@ -70,12 +70,12 @@ class Known:
     def gradients(self) -> tuple[list[Tensor], list[int], list[Tensor]] | None:
         """Return the local gradients, their addresses and the step counts, or None if anything else has changed.
 
-        The first look at an object waits for memory. So addresses come first, since what they are read from is fetched
-        at once, with most of what else is compared.
+        The first access to an object waits for memory. Addresses are compared first, because reading them also fetches
+        most of the other compared data.
 
         Raises:
-            KeyError: If an entry of a state is gone.
-            RuntimeError: If a gradient is sparse, and has no address.
+            KeyError: If a state lacks an entry.
+            RuntimeError: If a gradient is sparse and has no address.
         """
         thetas = self._local(self.with_grad)
         if list(map(Tensor.data_ptr, thetas)) != self.addresses or not self._have_shapes(thetas):
@@ -101,28 +101,27 @@ class Known:
         return grads, addresses, list(map(step_of, self.states))
 
     def _have_shapes(self, thetas: list[Tensor]) -> bool:
-        """Return whether parameters have the shapes and strides that they had. Those of moments are not looked at.
+        """Return whether the shapes and strides of parameters are unchanged. Those of moments are not compared.
 
-        One after the other: hundreds of tuples at a time would set off Python's garbage collector.
+        `map` makes one tuple at a time. Hundreds of live tuples would trigger Python's garbage collector.
         """
         return all(map(eq, map(Tensor.size, thetas), self.sizes)) and _have_strides(thetas, self.strides)
 
     def _have_layout(self, grads: list[Tensor]) -> bool:
-        """Return whether gradients are of the dtypes and have the layout that they had.
+        """Return whether the dtypes and the layout of gradients are unchanged.
 
-        torch sees to it that a gradient has the shape, the dtype (unless told otherwise) and the device of its
-        parameter.
+        torch ensures that a gradient has the shape and the device of its parameter, and by default its dtype.
         """
         return (
             list(map(dtype_of, grads)) == self.dtypes
             and list(map(Tensor.numel, grads)) == self.numels
             and _have_strides(grads, self.grad_strides)
-            # The imaginary part of a conjugate stands for its negative, and has gaps.
+            # The imaginary part of a conjugate is lazily negated, and has gaps.
             and (self.grad_strides is None or list(map(Tensor.is_neg, grads)) == self.grad_is_neg)
         )
 
     def _local(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the tensors as a kernel sees them."""
+        """Return the tensors as a kernel reads them: local and real."""
         return tensors if self.is_plain else list(map(local_real, tensors))
 
     def _local_gradients(self, grads: list[Tensor]) -> list[Tensor]:
@@ -130,7 +129,7 @@ class Known:
 
 
 def _have_strides(tensors: list[Tensor], strides: list[tuple[int, ...]] | None) -> bool:
-    """Return whether `tensors` have these strides; None: those of contiguous ones."""
+    """Return whether `tensors` have these strides, or are contiguous if `strides` is None."""
     if strides is None:
         return all(map(Tensor.is_contiguous, tensors))
     return all(map(eq, map(Tensor.stride, tensors), strides))
@@ -139,7 +138,7 @@ def _have_strides(tensors: list[Tensor], strides: list[tuple[int, ...]] | None) 
 def _moments(
     states: list[dict[str, Any]], eight_bits: list[bool]
 ) -> list[tuple[str, list[dict[str, Any]], list[Tensor]]]:
-    """Return the first three of each column: of the moments, and where they are in 8 bits of their scales."""
+    """Return the first three fields of each `Column`: of the moments, and of the scales of 8-bit moments."""
     floats = [state for state, eight in zip(states, eight_bits, strict=True) if not eight]
     codes = list(compress(states, eight_bits))
     named = [(name, floats) for name in conversion.FLOATS if floats] + [

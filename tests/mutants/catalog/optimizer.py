@@ -71,7 +71,7 @@ MUTANTS = (
     Mutant(
         "kept-plan-options-not-compared",
         KEPT_PLAN,
-        "        if list(map(_options, groups)) != self.options:  # which have the lengths\n            return None\n",
+        "        if list(map(_options, groups)) != self.options:  # with lengths of groups\n            return None\n",
         "",
         OF_KEPT_PLAN,
         "an option that was changed in a group would have no effect",
