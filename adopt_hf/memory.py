@@ -1,23 +1,23 @@
-"""How many bytes of optimizer state a process holds: `python -m adopt_hf memory`.
+"""The bytes of optimizer state of a process, for `python -m adopt_hf memory`.
 
-The optimizer state is what exists only for the sake of the optimizer and grows with the model: the moments `exp_avg`
-and `exp_avg_sq`, and, where a mode makes one, the float32 copy of the weights that the optimizer updates in place of
-the model's own ("master weights"). Not counted: the weights, the gradients and their buffers, and the step counts
-(4 bytes a tensor, in the memory of the CPU).
+The optimizer state is the memory that only the optimizer needs and that grows with the model: the moments `exp_avg` and
+`exp_avg_sq`, and in some modes a float32 copy of the weights, which the optimizer updates instead of the model's own
+weights ("master weights"). The weights, the gradients and their buffers, and the step counts (4 bytes per tensor, in
+CPU memory) are not counted.
 
-    moments           2 x 4 bytes an element in every mode, since they are float32 for 16-bit parameters too; with
-                      state_bits=16 2 x 2, with state_bits=8 2 x 1 and 12 bytes for a block of 256, but 2 x 4 for
-                      embeddings and for tensors of fewer than 4096 elements
-    master weights    4 bytes an element: ZeRO 1, 2 and 3 always (float32 weights are copied as well; ZeRO 3 means to
-                      share them, but compares a torch.device with a string); ZeRO 0 with 16-bit weights; DDP and
-                      FSDP never
+    moments           2 x 4 bytes per element in every mode, because they are float32 for 16-bit parameters too.
+                      state_bits=16: 2 x 2 bytes. state_bits=8: 2 x 1 byte, and 12 bytes per block of 256, but 2 x 4
+                      bytes for embeddings and for tensors of fewer than 4096 elements.
+    master weights    4 bytes per element. ZeRO 1, 2 and 3: always, also a copy of float32 weights (ZeRO 3 intends to
+                      share those, but compares a torch.device with a string). ZeRO 0: with 16-bit weights. DDP and
+                      FSDP: never.
 
-Elements of a process, of W that share the state, as DeepSpeed 0.19 and FSDP2 cut it:
+Elements of one process, if W processes share the state, as in DeepSpeed 0.19 and FSDP2:
 
-    DDP, ZeRO 0    all of them
-    ZeRO 1, 2      each param group is made one flat tensor, padded to a multiple of 2 W, and cut in W equal parts
-    ZeRO 3         each tensor is made flat, padded to a multiple of W, and cut in W equal parts
-    FSDP2          each tensor is cut between its rows, in parts of ceil(rows / W), the last of them smaller or empty
+    DDP, ZeRO 0    all elements
+    ZeRO 1, 2      each param group becomes one flat tensor, padded to a multiple of 2 W, and cut into W equal parts
+    ZeRO 3         each tensor becomes flat, is padded to a multiple of W, and cut into W equal parts
+    FSDP2          each tensor is cut between its rows, into parts of ceil(rows / W); the last are smaller or empty
 """
 
 import math
@@ -30,7 +30,7 @@ from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.memory_models import Model, nearest
 from adopt_hf.state import quantization
 
-MODES = {  # name -> as it is written for people
+MODES = {  # name -> title
     "ddp": "DDP",
     "fsdp": "FSDP",
     "zero0": "ZeRO 0",
@@ -38,26 +38,26 @@ MODES = {  # name -> as it is written for people
     "zero2": "ZeRO 2",
     "zero3": "ZeRO 3",
 }
-WHOLE = ("ddp", "zero0")  # every process keeps all of it
+WHOLE = ("ddp", "zero0")  # every process keeps the whole state
 PRECISIONS = ("fp32", "bf16", "fp16")
-OFFLOAD = (None, "optimizer", "parameters")  # what ZeRO keeps in the memory of the CPU
-LARGEST = 10**15  # parameters or processes; more is a slip of the finger
+OFFLOAD = (None, "optimizer", "parameters")  # the parts that ZeRO keeps in CPU memory
+LARGEST = 10**15  # parameters or processes; a larger number is a typing error
 
-MOMENTS = {32: 8, 16: 4, 8: 2}  # state_bits -> bytes an element: exp_avg and exp_avg_sq
-SCALES = 12  # bytes a block of 8-bit moments
-MASTER = 4  # bytes an element
-FLAT_ALIGNMENT = 2  # elements a process, `nccl_start_alignment_factor` of ZeRO 1 and 2
+MOMENTS = {32: 8, 16: 4, 8: 2}  # state_bits -> bytes per element of exp_avg and exp_avg_sq
+SCALES = 12  # bytes per block of 8-bit moments
+MASTER = 4  # bytes per element
+FLAT_ALIGNMENT = 2  # elements per process, `nccl_start_alignment_factor` of ZeRO 1 and 2
 
-Shapes = Sequence[Sequence[Sequence[int]]]  # of each param group, of each tensor in it
+Shapes = Sequence[Sequence[Sequence[int]]]  # shapes of the tensors of each param group
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes of optimizer state of one process; where processes differ, of the one that holds most, rank 0."""
+    """Bytes of optimizer state of one process. If processes differ, those of rank 0, which holds most."""
 
     moments: int  # exp_avg and exp_avg_sq
     master: int  # the float32 copy of the weights
-    offloaded: bool  # in the memory of the CPU (or on the disk, with an nvme_path) instead of the GPU's
+    offloaded: bool  # whether it is in CPU memory (or on disk, with an nvme_path) instead of GPU memory
 
     @property
     def total(self) -> int:
@@ -89,21 +89,22 @@ def state_bytes(
     """Return the optimizer state of one process.
 
     Args:
-        params: What is trained, of 16 or 32 bits: the shapes of its tensors, param group by param group
-            (`[[p.shape for p in group["params"]] for group in optimizer.param_groups]`, before it is sharded), which
-            gives the exact bytes; one of `memory_models.MODELS`; or the number of its elements, which leaves out
-            padding: `params / world_size` is rounded up. `commands.memory.left_out` says what that can miss.
-        mode: "ddp" (every process keeps all), "fsdp", "zero0", "zero1", "zero2" or "zero3".
-        world_size: Processes that share the state: the data-parallel ones; of hybrid sharding, those of one replica.
-        precision: Of the weights: "fp32", "bf16" or "fp16". It makes a difference to ZeRO 0 only.
-        offload: None, "optimizer" (ZeRO 1, 2, 3) or "parameters" (those too; ZeRO 3).
-        state_bits: Of each moment: 32, 16 or 8. With 8, embeddings and small tensors keep 32. Of a number of elements
-            as large a share does as in the model of `memory_models.MODELS` with the nearest number.
-        float32: For shapes with state_bits=8, the positions of embeddings in each param group:
-            `[group.get("float32_state", ()) for group in optimizer.param_groups]`.
+        params: Trained parameters of 16 or 32 bits, in one of three forms. The shapes of the tensors of each param
+            group give the exact bytes: `[[p.shape for p in group["params"]] for group in optimizer.param_groups]`,
+            before sharding. One of `memory_models.MODELS` has shapes as well. A number of elements ignores padding:
+            `params / world_size` is rounded up, and `commands.memory.left_out` says what is missing.
+        mode: "ddp" (every process keeps the whole state), "fsdp", "zero0", "zero1", "zero2" or "zero3". Default: "ddp".
+        world_size: Processes that share the state: all data-parallel processes, or those of one replica under hybrid
+            sharding. Default: 1.
+        precision: Dtype of the weights, "fp32", "bf16" or "fp16", which only ZeRO 0 depends on. Default: "bf16".
+        offload: None, "optimizer" (ZeRO 1, 2 and 3) or "parameters" (parameters too, ZeRO 3). Default: None.
+        state_bits: Bits of each moment: 32, 16 or 8. With 8, embeddings and small tensors keep 32. For a number of
+            elements their share is that of the model in `memory_models.MODELS` with the nearest number. Default: 32.
+        float32: Positions of the embeddings in each param group, necessary for shapes with state_bits=8:
+            `[group.get("float32_state", ()) for group in optimizer.param_groups]`. Default: None.
 
     Raises:
-        ValueError: If a value or a combination is not allowed; says what is.
+        ValueError: If a value or a combination is not allowed. The message names the allowed ones.
     """
     HYPERPARAMETERS["state_bits"].check("state_bits", state_bits)
     if mode not in MODES:
@@ -153,14 +154,14 @@ def _shared(count: int, mode: str, world_size: int) -> int:
 
 
 def _scales(elements: int) -> int:
-    """Bytes of the scales of one flat tensor."""
+    """Return the bytes of the scales of one flat tensor."""
     return SCALES * _ceil(elements, quantization.BLOCK_SIZE)
 
 
 def _apart(
     groups: Shapes, float32: Sequence[Sequence[int]], mode: str
 ) -> tuple[list[list[Sequence[int]]], list[list[Sequence[int]]]]:
-    """The param groups of what keeps float32 moments, and of the rest, as `formats.float32_apart` makes them."""
+    """Return the groups of tensors with float32 moments, and of all others, as `formats.float32_apart` does."""
     kept: list[list[Sequence[int]]] = [[] for _ in groups]
     others: list[list[Sequence[int]]] = [[] for _ in groups]
     for number, (group, positions) in enumerate(zip(groups, float32, strict=True)):
@@ -172,7 +173,7 @@ def _apart(
 
 
 def _scales_of(groups: Shapes, mode: str, world_size: int) -> int:
-    """Bytes of the scales of tensors in 8 bits, on rank 0. Under ZeRO 1, 2 and 3 each group is one flat tensor."""
+    """Return the bytes of the scales of 8-bit moments on rank 0. ZeRO 1, 2 and 3 make one flat tensor of a group."""
     if mode in ("zero1", "zero2", "zero3"):
         return sum(_scales(_elements([group], mode, world_size)) for group in groups)
     total = 0
@@ -188,7 +189,7 @@ def _has_master(mode: str, precision: str) -> bool:
 
 
 def _elements(groups: Shapes, mode: str, world_size: int) -> int:
-    """Elements of the state of rank 0, padding included."""
+    """Return the elements of the state of rank 0, padding included."""
     if mode in ("zero1", "zero2"):
         flat = (sum(map(math.prod, group)) for group in groups)
         return sum(FLAT_ALIGNMENT * _ceil(numel, FLAT_ALIGNMENT * world_size) for numel in flat)

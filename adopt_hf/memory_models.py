@@ -1,8 +1,8 @@
-"""The shapes of models whose optimizer state `python -m adopt_hf memory --model` counts.
+"""The shapes of the models of `python -m adopt_hf memory --model`.
 
-A model's embeddings and its small tensors keep float32 moments where the others have 8 bits, so the bytes depend on the
-shapes, and not only on the number of parameters. The shapes are those of transformers' GPT2LMHeadModel and
-LlamaForCausalLM, in the param groups of the Trainer.
+Embeddings and small tensors keep float32 moments with `state_bits=8`, so the bytes depend on the shapes, and not only
+on the number of parameters. The shapes are those of transformers' GPT2LMHeadModel and LlamaForCausalLM, in the param
+groups of the Trainer.
 """
 
 import math
@@ -17,20 +17,20 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Model:
-    """The trained tensors of a model: two param groups, decayed and not."""
+    """The trained tensors of a model in two param groups, decayed and undecayed."""
 
     title: str
     groups: tuple[tuple[Shape, ...], tuple[Shape, ...]]
-    embeddings: tuple[tuple[int, ...], tuple[int, ...]]  # their positions in the groups
+    embeddings: tuple[tuple[int, ...], tuple[int, ...]]  # positions of the embeddings in the groups
 
     @cached_property
     def elements(self) -> int:
-        """How many parameters it has."""
+        """The number of parameters."""
         return sum(math.prod(shape) for group in self.groups for shape in group)
 
     @cached_property
     def share_of_float32(self) -> float:
-        """The share of its parameters whose moments stay in float32 with `state_bits=8`."""
+        """The share of parameters whose moments stay float32 with `state_bits=8`."""
         kept = sum(
             math.prod(shape)
             for group, positions in zip(self.groups, self.embeddings, strict=True)
@@ -41,7 +41,7 @@ class Model:
 
 
 def gpt2(title: str, layers: int, width: int) -> Model:
-    """A GPT-2, its output layer tied to its token embedding."""
+    """Return a GPT-2, whose output layer is tied to its token embedding."""
     matrices = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
     vectors = [(width,)] * 2 + [(3 * width,), (width,)] + [(width,)] * 2 + [(4 * width,), (width,)]
     decayed = ((50257, width), (1024, width), *matrices * layers)
@@ -49,7 +49,7 @@ def gpt2(title: str, layers: int, width: int) -> Model:
 
 
 def llama(title: str, layers: int, width: int, hidden: int, vocabulary: int = 32000, key_width: int = 0) -> Model:
-    """A Llama with an output layer of its own; `key_width` is that of its keys if several heads share them."""
+    """Return a Llama with a separate output layer. `key_width` is the width of keys that several heads share."""
     keys = key_width or width
     attention = [(width, width), (keys, width), (keys, width), (width, width)]
     matrices = [*attention, (hidden, width), (hidden, width), (width, hidden)]
@@ -70,5 +70,5 @@ MODELS = {
 
 
 def nearest(count: int, models: Sequence[Model] = tuple(MODELS.values())) -> Model:
-    """Return the model whose number of parameters is the nearest to `count`, by their ratio."""
+    """Return the model whose number of parameters has the ratio to `count` that is nearest to 1."""
     return min(models, key=lambda model: abs(math.log(model.elements / count)))

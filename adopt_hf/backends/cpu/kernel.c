@@ -1,6 +1,7 @@
-// ADOPT in one pass over memory: every element is read, updated and written once. The equations are those of
-// adopt_hf/algorithm.py, with its numbers, operation by operation, so that results equal those of the definition.
-// Compiled on first use (compiler.py) and called through ctypes (launch.py); links neither Python nor torch.
+// ADOPT in one pass over memory: every element is read, updated and written once. The equations and their numbers are
+// those of adopt_hf/algorithm.py, operation by operation, so results equal those of the definition.
+// The file is compiled on first use (compiler.py) and called through ctypes (launch.py). It needs neither Python nor
+// torch.
 
 #include <math.h>
 #include <pthread.h>
@@ -19,11 +20,11 @@ typedef struct {                  // StepScalars
 
 typedef struct {                  // a Bucket, or a RoundedBucket
     int64_t tensors;
-    const int64_t *table;         // a row a tensor: the addresses of theta, g, m, v, the number of elements; if rounded
-                                  // also the address of the scales, the number of columns, and the key of random bits
+    const int64_t *table;         // one row per tensor: the addresses of theta, g, m, v, and the number of elements; if
+                                  // rounded also the address of the scales, the number of columns, and the key
     int32_t row_length;
     int32_t param_type, grad_type;  // rows of TYPES in launch.py
-    int32_t bits, block_size, round_param;  // if rounded: bits of the moments; else the bits are 0
+    int32_t bits, block_size, round_param;  // bits of the moments if rounded, otherwise 0
     Scalars scalars;
 } Bucket;
 
@@ -31,11 +32,11 @@ static int64_t chunks_of(int64_t elements, int64_t chunk) { return (elements + c
 
 // -- the update of a stretch of one tensor --------------------------------------------------------------------------
 
-// What the equations ask of their numbers, which are floats, doubles, or vectors of floats (vectors.h).
+// The operations of the equations, for floats, doubles, and vectors of floats (vectors.h).
 static inline float all_float(float x) { return x; }
 static inline double all_double(double x) { return x; }
 
-// The smallest positive number, as which an observed v of 0 is stored, and its root, which counts as 0.
+// The smallest positive number, which replaces an observed v of 0, and its root, which counts as 0.
 static const float LEAST_float = 0x1p-149f, ROOT_float = 0x1.6a09e6p-75f;
 static const double LEAST_double = 0x1p-1074, ROOT_double = 0x1p-537;
 
@@ -46,7 +47,7 @@ static const double LEAST_double = 0x1p-1074, ROOT_double = 0x1p-537;
 #define SMALLER_double SMALLER_float
 #define SELECT_double SELECT_float
 
-// x, or 0 where `keep` is 0: by bits, since compilers make two branches of a condition, each with all that follows.
+// x, or 0 where `keep` is 0. It uses bits, because compilers turn a condition into two branches with all that follows.
 static inline float keep_float(int keep, float x) { return as_float(as_bits(x) & -(uint32_t)keep); }
 static inline double keep_double(int keep, double x) {
     uint64_t bits;
@@ -65,10 +66,10 @@ static inline double keep_double(int keep, double x) {
     const REAL decay = all_##REAL((ELEMENT)s->decay), rest1 = all_##REAL((ELEMENT)(1 - s->beta1)),            \
                lr = all_##REAL((ELEMENT)s->lr);
 
-// The update u and the new v from theta, g and v. Comparisons instead of fmin and fmax, which would lose NaN. Whether
-// there is an l2 is asked, since 0*inf is NaN, but outside the loop. A root is 0 where v is, and asking it instead
-// saves reading v again; it is inf or NaN where v is. SEEN is that v is not 0, or true where it is known of all of v.
-// DIVISOR is max(root, eps). IS_ODD: v may be inf or NaN. IS_UNSEEN: an observed v that becomes 0 is to be `least`.
+// The update u and the new v from theta, g and v. Comparisons replace fmin and fmax, which would lose NaN. A constant
+// says whether there is an l2, because 0*inf is NaN. The root is 0, inf or NaN where v is; testing the root saves
+// another read of v. SEEN: v is not 0, or a constant if that is known of all v. DIVISOR: max(root, eps). IS_ODD: v may
+// be inf or NaN. IS_UNSEEN: an observed v that becomes 0 is replaced by `least`.
 #define U_AND_V(REAL, ELEMENT, SQRT, SEEN, DIVISOR, IS_ODD, IS_UNSEEN)                                        \
     g = g * scale;                                                               /* (1) */                    \
     if (coupled) g = g + l2 * theta;                                                                          \
@@ -79,7 +80,7 @@ static inline double keep_double(int keep, double x) {
     u = SMALLER_##REAL(clip, u);                                                                              \
     u = keep_##REAL(seen, u);                                                                                 \
     if (IS_ODD) u = u + (root - root);                                                                        \
-    v = beta2 * v + SELECT_##REAL(seen, rest2, all_##REAL(1)) * g * g;           /* (7): beta2*v is 0 if it is new */\
+    v = beta2 * v + SELECT_##REAL(seen, rest2, all_##REAL(1)) * g * g;           /* (7): beta2*v is 0 where v is new */\
     if (IS_UNSEEN) v = LARGER_##REAL(keep_##REAL(seen | (g != 0), all_##REAL(LEAST_##ELEMENT)), v);
 
 // The new theta and m from theta, u and m.
@@ -142,7 +143,7 @@ static const Update UPDATES[4][4] = {  // by the types of theta and g
 
 #include "rounded.h"
 
-static const float *floats_of(float *restrict copy, const char *x, int32_t type, int64_t n) {  // in x or in copy
+static const float *floats_of(float *restrict copy, const char *x, int32_t type, int64_t n) {  // x itself, or copy
     if (type == 0) return (const float *)x;
     if (type == 1)
         for (int64_t i = 0; i < n; i++) copy[i] = load_bfloat16(((const bfloat16 *)x)[i]);
@@ -178,30 +179,30 @@ static void update_block(const Bucket *bucket, const Block *at) {  // with momen
     store_theta(bucket, at, theta);
 }
 
-// Moments of 8 bits. From theta, g and codes come u, in the place of m, and the new v, then theta and the new m. The
-// second half of a block's update is done beside the first half of the next block's: that one waits for roots and
-// divisions, and there is not room enough in a processor for all that would wait for its results.
+// Moments of 8 bits. The first half of a block's update computes u, stored in the array of m, and the new v. The second
+// half computes theta and the new m. The second half of one block runs interleaved with the first half of the next,
+// which waits for roots and divisions. A processor cannot queue all operations that wait for their results.
 
 typedef struct {
     float theta[LARGEST_BLOCK], g[LARGEST_BLOCK];
     uint8_t m_codes[LARGEST_BLOCK], v_codes[LARGEST_BLOCK];
 } Copies;
 
-typedef struct {                  // a block that is being updated
+typedef struct {                  // a block during its update
     float *theta;
     const float *g;
-    const uint8_t *m_codes, *v_codes;  // the block's own; copies where they are not floats, or not whole groups
+    const uint8_t *m_codes, *v_codes;  // of the block, or copies if not floats or not whole groups
     float m_scale, v_scale;
     int32_t v_shift;
     float *m, *v;
     int64_t n;                    // whole groups
-    int kind;                     // of the codes
-    Extremes extremes;            // of the new m and v
+    int kind;                     // kind of the codes
+    Extremes extremes;            // extremes of the new m and v
 } Work;
 
 static const Work NO_WORK = {.kind = ABOVE_ZERO};
 
-// Copies of the last element are what is missing of a whole group.
+// Fills up the last group with copies of the last element.
 #define PADDED(COPY, X)                                                                                       \
     if ((const void *)(X) != (const void *)(COPY)) memcpy(COPY, X, (size_t)at->n * sizeof *(COPY));           \
     for (int64_t i = at->n; i < n; i++) (COPY)[i] = (COPY)[at->n - 1];                                        \
@@ -220,12 +221,12 @@ static Work begun(const Bucket *bucket, const Block *at, Copies *copies, float *
     }
     const int32_t shift = 23 - (int32_t)at->scales[2];
     const Extremes none = {{0}, {0}, all_words(UINT32_MAX), all_words(UINT32_MAX)};
-    const float largest_v = as_float(ONE + ((LAST - 1u) << shift)) * at->scales[1];  // of the last code: maybe inf
+    const float largest_v = as_float(ONE + ((LAST - 1u) << shift)) * at->scales[1];  // v of the last code, possibly inf
     const int kind = largest_v < INFINITY ? kind_of_codes(m_codes, v_codes, n) : ANYTHING;
     return (Work){theta, g, m_codes, v_codes, at->scales[0], at->scales[1], shift, m, v, n, kind, none};
 }
 
-// What no code of this `kind` stands for is not asked element by element.
+// Values that no code of this `kind` stands for are not tested.
 INLINE void find_u_and_v(const Work *w, int64_t start, const Scalars *s, Extremes *extremes, int coupled, int kind) {
     NUMBERS_OF_U_AND_V(floats, float)
     const floats v_scale = all_floats(w->v_scale);
@@ -257,7 +258,7 @@ INLINE void find_theta_and_m(const Work *w, int64_t start, const Scalars *s, Ext
 }
 
 INLINE void go_on_if(Work *now, Work *before, const Scalars *scalars, int coupled, int kind) {
-    const Work first = *now, second = *before;  // copies, which no store can change
+    const Work first = *now, second = *before;  // local copies, which stores cannot alias
     const Scalars s = *scalars;
     Extremes of_now = first.extremes, of_before = second.extremes;
     const int64_t both = first.n < second.n ? first.n : second.n;
@@ -271,7 +272,7 @@ INLINE void go_on_if(Work *now, Work *before, const Scalars *scalars, int couple
     before->extremes = of_before;
 }
 
-// The first half of the update of one block, and the second half of the one before.
+// The first half of the update of one block, and the second half of the previous block.
 static void go_on(Work *now, Work *before, const Scalars *s) {
     const int coupled = (float)s->l2 != 0, of_m = before->kind == ANYTHING ? ANYTHING : ABOVE_ZERO;
     const int kind = now->kind < of_m ? now->kind : of_m;
@@ -282,8 +283,8 @@ static void go_on(Work *now, Work *before, const Scalars *s) {
     else go_on_if(now, before, s, 0, ABOVE_ZERO);
 }
 
-// Up to TOGETHER blocks: what has to be known of a whole block before its codes can be written takes a processor long,
-// but no longer for several than for one.
+// Updates up to TOGETHER blocks. The scales of a block must be known before its codes are written. Computing them takes
+// a processor long, but no longer for several blocks than for one.
 static void update_coded_blocks(const Bucket *bucket, const Block *blocks, int count) {
     _Alignas(64) float m[LARGEST_BLOCK], v[LARGEST_BLOCK];
     _Alignas(64) Copies copies[2];
@@ -298,7 +299,7 @@ static void update_coded_blocks(const Bucket *bucket, const Block *blocks, int c
             ranges.most_m[b - 1] = largest(before.extremes.most_m);
             ranges.most_v[b - 1] = largest(before.extremes.most_v);
             ranges.least_v[b - 1] = smallest(before.extremes.least_v);
-            if (before.kind == ABOVE_ZERO && ranges.least_v[b - 1] == 0) ranges.least_v[b - 1] = 1;  // observed: `least`
+            if (before.kind == ABOVE_ZERO && ranges.least_v[b - 1] == 0) ranges.least_v[b - 1] = 1;  // `least`
             ranges.below_v[b - 1] =
                 before.kind == ABOVE_ZERO ? ranges.least_v[b - 1] - 1 : smallest(before.extremes.below_v);
         }
@@ -322,7 +323,7 @@ static Block block_of(const Bucket *bucket, const int64_t *row, int64_t b) {
                    (uint32_t)row[7]};
 }
 
-// Blocks `start` to `start + count` of a tensor, which is cut between its rows, and each row in blocks.
+// Updates blocks `start` to `start + count` of a tensor. It is cut between its rows, and each row into blocks.
 static void update_blocks(const Bucket *bucket, const int64_t *row, int64_t start, int64_t count) {
     const int64_t fit = LARGEST_BLOCK / bucket->block_size, together = fit < TOGETHER ? fit : TOGETHER;
     for (int64_t b = start; b < start + count; b += together) {
@@ -340,11 +341,11 @@ static void update_blocks(const Bucket *bucket, const int64_t *row, int64_t star
 typedef struct {
     const Bucket *buckets;
     int64_t count;
-    int64_t chunk;                // elements that a thread takes at a time
-    atomic_llong next;            // the first chunk that nobody has taken
+    int64_t chunk;                // elements that a thread takes at once
+    atomic_llong next;            // the first chunk that no thread has taken
 } Step;
 
-// What a tensor is cut into chunks of: elements, or, if it is rounded, blocks.
+// The units of a tensor that chunks consist of: elements, or blocks if results are rounded.
 static int64_t units_of(const Bucket *bucket, const int64_t *row) {
     if (bucket->bits == 0) return row[4];
     return row[6] == 0 ? 0 : row[4] / row[6] * chunks_of(row[6], bucket->block_size);
@@ -354,7 +355,7 @@ static int64_t units_a_chunk(const Bucket *bucket, int64_t chunk) {
     return bucket->bits == 0 ? chunk : chunks_of(chunk, bucket->block_size);
 }
 
-// Long ones, which memory is fastest with, but enough of them for all threads to end together.
+// Long chunks, with which memory is fastest, but enough of them that all threads end at the same time.
 static int64_t chunk_for(int64_t elements, int64_t threads) {
     int64_t chunk = elements / (16 * threads) / 1024 * 1024;
     return chunk < 1 << 14 ? 1 << 14 : chunk > 1 << 18 ? 1 << 18 : chunk;
@@ -362,7 +363,7 @@ static int64_t chunk_for(int64_t elements, int64_t threads) {
 
 static void *work(void *argument) {
     Step *step = argument;
-    int64_t before = 0;           // chunks of the tensors that lie behind
+    int64_t before = 0;           // chunks of the previous tensors
     int64_t chunk = atomic_fetch_add(&step->next, 1);
     for (int64_t b = 0; b < step->count; b++) {
         const Bucket *bucket = step->buckets + b;
@@ -387,8 +388,8 @@ static void *work(void *argument) {
     return 0;
 }
 
-// Updates all buckets with up to `threads` threads, the caller's among them. They end with the call: nothing is left
-// that a fork could break. Where no more can be started those that run do all the work.
+// Updates all buckets with up to `threads` threads, including the caller's. All threads end with the call, so a fork
+// finds no threads. If no more threads can be started, the running ones do all the work.
 __attribute__((visibility("default")))
 void adopt_step(const Bucket *buckets, int64_t count, int64_t threads) {
     int64_t elements = 0, chunks = 0;

@@ -1,4 +1,4 @@
-// Numbers of 16 bits, and the bits of floats.
+// 16-bit numbers, and the bits of floats.
 
 #include <stdint.h>
 #include <string.h>
@@ -20,15 +20,15 @@ static inline bfloat16 store_bfloat16(float x) {  // to nearest, ties to even
 static inline float load_float16(float16 x) {
     uint32_t size = (uint32_t)(x.bits & 0x7fff) << 13, sign = (uint32_t)(x.bits & 0x8000) << 16;
     uint32_t normal = size + 0x38000000;                                   // the exponent's bias of 15 becomes 127
-    uint32_t subnormal = as_bits(as_float(size + 0x38800000) - 0x1p-14f);  // no float that a processor might flush
+    uint32_t subnormal = as_bits(as_float(size + 0x38800000) - 0x1p-14f);  // no float that a processor flushes
     return as_float(sign | (size >= 0x0f800000 ? size | 0x7f800000 : size < 0x00800000 ? subnormal : normal));
 }
 
 static inline float16 store_float16(float x) {  // to nearest, ties to even
     uint32_t bits = as_bits(x), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
     uint32_t normal = (size + 0xfff + (size >> 13 & 1) - 0x38000000) >> 13;
-    uint32_t subnormal = as_bits(as_float(size) + 0.5f) - 0x3f000000;  // 0.5 has its last place at float16's smallest
-    uint32_t large = size > 0x7f800000 ? 0x7e00 : 0x7c00;              // NaN, or beyond the largest: inf
+    uint32_t subnormal = as_bits(as_float(size) + 0.5f) - 0x3f000000;  // last place of 0.5: float16's smallest
+    uint32_t large = size > 0x7f800000 ? 0x7e00 : 0x7c00;              // NaN, or inf beyond the largest number
     return (float16){(uint16_t)(sign | (size >= 0x47800000 ? large : size < 0x38800000 ? subnormal : normal))};
 }
 

@@ -1,5 +1,5 @@
-// What is kept in 8 or 16 bits, or rounded stochastically: the formats of adopt_hf/state/quantization.py and the random bits
-// of adopt_hf/state/rounding.py, operation by operation. All of it works on pieces that stay in the first cache.
+// Moments of 8 or 16 bits, and stochastic rounding: the formats of adopt_hf/state/quantization.py and the random bits
+// of adopt_hf/state/rounding.py, operation by operation. All functions work on pieces that stay in the first cache.
 
 enum { LARGEST_BLOCK = 2048 };
 enum { ONE = 0x3f800000, NOT_FINITE = 0x7f800000, TINY = 0x0d800000 };  // bits of 1, inf and 2^-100
@@ -7,28 +7,28 @@ enum { LAST = 253, V_INF = 254, V_NAN = 255, FEWEST_BITS = 2, MOST_BITS = 5 };
 enum { M_SHIFT = 19, M_NOT_FINITE = 127 };
 static const float M_TOP = 223;
 
-typedef struct {                  // where the elements of a block lie
+typedef struct {                  // the addresses of a block
     char *theta;
     const char *g;
     char *m, *v;
-    float *scales;                // of m, of v, and the bits of v
+    float *scales;                // scale of m, scale of v, and the bits of v
     int64_t n;
     uint32_t place, key;          // of the random bits
 } Block;
 
-// What the moments of a block may be. UNSEEN: v may be 0, never observed. ANYTHING: not finite, too.
+// The possible moments of a block. UNSEEN: v may be 0, never observed. ANYTHING: moments may also be not finite.
 enum { ANYTHING, UNSEEN, ABOVE_ZERO };
 
-// Of one block, as bits: the largest |m| and v, the smallest v, and what precedes the smallest v above zero.
+// The bits of one block's largest |m| and v, smallest v, and the predecessor of its smallest positive v.
 typedef struct { words most_m, most_v, least_v, below_v; } Extremes;
 
-enum { TOGETHER = 8 };            // blocks of 8 bits
+enum { TOGETHER = 8 };            // blocks that are encoded together
 
-typedef struct {                  // the extremes of each
+typedef struct {                  // the extremes of each block
     uint32_t most_m[TOGETHER], most_v[TOGETHER], least_v[TOGETHER], below_v[TOGETHER];
 } Ranges;
 
-typedef struct {                  // what encodes the moments of each
+typedef struct {                  // the numbers that encode each block
     float m_inverse[TOGETHER], v_inverse[TOGETHER];
     int32_t shift[TOGETHER], kind[TOGETHER];
 } Grids;
@@ -40,19 +40,19 @@ MIXED(mixed, uint32_t)
 MIXED(mixed_words, words)
 
 static inline uint32_t random_bits(const Block *at, int64_t i) { return mixed((at->place + (uint32_t)i) ^ at->key); }
-// Random bits beside those of x.
+// A second number for each random number x.
 #define MORE(x) ((x) + 0x9e3779b9)
 static inline uint32_t more_bits(uint32_t x) { return mixed(MORE(x)); }
 static inline words more_words(words x) { return mixed_words(MORE(x)); }
 
 // -- bfloat16 ---------------------------------------------------------------------------------------------------------
 
-static inline uint16_t stochastic_bfloat16(float x, uint32_t random) {  // of which the lower 16 bits are used
+static inline uint16_t stochastic_bfloat16(float x, uint32_t random) {  // uses the lower 16 bits of `random`
     uint32_t bits = as_bits(x), rounded = (bits + (random & 0xffff)) >> 16, other = store_bfloat16(x).bits;
     return (uint16_t)((bits & 0x7fffffff) < NOT_FINITE ? rounded : other);
 }
 
-// Of elements from i on, one by one: what is not finite is not rounded.
+// Elements from i on, one by one. Numbers that are not finite are not rounded.
 static void store_stochastically_from(int64_t i, const Block *at, const float *theta) {
     uint16_t *p = (uint16_t *)at->theta;
     for (; i < at->n; i++) p[i] = stochastic_bfloat16(theta[i], more_bits(random_bits(at, i)));
@@ -63,7 +63,7 @@ static void encode_bfloat16_moments_from(int64_t i, const Block *at, const float
     for (; i < at->n; i++) {
         uint32_t random = random_bits(at, i), of_v = stochastic_bfloat16(v[i], random >> 16);
         ms[i] = stochastic_bfloat16(m[i], random);
-        vs[i] = (uint16_t)(of_v | ((v[i] > 0) & (of_v == 0)));  // above zero it does not become zero
+        vs[i] = (uint16_t)(of_v | ((v[i] > 0) & (of_v == 0)));  // a positive v stays positive
     }
 }
 
@@ -96,7 +96,7 @@ static void encode_bfloat16_moments(const Block *at, const float *m, const float
             words random = mixed_words(places ^ key), bits_m = (words)load_floats(m + i + LANES * k),
                   bits_v = (words)load_floats(v + i + LANES * k);
             most = larger_words(most, larger_words(bits_m & 0x7fffffff, bits_v));
-            const words least = smaller_words(bits_v, all_words(1)) << 16;  // of what is above zero
+            const words least = smaller_words(bits_v, all_words(1)) << 16;  // bound of a positive v
             of_m[k] = bits_m + (random & 0xffff);
             of_v[k] = larger_words(bits_v + (random >> 16), least);
             places += LANES;
@@ -137,7 +137,7 @@ INLINE floats decode_exp_avg_sq(const uint8_t *codes, floats scale, int shift, i
     return (floats)(word & (words)(q != 0));
 }
 
-// The range of what is finite: the rest has codes of its own.
+// The range of the finite moments. inf and NaN have their own codes.
 static void find_finite_range(const float *restrict m, const float *restrict v, int64_t n, Ranges *ranges, int which) {
     uint32_t most_m = 0, most_v = 0, below = UINT32_MAX;
     for (int64_t i = 0; i < n; i++) {
@@ -153,7 +153,7 @@ static void find_finite_range(const float *restrict m, const float *restrict v, 
     ranges->below_v[which] = below;
 }
 
-// Moves the scale of v by a power of two, and chooses the bits, as the new v ask for.
+// Moves the scale of v by a power of two, and chooses the bits, as the new v require.
 static inline void move_grid(float *scale, float *bits, float beta2, uint32_t most, uint32_t least) {
     int32_t high = (int32_t)(most >> 23), octaves = high - (int32_t)(least >> 23) + 2, chosen = FEWEST_BITS;
     for (int32_t more = FEWEST_BITS + 1; more <= MOST_BITS; more++)
@@ -165,7 +165,7 @@ static inline void move_grid(float *scale, float *bits, float beta2, uint32_t mo
     *bits = (float)chosen;
 }
 
-// Sets the scales of blocks whose new moments are m and v, each `stride` elements after the one before.
+// Sets the scales of blocks. Their new moments are in m and v, `stride` elements apart.
 static Grids moved_grids(const Block *blocks, int count, const float *m, const float *v, int64_t stride,
                          Ranges *ranges, float beta2) {
     Grids grids;

@@ -1,5 +1,5 @@
-// Vectors of LANES floats or words, in the notation of GCC and clang, and what that notation lacks. Where the processor
-// has AVX2 that is one instruction each.
+// Vectors of LANES floats or words in the notation of GCC and clang, and operations that this notation lacks. With AVX2
+// each operation is one instruction.
 
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -10,9 +10,9 @@ enum { LANES = 4 };
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-typedef int32_t whole __attribute__((vector_size(4 * LANES)));  // what comparisons give: all bits of a lane, or none
+typedef int32_t whole __attribute__((vector_size(4 * LANES)));  // results of comparisons: all bits of a lane, or none
 
-enum { GROUP = 32, VECTORS = GROUP / LANES };                   // bytes that are looked at and written at once
+enum { GROUP = 32, VECTORS = GROUP / LANES };                   // codes read and written at once
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -67,7 +67,7 @@ INLINE floats above_one_times(floats x, floats scale) {  // (x - 1) * scale, who
 #endif
 }
 
-// Whether (x & mask) - first is below `count` for all of n bytes, whole groups.
+// Whether (x & mask) - first is below `count` for all n bytes, which are whole groups.
 INLINE int all_within(const uint8_t *x, int64_t n, uint8_t mask, uint8_t first, uint8_t count) {
     const __m256i masks = _mm256_set1_epi8((char)mask), firsts = _mm256_set1_epi8((char)first);
     __m256i most = _mm256_setzero_si256();
@@ -89,7 +89,7 @@ INLINE void store_upper_halves(uint16_t *to, words x, words y) {
     _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(halves, 0xd8));
 }
 
-INLINE void store_in_order(uint8_t *to, __m256i x) {  // packing has taken the halves of two vectors in turns
+INLINE void store_in_order(uint8_t *to, __m256i x) {  // packing alternates the halves of two vectors
     __m256i ordered = _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_storeu_si256((__m256i *)to, ordered);
 }
