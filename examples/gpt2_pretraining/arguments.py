@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 from adopt_hf.backends import cache
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError
 
 DTYPES = ("float32", "bfloat16")
 

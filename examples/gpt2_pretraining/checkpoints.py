@@ -8,7 +8,7 @@ from transformers.trainer_callback import TrainerState
 
 from adopt_hf.integrations.checkpoints import check_optimizer
 from examples.shared import launch
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError
 
 STATE = "trainer_state.json"  # both scripts write it, in the Trainer's format
 RUN = "run.yaml"  # what a run was started with

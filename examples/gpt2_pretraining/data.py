@@ -28,7 +28,7 @@ from adopt_hf.backends import cache as files
 from examples.gpt2_pretraining.arguments import DataArguments
 from examples.gpt2_pretraining.sources import Source, open_source
 from examples.shared import launch, text
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError
 from examples.shared.text import END_OF_TEXT
 
 logger = logging.getLogger("gpt2_pretraining")

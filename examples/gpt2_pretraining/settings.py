@@ -14,7 +14,8 @@ from transformers import TrainingArguments
 
 from examples.gpt2_pretraining.arguments import DataArguments, ModelArguments
 from examples.shared import launch
-from examples.shared.cli import InputError, Parser
+from examples.shared.cli import Parser
+from examples.shared.errors import InputError
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "stdlib.yaml"
 

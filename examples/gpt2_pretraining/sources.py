@@ -11,7 +11,7 @@ import numpy as np
 
 from examples.gpt2_pretraining.arguments import DataArguments
 from examples.shared import text
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError
 
 STDLIB_VALIDATION = 20  # one file in 20
 ROWS = 1000  # read from a data set at a time

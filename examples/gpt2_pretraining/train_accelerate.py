@@ -27,6 +27,7 @@ from adopt_hf.integrations.checkpoints import forget_later, mark, names_a_full_d
 from examples.gpt2_pretraining import checkpoints, report, settings
 from examples.gpt2_pretraining import recipe as steps
 from examples.shared import cli, launch, plots
+from examples.shared.errors import InputError
 
 HONOURED = frozenset(
     """
@@ -260,9 +261,9 @@ def check(given: settings.Settings) -> None:
     for name in ("eval_strategy", "save_strategy"):
         value = getattr(given.training, name).value
         if value not in ("steps", "no"):
-            raise cli.InputError(f"{name} must be 'steps' or 'no' in train_accelerate.py, got {value!r}")
+            raise InputError(f"{name} must be 'steps' or 'no' in train_accelerate.py, got {value!r}")
     if given.training.save_strategy.value == "steps" and given.training.save_steps <= 0:
-        raise cli.InputError(f"save_steps must be above 0, got {given.training.save_steps}")
+        raise InputError(f"save_steps must be above 0, got {given.training.save_steps}")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from examples.shared.cli import InputError, one_line
+from examples.shared.errors import InputError, one_line
 
 RUN = "run.json"  # what train.py notes in its output folder
 

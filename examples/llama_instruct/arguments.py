@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adopt_hf.backends import cache
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError
 
 HERE = Path(__file__).parent
 

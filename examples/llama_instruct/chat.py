@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the pa
 import torch
 
 from examples.llama_instruct import adapters
-from examples.shared.cli import InputError, run
+from examples.shared.cli import run
+from examples.shared.errors import InputError
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from trl import SFTConfig
 from examples.llama_instruct import functions
 from examples.llama_instruct.arguments import RecipeArguments
 from examples.shared import text
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError
 
 logger = logging.getLogger("llama_instruct")
 NAMED = 5  # records that a message names, of many

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.llama_instruct import adapters, questions
-from examples.shared.cli import InputError, one_line, run
+from examples.shared.cli import run
+from examples.shared.errors import InputError, one_line
 from examples.shared.plots import PALE, STRONG
 
 STDLIB = "stdlib"

@@ -11,7 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the package `examples`
 
 from examples.llama_instruct import adapters
-from examples.shared.cli import InputError, run
+from examples.shared.cli import run
+from examples.shared.errors import InputError
 
 
 def main() -> None:

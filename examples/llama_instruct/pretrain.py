@@ -30,7 +30,8 @@ import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the par
 from examples.llama_instruct import functions
 from examples.llama_instruct.arguments import HERE
 from examples.shared import launch
-from examples.shared.cli import InputError, Parser, one_line, run
+from examples.shared.cli import Parser, run
+from examples.shared.errors import InputError, one_line
 from examples.shared.text import END_OF_TEXT, train_bpe
 
 logger = logging.getLogger("llama_instruct")

@@ -11,7 +11,8 @@ from trl import ModelConfig, SFTConfig
 
 from examples.llama_instruct.arguments import HERE, RecipeArguments
 from examples.shared import launch
-from examples.shared.cli import InputError, Parser
+from examples.shared.cli import Parser
+from examples.shared.errors import InputError
 
 DEFAULT_CONFIG = HERE / "configs" / "stdlib.yaml"
 

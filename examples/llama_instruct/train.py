@@ -23,7 +23,7 @@ from adopt_hf.integrations.checkpoints import AlreadyFinishedError, MarkComplete
 from examples.llama_instruct import adapters, alone, data, pretrain, report, settings
 from examples.llama_instruct.arguments import RecipeArguments
 from examples.shared import cli, launch, plots, text
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError, one_line
 
 logger = logging.getLogger("llama_instruct")
 TRACES = ("checkpoint-*", adapters.RUN, "*.safetensors", launch.PICTURE)
@@ -108,7 +108,7 @@ def make_trainer(
         ImportError,
         OSError,
     ) as error:  # what TRL, PEFT and transformers say of their own arguments
-        raise InputError(cli.one_line(error)) from error
+        raise InputError(one_line(error)) from error
 
 
 def check_context(base: str, args: SFTConfig, model_args: ModelConfig) -> None:

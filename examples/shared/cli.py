@@ -21,17 +21,9 @@ from transformers import HfArgumentParser
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before a parser is built
 from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError, after_interrupt
+from examples.shared.errors import InputError, one_line
 
 output_dir: Path | None = None  # the folder of the run, once it is known
-
-
-class InputError(ValueError):
-    """An input that cannot be used. The text is one line, names the input and says what is allowed."""
-
-
-def one_line(text: object) -> str:
-    """Return `text` without line breaks and repeated spaces."""
-    return " ".join(str(text).split())
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

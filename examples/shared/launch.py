@@ -24,7 +24,7 @@ from adopt_hf.integrations.checkpoints import (
 )
 from adopt_hf.integrations.transformers import optim_args
 from adopt_hf.integrations.transformers.names import NAMES
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError
 
 PICTURE = "loss.png"  # the last file that a run writes
 

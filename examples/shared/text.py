@@ -10,7 +10,7 @@ import datasets
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from examples.shared.cli import InputError, one_line
+from examples.shared.errors import InputError, one_line
 
 END_OF_TEXT = "<|endoftext|>"
 # Third-party packages are not the standard library, and tests are a quarter of it and repeat themselves.

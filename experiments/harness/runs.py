@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError
 
 FOLDER = Path("runs/paper")
 RESULTS = Path(__file__).parents[1] / "results"

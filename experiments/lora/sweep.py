@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 
 from examples.llama_instruct import settings
 from examples.shared import launch
-from examples.shared.cli import InputError, run
+from examples.shared.cli import run
+from examples.shared.errors import InputError
 from experiments.lora import report as lora_report
 from experiments.lora.clipping import ClippedShare
 from experiments.lora.report import OPTIMIZERS, PAGE, PLOT, RESULTS, read

@@ -78,7 +78,7 @@ def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
     from examples.gpt2_pretraining import recipe, settings
     from examples.gpt2_pretraining.train import RecipeTrainer
-    from examples.shared import cli, plots
+    from examples.shared import plots
 
     with quiet(), tempfile.TemporaryDirectory() as folder:
         try:
@@ -86,8 +86,6 @@ def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
             prepared = recipe.prepare(given, "train.py")
         except SystemExit:  # it has said why; a worker that exits would be waited for
             raise InputError(f"{config.name} does not take {' '.join(argv(config, options)[2:])}") from None
-        except cli.InputError as error:
-            raise InputError(str(error)) from None
         args = prepared.args
         trainer: Trainer = RecipeTrainer(
             model=prepared.model,

@@ -1,5 +1,7 @@
 """The shared parser: a config's values are checked as those of the command line are, which win."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,10 @@ import pytest
 from transformers import TrainingArguments
 
 from examples.shared import cli
-from examples.shared.cli import InputError, Parser
+from examples.shared.cli import Parser
+from examples.shared.errors import InputError
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -106,6 +111,13 @@ def test_what_a_check_raises_is_reported(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         Parser((Own, TrainingArguments), "", write(tmp_path, "size: 2\n")).parse(["--use_cpu"], check)
     assert capsys.readouterr().err.endswith(": error: no 2 on cpu\n")
+
+
+def test_the_error_costs_no_import() -> None:
+    """The harness of the experiments raises it, in workers that may not need torch."""
+    code = "import sys, experiments.harness.runs as runs; print(runs.InputError.__module__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "examples.shared.errors False\n"
 
 
 def test_errors_of_a_script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from examples.gpt2_pretraining import arguments, checkpoints, data, settings, sources, train_accelerate
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError
 from tests.examples.script import Result
 from tests.examples.script import call as call_script
 

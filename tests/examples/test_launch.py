@@ -9,7 +9,7 @@ import pytest
 from transformers import TrainingArguments
 
 from examples.shared import launch
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError
 
 
 def training_arguments(folder: Path, **options: Any) -> TrainingArguments:

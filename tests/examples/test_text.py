@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from examples.shared import text
-from examples.shared.cli import InputError
+from examples.shared.errors import InputError
 
 
 @pytest.fixture(autouse=True)
