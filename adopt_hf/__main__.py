@@ -1,4 +1,4 @@
-"""Run a command of `python -m adopt_hf`. The table in `adopt_hf/commands/__init__.py` lists them."""
+"""Run a command of `adopt-hf` (`python -m adopt_hf`). The table in `adopt_hf/commands/__init__.py` lists them."""
 
 from adopt_hf.commands import main
 

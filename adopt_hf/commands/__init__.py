@@ -1,6 +1,7 @@
-"""The commands of `python -m adopt_hf`: a row and a module each, with `add_arguments` and `main`."""
+"""The commands of `adopt-hf` and `python -m adopt_hf`: a row and a module each, with `add_arguments` and `main`."""
 
 import argparse
+import os
 import sys
 from types import ModuleType
 from typing import NamedTuple
@@ -27,10 +28,10 @@ class Command(NamedTuple):
 COMMANDS = {
     "run": Command(
         run,
-        "run an unmodified script with optim='adopt' registered",
-        "Run a Python script, or with -m a module, with optim='adopt' registered with transformers. "
-        "Behind a launcher: accelerate launch -m adopt_hf run SCRIPT [ARGS ...].",
-        usage="python -m adopt_hf run [-m] SCRIPT [ARGS ...]",
+        "run an unmodified script or command with optim='adopt' registered",
+        "Run a Python script, a command or, with -m, a module with optim='adopt' registered with transformers, and in "
+        "every Python that it starts, too: adopt-hf run trl sft --optim adopt.",
+        usage="%(prog)s [-m | --] WHAT [ARGS ...]",
     ),
     "env": Command(
         env,
@@ -49,7 +50,8 @@ COMMANDS = {
 
 def main() -> None:
     """Do what the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m adopt_hf", description="Tools around the ADOPT optimizer.")
+    prog = "adopt-hf" if os.path.basename(sys.argv[0]).startswith("adopt-hf") else "python -m adopt_hf"
+    parser = argparse.ArgumentParser(prog=prog, description="Tools around the ADOPT optimizer.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, row in COMMANDS.items():
         command = commands.add_parser(name, usage=row.usage, help=row.help, description=row.description)
@@ -58,6 +60,6 @@ def main() -> None:
     argv = sys.argv[1:]
     end = len(argv)
     if argv[:1] == ["run"]:
-        end = 3 if argv[1:2] == ["-m"] else 2  # what comes after is the script's own, options and all
+        end = 3 if argv[1:2] in (["-m"], ["--"]) else 2  # what comes after is the script's own, options and all
     options = parser.parse_args(argv[:end])
     options.main(options, argv[end:], options.parser)

@@ -1,39 +1,69 @@
-"""Run somebody's script as `python` would, in a process where `optim="adopt"` is registered."""
+"""Run a script as `python` would, or a command, with `optim="adopt"` registered in each Python that it starts."""
 
 import argparse
 import contextlib
 import importlib.machinery
 import importlib.util
 import os
+import shutil
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
 from traceback import walk_tb
 from typing import Any, NoReturn
 
-# A launcher starts processes of its own, in which nothing would be registered.
-LAUNCHERS = {
-    "accelerate": "accelerate launch -m adopt_hf run",
-    "accelerate.commands.launch": "accelerate launch -m adopt_hf run",
-    "accelerate.commands.accelerate_cli": "accelerate launch -m adopt_hf run",
-    "torch.distributed.run": "torchrun -m adopt_hf run",
-    "torch.distributed.launch": "torchrun -m adopt_hf run",
-    "deepspeed.launcher.runner": "deepspeed --module adopt_hf run",
-}
+# In front of PYTHONPATH, the sitecustomize.py of this folder registers the names in every Python that starts.
+STARTUP = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "startup")
 
 Error = Callable[[str], NoReturn]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `python -m adopt_hf run` takes."""
-    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in python -m")
-    parser.add_argument("script", metavar="SCRIPT")
+    """Add what `adopt-hf run` takes."""
+    parser.add_argument("-m", dest="module", action="store_true", help="WHAT is a module name, as in python -m")
+    parser.add_argument("script", metavar="WHAT", help="a Python script, a command such as trl, or a module")
 
 
 def main(options: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser) -> None:
-    """Run the script with the arguments `rest`."""
-    start = run_module if options.module else run_script
+    """Run the script, the module or the command with the arguments `rest`."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(_paths(os.environ.get("PYTHONPATH", "")))
+    start = run_module if options.module else run_script if _is_script(options.script) else run_command
     start(options.script, rest, error=parser.error)
+
+
+def _paths(before: str) -> list[str]:
+    """Return the entries of PYTHONPATH with ours in front, once. An empty entry stays: it is the current folder."""
+    entries = before.split(os.pathsep) if before else []
+    return [STARTUP, *(entry for entry in entries if entry != STARTUP)]
+
+
+def _is_script(what: str) -> bool:
+    """Return whether Python is to read the file `what`. What else a shell can find is a command."""
+    has_name = what.endswith((".py", ".pyw"))
+    if shutil.which(what) is None:
+        return has_name or os.path.exists(what)
+    return has_name and os.path.isfile(what)
+
+
+def run_command(name: str, args: list[str], error: Error) -> None:
+    """Replace this process by the command, as a shell's `exec` does: exit codes and signals are the command's.
+
+    Args:
+        error: called with a one-line message where there is no such command, or where it cannot be executed.
+    """
+    path = shutil.which(name)
+    if path is None:
+        error(f"{name!r} is neither a command on the PATH nor a file; a module needs -m in front of its name")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for ignored in ("SIGPIPE", "SIGXFSZ"):  # by Python, for itself; exec would pass it on
+        if hasattr(signal, ignored):
+            signal.signal(getattr(signal, ignored), signal.SIG_DFL)
+    try:
+        os.execv(path, [name, *args])
+    except OSError as reason:
+        error(f"the command {path!r} cannot be executed ({reason.strerror}); a script without #! needs a name in .py")
 
 
 def run_script(path: str, args: list[str], error: Error) -> None:
@@ -60,10 +90,8 @@ def run_module(name: str, args: list[str], error: Error) -> None:
     """Do what `python -m name args...` does.
 
     Args:
-        error: called with a one-line message where there is no such module, or where it is a launcher.
+        error: called with a one-line message where there is no such module.
     """
-    if name in LAUNCHERS:
-        error(f"{name} starts processes of its own: write '{LAUNCHERS[name]} SCRIPT ...' instead")
     sys.argv = ["-m", *args]  # as python has it while it looks for the module
     with _only_frames_of_others():
         spec = _find_spec(name)

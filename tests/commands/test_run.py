@@ -265,14 +265,6 @@ def refuse(message: str) -> NoReturn:
     raise Refused(message)
 
 
-@pytest.mark.parametrize("name", run.LAUNCHERS)
-def test_launchers_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["x"])
-    monkeypatch.setattr(run, "_execute", lambda *_: pytest.fail("was started"))
-    with pytest.raises(Refused, match=rf"\A{re.escape(name)} starts processes of its own: write '.+ run SCRIPT"):
-        run.run_module(name, ["script.py"], refuse)
-
-
 @pytest.mark.parametrize(
     ("start_it", "name"),
     [

@@ -23,7 +23,7 @@ ROOMS = (  # rooms of one line may import each other
     ("layerwise",),
     ("integrations",),
     ("commands",),
-    ("__init__", "__main__"),
+    ("__init__", "__main__", "startup"),
 )
 WINGS = ("integrations.transformers", "integrations.deepspeed")
 INTO_WINGS = {  # module -> what it may import from inside of a wing that is not its own

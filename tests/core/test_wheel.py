@@ -94,3 +94,27 @@ def test_with_torch_alone(command: list[str], empty: Path, tmp_path: Path) -> No
     assert ("fine\n" if command[0] == "-c" else "transformers is not installed") in done.stdout
     files = {path.name for path in (empty.parents[1] / "lib").glob("python*/site-packages/adopt_hf/backends/cpu/*")}
     assert {"kernel.c", "rounded.h"} <= files  # what is compiled where it is used
+
+
+HOOKED = (
+    "import sys; print(any(hasattr(finder, 'adopt_hf_at_startup') for finder in sys.meta_path), 'torch' in sys.modules)"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["1", "0", "", None])
+def test_a_variable_registers_without_a_command(value: str | None, empty: Path, tmp_path: Path) -> None:
+    """By the .pth at the top of site-packages, which `python -E` and `-I` read, too."""
+    environment = {"HOME": str(tmp_path)} | ({} if value is None else {"ADOPT_HF_REGISTER": value})
+    for option in ("-c", "-Ec", "-Ic"):
+        done = subprocess.run([empty, option, HOOKED], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{value == '1'} False\n", "")
+    (packages,) = (empty.parents[1] / "lib").glob("python*/site-packages")
+    assert [str(path.relative_to(packages)) for path in packages.rglob("adopt_hf*.pth")] == ["adopt_hf_register.pth"]
+
+
+@pytest.mark.slow
+def test_the_command_is_installed(empty: Path, tmp_path: Path) -> None:
+    command = [empty.with_name("adopt-hf"), "run", empty, "-c", f"{HOOKED}; sys.exit(7)"]
+    done = subprocess.run(command, env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (7, "True False\n"), done.stderr

@@ -1,0 +1,58 @@
+"""`adopt-hf run trl sft`: TRL's command, which starts processes of its own, trains with ADOPT.
+
+The command is the README's, on the model and the data of test_trl.py. torch's own hook says what has stepped.
+"""
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.integrations.transformers.test_trl import MISSING, ROOT, STEPS, TINY, environment, folder
+
+__all__ = ["environment", "folder"]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+Starter = Callable[..., "Future[CompletedProcess[str]]"]
+
+
+def readme_command(out: Path) -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^    adopt-hf run (trl sft .*)$", text, re.MULTILINE)
+    given = {"MODEL": "model", "DATA": "data/sft", "trl": str(Path(sys.executable).with_name("trl"))}
+    words = [given.get(word, word) for word in shlex.split(command)]
+    return [*words, "--output_dir", str(out), *TINY.split(), "--bf16", "false"]
+
+
+@pytest.mark.slow
+def test_the_command_trains_adopt(
+    start: Starter, scripts: Path, folder: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    watched = {"PYTHONPATH": os.pathsep.join([str(scripts / "watched"), str(ROOT)]), "STEPPED": str(tmp_path)}
+    line = [*readme_command(tmp_path / "out"), "--optim_args", "beta2=0.95, clip_exp=0.3"]
+    done = start("-m", "adopt_hf", "run", *line, cwd=folder, env=environment | watched).result()
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*.json")
+    ((optimizer, steps, groups),) = json.loads(path.read_text())
+    assert (optimizer, steps) == ("adopt_hf.optimizer.ADOPTW", STEPS)
+    assert [(group["weight_decay"], group["betas"], group["clip_exp"]) for group in groups] == [
+        (0.1, [0.9, 0.95], 0.3),
+        (0.0, [0.9, 0.95], 0.3),
+    ]
+    assert (tmp_path / "out" / f"checkpoint-{STEPS}" / "optimizer.pt").exists()
+
+
+@pytest.mark.slow
+def test_without_us_it_does_not_know_the_name(
+    start: Starter, folder: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """What the test above would see if nothing of ours reached the command."""
+    done = start(*readme_command(tmp_path / "out"), cwd=folder, env=environment).result()
+    assert done.returncode != 0
+    assert "adopt" in done.stderr.splitlines()[-1]
