@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from adopt_hf.hyperparameters import WARMUP_EXPONENT
 from experiments.harness import machine as conditions
+from experiments.harness import pages, runs
 from experiments.harness.machine import RESULTS, ROOT
 
 ROWS = RESULTS / "recipes.jsonl"
@@ -77,7 +78,7 @@ def run(what: Run, seed: int, max_steps: int | None = None) -> dict[str, Any]:
         words = ["--config", str(example / "configs" / f"{what.config}.yaml"), "--output_dir", str(output)]
         words += ["--seed", str(seed), "--report_to", "none", "--disable_tqdm", "true", *what.options]
         words += ["--max_steps", str(max_steps)] if max_steps else []
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | runs.THREADS | {"HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
             [sys.executable, str(example / "train.py"), *words], env=environment, capture_output=True, text=True
         )
@@ -108,7 +109,7 @@ def read(output: Path) -> dict[str, Any]:
 
 def rows(recipe: str) -> list[Row]:
     """The kept rows of a recipe, by config and optimizer."""
-    found = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+    found = runs.lines(ROWS)
     ours = [(one.config, one.optimizer) for one in RUNS.values() if one.recipe == recipe]
     order = {key: number for number, key in enumerate(ours)}
     chosen = [row for row in found if row["recipe"] == recipe]
@@ -121,7 +122,7 @@ def table(recipe: str) -> str:
     scored = any(row.get("score") is not None for row in found)
     head = ["config", "optimizer", "steps", "seed", "threads", "held-out loss" + ", before and after" * scored]
     head += ["score, before and after"] * scored + ["date", "commit"]
-    lines = [head, ["---"] * len(head)]
+    lines: list[list[object]] = []
     for row in found:
         before = f"{row['loss_before']:.3f}, " if scored and row.get("loss_before") is not None else ""
         name = row["optimizer"] + (f" (`{' '.join(row['options'])}`)" if row["optimizer"] == "ADOPT" else "")
@@ -130,9 +131,9 @@ def table(recipe: str) -> str:
         cells.append(f"{before}**{row['eval_loss']:.3f}**")
         if scored:
             cells.append(_score(row))
-        lines.append([*map(str, cells), row["conditions"]["date"], row["conditions"]["commit"]])
+        lines.append([*cells, row["conditions"]["date"], row["conditions"]["commit"]])
     measured = conditions.together([row["conditions"] for row in found])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{conditions.sentence(measured)}"
+    return f"{pages.table(head, lines)}\n\n{conditions.sentence(measured)}"
 
 
 def _score(row: Row) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from adopt_hf.integrations.deepspeed.checkpoints import OTHER_WORLD_SIZE
 from adopt_hf.memory import state_bytes
-from experiments.harness import markers
+from experiments.harness import pages
 from experiments.launches.matrix import COLUMNS, LOOPS, MODES, NOT_HERE, Matrix, is_within_bounds, seen_as
 from experiments.pages import launches, options, registry
 from tests.mutants.catalog.docs import MUTANTS
@@ -87,9 +87,15 @@ def test_planted_faults_of_the_pages_are_noticed(mutant: Mutant, tmp_path: Path)
 
 def test_a_text_goes_into_its_own_block(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert markers.inserted(text, "optim args", "new").replace("\n\nnew\n\n", "\n\nold\n\n") == text
+    pages.write(page, {"optim args": "new"})
+    assert page.read_text(encoding="utf-8") == text.replace("\n\nold\n\n", "\n\nnew\n\n")
     with pytest.raises(ValueError, match="lacks the markers <!-- options: COMMAND --> and <!-- end of options -->"):
-        markers.inserted(text, "options", "new")
+        pages.write(page, {"options": "new"})
+
+
+def test_a_table_has_its_bars_escaped() -> None:
+    table = pages.table(["a|b", "c"], [["1\n2", 3]], numbers=True)
+    assert table == "| a\\|b | c |\n| --- | ---: |\n| 1 2 | 3 |"
 
 
 # -- what two processes did --------------------------------------------------------------------------------------------

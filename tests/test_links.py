@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adopt_hf import commands
-from experiments.harness import markers
+from experiments.harness import pages
 from experiments.pages import registry
 from experiments.table import EXPERIMENTS
 
@@ -59,7 +59,7 @@ def unknown_commands(text: str) -> list[str]:
 
     A table of kept results quotes the command that was typed then, so passages between markers are left out.
     """
-    typed = markers.BLOCK.sub("", text)
+    typed = pages.BLOCK.sub("", text)
     found = []
     for module in MODULE.findall(typed):
         path = ROOT.joinpath(*module.split("."))

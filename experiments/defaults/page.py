@@ -9,9 +9,8 @@ from experiments.defaults import decisions
 from experiments.defaults.decisions import Comparison, Found
 from experiments.defaults.plot import plot
 from experiments.defaults.tables import NOT_RUN, clip, gather, once, scores, short, task_table
-from experiments.harness import markers
+from experiments.harness import pages
 from experiments.harness.paired import difference
-from experiments.harness.runs import InputError
 from experiments.paper import evidence
 
 PAGE = Path(__file__).parents[2] / "docs" / "defaults.md"
@@ -19,7 +18,7 @@ BLOCKS = ("defaults rule", "defaults results", "defaults short", "defaults clip"
 
 
 def texts(protocol: ModuleType, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The produced passages by their keys (experiments/harness/markers.py).
+    """The produced passages by their keys (experiments/harness/pages.py).
 
     Args:
         protocol: experiments.defaults.protocol, or a module with its tables.
@@ -28,9 +27,9 @@ def texts(protocol: ModuleType, rows: Sequence[Mapping[str, Any]]) -> dict[str, 
     return {
         "defaults rule": decisions.RULE,
         "defaults results": text(protocol, rows),
-        "defaults short": "\n".join(short(protocol, found)),
+        "defaults short": short(protocol, found),
         "where ADOPTW is behind AdamW": behind(protocol, found),
-        "defaults clip": "\n".join(clip(protocol, found)),
+        "defaults clip": clip(protocol, found),
     }
 
 
@@ -40,17 +39,7 @@ def write(protocol: ModuleType, rows: Sequence[Mapping[str, Any]], page: Path = 
     Raises:
         InputError: There is no page, or it lacks a marker.
     """
-    try:
-        whole = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{page}: {error.strerror}") from None
-    made = texts(protocol, rows)
-    for key in BLOCKS:
-        try:
-            whole = markers.inserted(whole, key, made[key])
-        except ValueError as error:
-            raise InputError(f"{page}: {error}") from None
-    page.write_text(markers.filled(whole, made), encoding="utf-8")
+    pages.write(page, texts(protocol, rows), BLOCKS)
     plot(protocol, rows, page.with_suffix("") / "differences.png")
 
 
@@ -92,17 +81,14 @@ def verdicts(protocol: ModuleType, found: Found) -> list[str]:
     else:
         none = "" if any(one.admissible for one in scored) else " No k is admissible."
         lines.append(f"- **The exponent: k = {chosen:g}.**{none}")
-    lines += [
-        "",
-        "| ADOPTW against AdamW, at AdamW's rate | wins | level | loses | not run yet | standardised sum |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for one in scored:
         cells = [_titles(protocol, names) for names in (one.wins, one.level, one.losses)]
         cells.append(f"{len(one.missing)} of {len(protocol.TASKS)}")
         total = f"{one.sum:+.2f}" if len(one.missing) < len(protocol.TASKS) else "-"
-        lines.append(f"| k = {one.exponent:g} | " + " | ".join(cells) + f" | {total} |")
-    return [*lines, "", *once(protocol, found)]
+        rows.append([f"k = {one.exponent:g}", *cells, total])
+    head = ["ADOPTW against AdamW, at AdamW's rate", "wins", "level", "loses", "not run yet", "standardised sum"]
+    return [*lines, "", pages.table(head, rows), "", once(protocol, found)]
 
 
 def _titles(protocol: ModuleType, names: Sequence[str]) -> str:

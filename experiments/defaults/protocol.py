@@ -14,7 +14,6 @@ The rule was written before the runs. experiments/defaults/decisions.py has it i
 """
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -36,7 +35,7 @@ from experiments.harness import runs as parts
 from experiments.harness.runs import InputError, Part
 
 NAME = "defaults"
-RESULTS = Path(__file__).parents[1] / "results" / "defaults.jsonl"
+RESULTS = parts.RESULTS / f"{NAME}.jsonl"
 FOLDER = Path("runs/defaults")
 EXPONENTS = (1.0, 0.8, 0.65, 0.5)
 
@@ -198,21 +197,10 @@ def make(variant: Variant, groups: list[dict[str, Any]], beta2: float, steps: in
 
 def keep(rows: Iterable[dict[str, Any]], results: Path = RESULTS) -> list[dict[str, Any]]:
     """Add rows to those that are kept, by name; returns all, by name."""
-    kept = {row["name"]: row for row in read(results)} | {row["name"]: row for row in rows}
+    kept = {row["name"]: row for row in [*parts.lines(results), *rows]}
     found = [kept[name] for name in sorted(kept)]
-    lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in found)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = results.with_name(f"{results.name}.{os.getpid()}.unfinished")
-    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(unfinished, results)
+    parts.keep(results, found)
     return found
-
-
-def read(results: Path = RESULTS) -> list[dict[str, Any]]:
-    """The rows that are kept."""
-    if not results.is_file():
-        return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
 
 
 def todo(chosen: Iterable[str], rows: Iterable[dict[str, Any]], only: Sequence[str] | None = None) -> list[Part]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.defaults import decisions
 from experiments.defaults.decisions import Found, Losses, Score
+from experiments.harness import pages
 from experiments.harness.paired import difference, half_width
 
 FIRST_SCREEN = ("demo", "gpt2_500", "llama", "lora")  # the tasks of the short table
@@ -38,10 +39,8 @@ def task_table(protocol: ModuleType, found: Found, name: str) -> list[str]:
     lines = [f"### {task.title}", "", about, ""]
     if not any(loss for variant in protocol.VARIANTS for loss in found.grid(name, variant).values()):
         return [*lines, f"{NOT_RUN.capitalize()}."]
-    lines += [
-        "| held-out loss | at AdamW's rate | less the better AdamW's | own best rate | there | less AdamW's own best |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    head = ["held-out loss", "at AdamW's rate", "less the better AdamW's", "own best rate", "there"]
+    rows = []
     for variant in protocol.VARIANTS:
         if not any(found.grid(name, variant).values()) and variant not in protocol.DECIDING:
             continue
@@ -54,8 +53,8 @@ def task_table(protocol: ModuleType, found: Found, name: str) -> list[str]:
             losses = found.own_best(name, variant)
             cells += [f"{best[0]:g}{' (edge)' if best[1] else ''}", _mean(losses)]
             cells.append("-" if losses == better_own else _text(losses, better_own) if better_own else NOT_RUN)
-        lines.append(f"| {title(protocol, variant)} | " + " | ".join(cells) + " |")
-    return lines
+        rows.append([title(protocol, variant), *cells])
+    return [*lines, pages.table([*head, "less AdamW's own best"], rows)]
 
 
 def title(protocol: ModuleType, name: str) -> str:
@@ -74,15 +73,11 @@ def title(protocol: ModuleType, name: str) -> str:
     return ", ".join(words)
 
 
-def once(protocol: ModuleType, found: Found) -> list[str]:
+def once(protocol: ModuleType, found: Found) -> str:
     """What is tried once, against ADOPTW with the same k."""
     tasks = protocol.ONCE_TASKS
-    lines = [
-        "| tried once, less ADOPTW's with the same k | "
-        + " | ".join(protocol.TASKS[task].title for task in tasks)
-        + " | adopted |",
-        "| --- |" + " --- |" * (len(tasks) + 1),
-    ]
+    head = ["tried once, less ADOPTW's with the same k", *(protocol.TASKS[task].title for task in tasks), "adopted"]
+    rows = []
     verdict = {True: "yes", False: "no", None: "not decided yet"}
     for name in protocol.ONCE:
         against = protocol.adoptw(protocol.VARIANTS[name].warmup)
@@ -90,40 +85,32 @@ def once(protocol: ModuleType, found: Found) -> list[str]:
             continue
         outcomes = [decisions.outcome(*_pair(found, task, name, against), found.seeds[task]) for task in tasks]
         cells = [_than(found, task, name, against) for task in tasks]
-        lines.append(
-            f"| {title(protocol, name)} | " + " | ".join([*cells, verdict[decisions.adopted(outcomes)]]) + " |"
-        )
-    return lines
+        rows.append([title(protocol, name), *cells, verdict[decisions.adopted(outcomes)]])
+    return pages.table(head, rows)
 
 
-def clip(protocol: ModuleType, found: Found) -> list[str]:
+def clip(protocol: ModuleType, found: Found) -> str:
     """ADOPTW with a wider clip against ADOPTW and against AdamW, on all tasks."""
     name, ours = protocol.CLIP[0], protocol.adoptw(1.0)
-    lines = [
-        "| held-out loss at AdamW's rate | `clip_exp=0.5`, less `0.25` | `clip_exp=0.5`, less AdamW's |",
-        "| --- | --- | --- |",
-    ]
+    rows = []
     for task in protocol.TASKS:
         better = found.better_of(task, protocol.ADAMWS)
-        cells = [_than(found, task, name, ours), _against(found, task, name, better)]
-        lines.append(f"| {protocol.TASKS[task].title} | " + " | ".join(cells) + " |")
-    return lines
+        rows.append([protocol.TASKS[task].title, _than(found, task, name, ours), _against(found, task, name, better)])
+    head = ["held-out loss at AdamW's rate", "`clip_exp=0.5`, less `0.25`", "`clip_exp=0.5`, less AdamW's"]
+    return pages.table(head, rows)
 
 
-def short(protocol: ModuleType, found: Found) -> list[str]:
+def short(protocol: ModuleType, found: Found) -> str:
     """The table of the first screen: AdamW, ADOPT and ADOPTW on four tasks, at AdamW's rate."""
     chosen = protocol.adoptw(decisions.choose(scores(protocol, found)))
     names = {"`ADOPT`": "adopt", '`ADOPTW`, `optim="adopt"`': chosen}
-    lines = [
-        "| held-out loss | seeds | AdamW | " + " | ".join(f"{name}, less AdamW's" for name in names) + " |",
-        "| --- |" + " --- |" * (2 + len(names)),
-    ]
+    rows = []
     for task in FIRST_SCREEN:
         better = found.better_of(task, protocol.ADAMWS)
         mean = NOT_RUN if better is None else _mean(found.at(task, better))
         cells = [_against(found, task, name, better) for name in names.values()]
-        lines.append(f"| {protocol.TASKS[task].title} | {found.seeds[task]} | {mean} | " + " | ".join(cells) + " |")
-    return lines
+        rows.append([protocol.TASKS[task].title, found.seeds[task], mean, *cells])
+    return pages.table(["held-out loss", "seeds", "AdamW", *(f"{name}, less AdamW's" for name in names)], rows)
 
 
 def _mean(losses: Losses) -> str:

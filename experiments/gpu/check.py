@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from experiments.harness.fresh import one_line
-from experiments.step.tables import markdown
+from experiments.harness.pages import table
 
 WORDS = {True: "PASS", False: "FAIL", None: "SKIP"}
 
@@ -94,7 +94,7 @@ class Check:
     def table(self) -> str:
         """All verdicts as Markdown, what failed first."""
         order = sorted(self.verdicts, key=lambda found: found.verdict != "FAIL")
-        return markdown(Verdict._fields, [[str(cell) for cell in found] for found in order])
+        return table(Verdict._fields, order)
 
     def summary(self) -> str:
         """One line."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from experiments.harness.machine import ROOT
 
 
 def call(function: Callable[..., Any], environment: Mapping[str, str], **arguments: Any) -> Any:

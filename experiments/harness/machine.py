@@ -1,9 +1,10 @@
 """When, where and with what something was measured."""
 
+import contextlib
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +27,7 @@ def now(*packages: str) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),  # of other work, before the start
         "python": platform.python_version(),
         "commit": commit(),
-        "versions": {name: found for name in packages if (found := _version(name))},
+        "versions": _versions(packages),
     }
 
 
@@ -78,8 +79,9 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

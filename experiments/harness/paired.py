@@ -70,6 +70,15 @@ def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float
     return t_quantile(len(values) - 1, confidence) * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def interval(values: Sequence[float], form: str) -> str:
+    """The mean and the half-width of its 95 % interval; 'diverged' if one of the values is not finite."""
+    if not all(map(math.isfinite, values)):
+        return "diverged"
+    if len(values) < 2:
+        return f"{values[0]:{form}}" if values else "-"
+    return f"{statistics.fmean(values):{form}} ± {half_width(values):{form}}"
+
+
 def difference(
     ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE, resolution: float = 0.0
 ) -> Difference:

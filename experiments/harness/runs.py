@@ -7,19 +7,16 @@ import functools
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from examples.shared.errors import InputError
+from experiments.harness import machine
 
 FOLDER = Path("runs/paper")
 RESULTS = Path(__file__).parents[1] / "results"
@@ -79,10 +76,17 @@ def read(experiment: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
 
 def kept(experiment: str, results: Path = RESULTS) -> list[dict[str, Any]]:
     """Return the rows of an experiment that docs/evidence.md is written from; none if there are none."""
-    file = results / f"{experiment}.jsonl"
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return lines(results / f"{experiment}.jsonl")
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines; none if there is no such file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def keep(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines, so that a call that is killed leaves the old one or the new one."""
+    _write(file, "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows))
 
 
 def key(settings: Mapping[str, Any]) -> str:
@@ -92,24 +96,8 @@ def key(settings: Mapping[str, Any]) -> str:
 
 def conditions() -> dict[str, Any]:
     """Hardware, versions and date, the commit, and how busy the machine is: processes that run or wait to."""
-    described = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
-    commit = subprocess.run(described, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "date": date.today().isoformat(),
-        "cpus": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "commit": commit or "unknown",
-        **{package: version(package) for package in PACKAGES},
-    }
-
-
-def _processor() -> str:
-    listed, names = Path("/proc/cpuinfo"), []
-    if listed.exists():
-        names = [x.split(":", 1)[1].strip() for x in listed.read_text().splitlines() if x.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    found = machine.now(*PACKAGES)
+    return {"cpus": found.pop("cores"), **found.pop("versions"), **found}
 
 
 def _do(part: Part, one: One, folder: Path) -> dict[str, Any]:
@@ -123,7 +111,7 @@ def _do(part: Part, one: One, folder: Path) -> dict[str, Any]:
         "result": result,
         "conditions": before | {"seconds": round(time.perf_counter() - start, 1)},
     }
-    _write(part.file(folder), row)
+    _write(part.file(folder), json.dumps(row, indent=1))
     return row
 
 
@@ -137,8 +125,8 @@ def _read(part: Part, folder: Path) -> dict[str, Any] | None:
     return row
 
 
-def _write(file: Path, row: dict[str, Any]) -> None:
+def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(file.name + f".{os.getpid()}.unfinished")
-    unfinished.write_text(json.dumps(row, indent=1), encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, file)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.harness import machine as conditions
+from experiments.harness import pages
 
 RESULTS = conditions.RESULTS / "launch_modes.json"
 COLUMNS = ("parity", "resume", "really ADOPT")
@@ -114,13 +115,13 @@ class Matrix:
             "processes, type",
             *(f"{loop}: {column}" for loop in LOOPS for column in COLUMNS),
         ]
-        lines = [header, ["---"] * len(header)]
+        lines = []
         for mode in MODES:
             cells = [self.cells.get((mode.name, loop, column), "not run") for loop in LOOPS for column in COLUMNS]
             lines.append([mode.name, self.seen.get(mode.name, ""), *(shown(mode, cell) for cell in cells)])
         for name, why in NOT_HERE.items():
             lines.append([name, f"skipped: {why}", *[""] * (len(header) - 2)])
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return pages.table(header, lines)
 
     def save(self, path: Path = RESULTS) -> None:
         """Keep what was measured."""

@@ -1,28 +1,22 @@
 """What the sweep of learning rates with LoRA came to: a table and a plot, from the kept rows."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments.harness.fresh import ROOT
+from experiments.harness import pages, runs
+from experiments.harness.machine import ROOT
 
 PAGE, PLOT = ROOT / "docs" / "fine_tuning.md", ROOT / "docs" / "lora_sweep.png"
-RESULTS = ROOT / "experiments" / "results" / "lora_sweep.jsonl"
+RESULTS = runs.RESULTS / "lora_sweep.jsonl"
 OPTIMIZERS = {
     "AdamW": ("--optim", "adamw_torch"),
     "ADOPT": ("--optim", "adopt", "--optim_args", "beta2_warmup=false"),
     "ADOPT, beta2_warmup": ("--optim", "adopt", "--optim_args", "beta2_warmup=1.0"),
 }
 COLOURS = {"AdamW": "#9aa7b5", "ADOPT": "#2c5f8a", "ADOPT, beta2_warmup": "#c0392b"}
-
-
-def read(results: Path) -> list[dict[str, Any]]:
-    if not results.is_file():
-        return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def spread(values: Iterable[float | None], form: str, scale: float = 1.0) -> str:
@@ -39,18 +33,18 @@ def of(rows: list[dict[str, Any]], name: str, lr: float) -> list[dict[str, Any]]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = " | ".join(f"lr {lr:g}" for lr in rates(rows))
-    lines = [f"| held-out loss | {head} |", "| --- |" + " --- |" * len(rates(rows))]
-    for name in OPTIMIZERS:
-        losses = (spread((row["eval_loss"] for row in of(rows, name, lr)), ".3f") for lr in rates(rows))
-        lines.append(f"| {name} | " + " | ".join(losses) + " |")
-    lines += ["", f"| clipped elements, % | {head} |", "| --- |" + " --- |" * len(rates(rows))]
-    for name in OPTIMIZERS:
-        for key, label in (("clipped_first", "steps 1 to 100"), ("clipped", "all steps")):
-            if name != "AdamW":
-                shares = (spread((row[key] for row in of(rows, name, lr)), ".1f", 100) for lr in rates(rows))
-                lines.append(f"| {name}, {label} | " + " | ".join(shares) + " |")
-    return "\n".join(lines)
+    head = [f"lr {lr:g}" for lr in rates(rows)]
+    losses = [
+        (name, *(spread((row["eval_loss"] for row in of(rows, name, lr)), ".3f") for lr in rates(rows)))
+        for name in OPTIMIZERS
+    ]
+    shares = [
+        (f"{name}, {label}", *(spread((row[key] for row in of(rows, name, lr)), ".1f", 100) for lr in rates(rows)))
+        for name in OPTIMIZERS
+        if name != "AdamW"
+        for key, label in (("clipped_first", "steps 1 to 100"), ("clipped", "all steps"))
+    ]
+    return f"{pages.table(['held-out loss', *head], losses)}\n\n{pages.table(['clipped elements, %', *head], shares)}"
 
 
 def text(rows: list[dict[str, Any]]) -> str:

@@ -3,38 +3,41 @@
 python -m experiments lora                # what has not been run yet, then the report
 python -m experiments lora --report_only
 
-Every run is a line of the results file, written when it is over: an interrupted sweep goes on. The report is a table
-between markers of docs/fine_tuning.md and the plot docs/lora_sweep.png; `make docs-numbers` writes its sentences.
+Every run is a file of runs/lora, written when it is over: an interrupted sweep goes on. When all are over, each becomes
+a line of the results file. The report is a table between markers of docs/fine_tuning.md and the plot
+docs/lora_sweep.png; `make docs-numbers` writes its sentences.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
-import re
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
+import torch
 
 from examples.llama_instruct import settings
 from examples.shared import launch
 from examples.shared.cli import run
 from examples.shared.errors import InputError
+from experiments.harness import machine, pages
+from experiments.harness import runs as parts
+from experiments.harness.runs import Part
 from experiments.lora import report as lora_report
 from experiments.lora.clipping import ClippedShare
-from experiments.lora.report import OPTIMIZERS, PAGE, PLOT, RESULTS, read
+from experiments.lora.report import OPTIMIZERS, PAGE, PLOT, RESULTS
 
 CONFIG = settings.HERE / "configs" / "stdlib_lora.yaml"
+FOLDER = Path("runs")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
 # A run is to take half a minute: small batches, and an evaluation on a third of what is held out.
 SMALL = ("--per_device_train_batch_size", "8", "--max_eval_records", "400")
 ALONE = ("--report_to", "none", "--save_strategy", "no", "--logging_strategy", "no", "--disable_tqdm", "true")
-Unit = tuple[str, float, int]
 
 
 def main() -> None:
@@ -45,6 +48,7 @@ def sweep() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_steps", type=int, default=300, help="of each run")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, each with one thread")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where finished runs are, until they are kept")
     parser.add_argument("--results", type=Path, default=RESULTS, help="a file of lines of JSON, added to")
     parser.add_argument("--config", type=Path, default=CONFIG, help="what the runs have in common")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
@@ -57,7 +61,7 @@ def sweep() -> None:
         raise InputError("max_steps and workers must be at least 1, rates above 0")
     if not args.report_only:
         measure(args)
-    rows = read(args.results)
+    rows = parts.lines(args.results)
     if not rows:
         raise InputError(f"{args.results} has no results")
     write_report(rows, args.page, args.plot)
@@ -65,23 +69,25 @@ def sweep() -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """Do the runs that are not in the results file. One that has other steps than those in it is an error."""
-    there = read(args.results)
+    there = parts.lines(args.results)
     if any(row["steps"] != args.max_steps for row in there):
         raise InputError(f"{args.results} is of {there[0]['steps']} steps; choose another --results")
     done = {(row["optimizer"], row["lr"], row["seed"]) for row in there}
-    wanted = [(name, lr, seed) for seed in args.seeds for lr in args.rates for name in OPTIMIZERS]
-    todo = [(unit, args.config, args.max_steps) for unit in wanted if unit not in done]
+    shared = {"steps": args.max_steps, "config": str(args.config)}
+    todo = [
+        Part("lora", f"{name}-lr{lr:g}-{seed}", {"optimizer": name, "lr": lr, "seed": seed, **shared})
+        for seed in args.seeds
+        for lr in args.rates
+        for name in OPTIMIZERS
+        if (name, lr, seed) not in done
+    ]
     if not todo:
         return
     base = prepare(args.config)
+    rows = parts.run(todo, partial(one, base=base), args.folder, args.workers)
     args.results.parent.mkdir(parents=True, exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker imports torch
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(args.workers) as pool, args.results.open("a", encoding="utf-8") as file:
-        units = [(unit, config, steps, base) for unit, config, steps in todo]
-        for row in tqdm(pool.imap_unordered(one, units), total=len(units), desc="runs"):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+    with args.results.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row["result"]) + "\n" for row in rows)
 
 
 def prepare(config: Path) -> str:
@@ -95,19 +101,19 @@ def prepare(config: Path) -> str:
 _prepared: dict[str, Any] = {}  # the tokenised instructions, once a worker
 
 
-def one(task: tuple[Unit, Path, int, str]) -> dict[str, Any]:
-    """A run, in a worker. Returns its row of the results."""
+def one(optimizer: str, lr: float, seed: int, steps: int, config: str, base: str) -> dict[str, Any]:
+    """Train once, with one thread. Returns the row of the results."""
     from transformers import TrainerCallback
     from transformers.utils import logging
     from trl import SFTTrainer, get_peft_config
 
     from examples.llama_instruct import train
 
-    (name, lr, seed), config, steps, base = task
+    torch.set_num_threads(1)
     logging.set_verbosity_error()
-    options = ["--config", str(config), "--learning_rate", str(lr), "--seed", str(seed), "--max_steps", str(steps)]
+    options = ["--config", config, "--learning_rate", str(lr), "--seed", str(seed), "--max_steps", str(steps)]
     options += ["--eval_strategy", "no", "--eval_on_start", "false", "--use_cpu", "true"]
-    options += [*ALONE, *SMALL, *OPTIMIZERS[name]]
+    options += [*ALONE, *SMALL, *OPTIMIZERS[optimizer]]
     recipe, args, model_args = settings.parse(options, __doc__)
     share = ClippedShare()
     callbacks: list[TrainerCallback] = [share]
@@ -128,7 +134,7 @@ def one(task: tuple[Unit, Path, int, str]) -> dict[str, Any]:
     trainer.train()
     loss = trainer.evaluate()["eval_loss"]
     return {
-        "optimizer": name,
+        "optimizer": optimizer,
         "lr": lr,
         "seed": seed,
         "steps": steps,
@@ -137,30 +143,13 @@ def one(task: tuple[Unit, Path, int, str]) -> dict[str, Any]:
         "clipped": share.mean(),
         "seconds": round(time.perf_counter() - began, 1),
         "date": time.strftime("%Y-%m-%d"),
-        "hardware": hardware(),
+        "hardware": f"{machine.processor()}, {os.cpu_count()} cores",
         "versions": {package: version(package) for package in ("torch", "transformers", "trl", "peft", "adopt_hf")},
         "python": sys.version.split()[0],
     }
 
 
-def hardware() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        name = re.search(r"model name\s*: (.*)", text)
-    except OSError:
-        name = None
-    return f"{name[1].split(' Processor')[0].strip() if name else 'CPU'}, {os.cpu_count()} cores"
-
-
 def write_report(rows: list[dict[str, Any]], page: Path, plot: Path) -> None:
     """Put the table into `page` and draw `plot`."""
-    begin, end = "<!-- sweep: python -m experiments lora -->", "<!-- end of sweep -->"
-    try:
-        before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    except OSError as error:
-        raise InputError(f"{page}: {error.strerror}") from None
-    if end not in rest:
-        raise InputError(f"{page} has not both markers, {begin} and {end}")
-    text = lora_report.text(rows)
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    pages.write(page, {"sweep": lora_report.text(rows)})
     lora_report.draw(rows, plot)

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from experiments.harness import pages
 from experiments.harness import runs as parts
-from experiments.harness.fresh import ROOT
+from experiments.harness.machine import ROOT
 from experiments.harness.runs import Part
 
 FOLDER = Path("runs/low_bits")
-RESULTS = ROOT / "experiments" / "results" / "low_bits.jsonl"
+RESULTS = parts.RESULTS / "low_bits.jsonl"
 PAGE, PLOT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "low_bits.png"
-BEGIN, END = "<!-- low bits: python -m experiments low_bits -->", "<!-- end of low bits -->"
 PEERS = Path(sys.prefix) / "low_bit_peers"  # see the Makefile
 SEEDS = (0, 1, 2)
 
@@ -87,8 +87,8 @@ def main() -> None:
     if not args.report_only:
         rows = parts.run(wanted(args), one, args.folder, args.workers)
         args.results.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    rows = [json.loads(line) for line in args.results.read_text(encoding="utf-8").splitlines()]
-    args.page.write_text(inserted(args.page.read_text(encoding="utf-8"), report(rows)), encoding="utf-8")
+    rows = parts.lines(args.results)
+    pages.write(args.page, {"low bits": report(rows)})
     draw(rows, args.plot)
     print(table(rows))
 
@@ -113,25 +113,16 @@ def one(recipe: str, variant: str, seed: int, max_steps: int | None) -> dict[str
     """One run of a recipe's script: its last held-out loss, and bytes."""
     _, script, options = RECIPES[recipe]
     path = ROOT / "examples" / script
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | parts.THREADS | {"HF_HUB_OFFLINE": "1"}
     paths = (os.environ.get("PYTHONPATH"), str(PEERS) if variant in NEEDS else str(ROOT) if variant in BY else None)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     words = [word.replace("configs/", f"{path.parent}/configs/") for word in joined([*options, *VARIANTS[variant]])]
     steps = max_steps or int(words[words.index("--max_steps") + 1])
     words += ["--max_steps", str(steps), "--eval_steps", str(steps), "--save_steps", str(steps), "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            *BY.get(variant, ()),
-            str(path),
-            *words,
-            "--output_dir",
-            f"{folder}/run",
-            "--report_to",
-            "none",
-        ]
+        command = [sys.executable, *BY.get(variant, ()), str(path), *words, "--output_dir", f"{folder}/run"]
         process = subprocess.Popen(
-            [*command, "--disable_tqdm", "true"],
+            [*command, "--report_to", "none", "--disable_tqdm", "true"],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -202,12 +193,12 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = []
+    tables = []
     for recipe, (title, *_) in RECIPES.items():
         if not of(rows, recipe, None):
             continue
         head = (title, "held-out loss", "difference", "moments, bytes", "parameters, bytes", "peak, MiB")
-        lines += ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+        cells = []
         for variant in VARIANTS:
             found = of(rows, recipe, variant)
             twin = of(rows, recipe, variant.split(",")[0])
@@ -216,16 +207,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             elements = twin[0]["result"]["parameters_bytes"] / 4
             difference = statistics.fmean(losses(found)) - statistics.fmean(losses(twin))
             result = found[0]["result"]
-            cells = (
+            row = (
+                variant,
                 f"{statistics.fmean(losses(found)):.3f} ± {half_range(found):.3f}",
                 "" if variant == variant.split(",")[0] else f"{difference:+.3f}",
                 f"{result['state_bytes'] / elements:.2f}",
                 f"{result['parameters_bytes'] / elements:.1f}",
-                f"{statistics.median(row['result']['peak_mib'] for row in found):.0f}",
+                f"{statistics.median(one['result']['peak_mib'] for one in found):.0f}",
             )
-            lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines).strip()
+            cells.append(row)
+        tables.append(pages.table(head, cells, numbers=True))
+    return "\n\n".join(tables)
 
 
 def of(rows: Sequence[dict[str, Any]], recipe: str, variant: str | None) -> list[dict[str, Any]]:
@@ -240,15 +232,6 @@ def losses(rows: Sequence[dict[str, Any]]) -> list[float]:
 
 def half_range(rows: Sequence[dict[str, Any]]) -> float:
     return (max(losses(rows)) - min(losses(rows))) / 2
-
-
-def inserted(text: str, new: str) -> str:
-    """`text` with `new` between the markers. ValueError if they are not there."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the document lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -20,6 +20,7 @@ from adopt_hf.state import quantization
 from adopt_hf.state.quantization import Quantized
 from adopt_hf.state.rounding import GOLDEN, WORD, float_of, key, random_bits, to_bfloat16, word_of
 from experiments.harness import machine as conditions
+from experiments.harness import pages
 
 RESULTS = conditions.RESULTS / "state_formats.json"
 BETA2, BLOCK, BLOCKS = 0.9999, 256, 8
@@ -44,12 +45,8 @@ def main() -> None:
 
 def table(found: Mapping[str, Any]) -> str:
     """The numbers as a table, with their conditions below it."""
-    lines = ["| octaves RMS; mean of v / twin; % zero | " + " | ".join(COURSES) + " |", "| --- |" + " --- |" * 4]
-    lines += [
-        f"| {name} | " + " | ".join(cell(**courses[course]) for course in COURSES) + " |"
-        for name, courses in found["formats"].items()
-    ]
-    return "\n".join(lines) + (
+    rows = [(name, *(cell(**courses[course]) for course in COURSES)) for name, courses in found["formats"].items()]
+    return pages.table(["octaves RMS; mean of v / twin; % zero", *COURSES], rows) + (
         f"\n\n{BLOCK * BLOCKS:,} elements in blocks of {BLOCK}, {found['steps']:,} steps, beta2 = {BETA2}, seed 0. "
         + conditions.sentence(found["conditions"])
     )

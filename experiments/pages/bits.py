@@ -1,6 +1,5 @@
 """What fewer bits cost, in sentences: from the rows of `low_bits` and `state_formats`."""
 
-import json
 import statistics
 from collections.abc import Callable
 from functools import cache
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.harness import machine as conditions
+from experiments.harness import runs
 from experiments.low_bits import run as low_bits
 from experiments.low_bits.run import half_range, losses, of
 from experiments.pages import launches
@@ -20,7 +20,7 @@ MODELS = {"gpt2": "GPT-2", "llama": "LLaMA"}
 @cache
 def kept(path: Path = low_bits.RESULTS) -> Rows:
     """The rows of a results file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return runs.lines(path)
 
 
 def mean(recipe: str, variant: str, rows: Rows | None = None) -> float:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 def results() -> str:
     """The claims, and each experiment with its table."""
+    from experiments.harness import runs
     from experiments.paper import evidence, experiments
 
-    found = [(module, evidence.read(module)) for module in experiments.load()]
+    found = [(module, runs.kept(module.NAME)) for module in experiments.load()]
     return evidence.text(found, evidence.PAGE.with_suffix("").name)
 
 

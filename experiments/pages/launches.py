@@ -9,6 +9,7 @@ from adopt_hf.commands import memory as memory_command
 from adopt_hf.integrations.deepspeed.refused import REPLACEMENTS
 from adopt_hf.state import quantization
 from experiments.harness import machine as conditions
+from experiments.harness import pages
 from experiments.harness.machine import RESULTS
 from experiments.launches.matrix import Matrix
 from experiments.launches.memory_model import Model
@@ -41,13 +42,12 @@ def launch_modes() -> str:
 
 def kills() -> str:
     kept = read("kills")
-    lines = ["| mode | script | kills (of all, of one) | while saving | left an incomplete checkpoint |"]
-    lines.append("| --- | --- | --- | --- | --- |")
+    head = ["mode", "script", "kills (of all, of one)", "while saving", "left an incomplete checkpoint"]
+    lines = []
     for row in kept["rows"]:
         of = f"{row['kills']} ({row['of_all']}, {row['kills'] - row['of_all']})"
-        cells = (KINDS[row["config"]], row["script"], of, row["in_saving"], row["incomplete"])
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + f"\n\n{conditions.sentence(kept['conditions'])}"
+        lines.append((KINDS[row["config"]], row["script"], of, row["in_saving"], row["incomplete"]))
+    return f"{pages.table(head, lines)}\n\n{conditions.sentence(kept['conditions'])}"
 
 
 def number_of_kills() -> str:
@@ -61,7 +61,8 @@ def state_bytes() -> str:
         ValueError: If modes that share a row do not have the same bytes.
     """
     kept = read("state_bytes")
-    lines = ["| bytes per process: moments + fp32 weights | 1 process | 2 processes |", "| --- | ---: | ---: |"]
+    head = ["bytes per process: moments + fp32 weights", "1 process", "2 processes"]
+    lines = []
     for title, (modes, precisions) in MEASURED.items():
         cells = []
         for processes in (1, 2):
@@ -74,8 +75,8 @@ def state_bytes() -> str:
             if len(texts) != 1:
                 raise ValueError(f"{title}, {processes} processes: one row of the table, but {sorted(texts)}")
             cells += texts
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n{conditions.sentence(kept['conditions'])}"
+        lines.append([title, *cells])
+    return f"{pages.table(head, lines, numbers=True)}\n\n{conditions.sentence(kept['conditions'])}"
 
 
 def _of_ranks(rows: list[Mapping[str, Any]], wanted: Mapping[str, Any]) -> str:
@@ -95,8 +96,7 @@ def memory_model() -> str:
 
 
 def refused_settings() -> str:
-    lines = [f"| `{'.'.join(row.path)}` | {row.what} |" for row in REPLACEMENTS]
-    return "\n".join(["| setting | it |", "| --- | --- |", *lines])
+    return pages.table(["setting", "it"], [(f"`{'.'.join(row.path)}`", row.what) for row in REPLACEMENTS])
 
 
 def in_8_bits(name: str) -> str:

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from experiments.harness import paired
+from experiments.harness import paired, runs
 from experiments.lora import report as lora_report
-from experiments.lora.report import OPTIMIZERS, RESULTS, best_rate, of, rates, read
+from experiments.lora.report import OPTIMIZERS, RESULTS, best_rate, of, rates
 
 Rows = list[dict[str, Any]]
 NAMES = {"AdamW": "AdamW", "ADOPT": "ADOPT without the warm-up", "ADOPT, beta2_warmup": "ADOPT with the warm-up"}
@@ -71,12 +71,12 @@ def percent(values: Iterable[float]) -> str:
 
 def minutes() -> str:
     """How long all runs took together, each with one thread."""
-    return f"{sum(row['seconds'] for row in read(RESULTS)) / 60:.0f}"
+    return f"{sum(row['seconds'] for row in runs.lines(RESULTS)) / 60:.0f}"
 
 
 TEXTS: dict[str, Callable[[], str]] = {
-    "sweep": lambda: lora_report.text(read(RESULTS)),
-    "sweep in words": lambda: words(read(RESULTS)),
+    "sweep": lambda: lora_report.text(runs.lines(RESULTS)),
+    "sweep in words": lambda: words(runs.lines(RESULTS)),
     "sweep minutes": minutes,
-    "what AdamW's rate costs LoRA": lambda: f"{cost_of_adamws_rate(read(RESULTS)):.2f}",
+    "what AdamW's rate costs LoRA": lambda: f"{cost_of_adamws_rate(runs.lines(RESULTS)):.2f}",
 }

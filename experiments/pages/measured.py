@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 
+from experiments.harness import runs
 from experiments.low_bits import run as low_bits
 from experiments.low_bits import state_formats
 from experiments.step import report, results
@@ -13,7 +14,7 @@ def formats() -> str:
 
 
 def fewer_bits() -> str:
-    return low_bits.report([json.loads(line) for line in low_bits.RESULTS.read_text(encoding="utf-8").splitlines()])
+    return low_bits.report(runs.lines(low_bits.RESULTS))
 
 
 def steps() -> str:

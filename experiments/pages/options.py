@@ -11,6 +11,7 @@ import torch
 import adopt_hf
 from adopt_hf.hyperparameters import HYPERPARAMETERS, OPTIONS
 from adopt_hf.integrations.transformers import fields, optim_args
+from experiments.harness import pages
 
 CLASSES = ("ADOPT", "ADOPTW")
 FIELDS = {"lr": "learning_rate", "weight_decay": "weight_decay", "seed": "seed"}  # of TrainingArguments, beside Adam's
@@ -44,12 +45,12 @@ def table() -> str:
         if sorted(found) != sorted(OPTIONS):
             raise ValueError(f"the arguments of {name} are {sorted(found)}, the options {sorted(OPTIONS)}")
     head = ["option", *(f"`{name}`" for name in classes), '`optim="adopt"`', "its field", "meaning"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for name in OPTIONS:
         values = [shown(found[name]) for found in [*classes.values(), of_trainer()]]
         words = "each in [0, 1)" if name == "betas" else HYPERPARAMETERS[name].help
         lines.append([code([name]), *values, field(name), words])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return pages.table(head, lines)
 
 
 def defaults(cls: type) -> dict[str, Any]:

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 
 from adopt_hf import integrations
+from experiments.harness import pages
 
 
 def table() -> str:
     """Return the table: each function with the reason for replacing it, and when that is no longer necessary."""
-    lines = ["| function | without the patch | no longer necessary when |", "| --- | --- | --- |"]
-    lines += [
-        f"| `{patch.target}` | {patch.issue} | {patch.remove_when} |"
+    rows = [
+        (f"`{patch.target}`", patch.issue, patch.remove_when)
         for patched in integrations.PATCHED.values()
         for patch in patched.patches
     ]
-    return "\n".join(lines)
+    return pages.table(["function", "without the patch", "no longer necessary when"], rows)
 
 
 TEXTS: dict[str, Callable[[], str]] = {"patches": table}

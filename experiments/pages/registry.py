@@ -5,8 +5,8 @@ from functools import cache
 from pathlib import Path
 
 from experiments import recipes
-from experiments.harness import markers
 from experiments.harness.machine import ROOT
+from experiments.harness.pages import Found, passages, write
 from experiments.pages import bits, defaults, evidence, launches, lora, measured, options, patches, speed
 
 COMMAND = "make docs-numbers"
@@ -54,11 +54,11 @@ def stale(root: Path = ROOT) -> list[str]:
     ]
 
 
-def everything(root: Path = ROOT) -> Iterator[tuple[Path, markers.Found]]:
+def everything(root: Path = ROOT) -> Iterator[tuple[Path, Found]]:
     """Yield each passage with its page."""
     for page in pages(root):
         try:
-            found = markers.passages(page.read_text(encoding="utf-8"))
+            found = passages(page.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{page.relative_to(root)}: {error}") from error
         yield from ((page, one) for one in found)
@@ -69,7 +69,4 @@ def rebuild(root: Path = ROOT) -> None:
     found = list(everything(root))
     texts = {key: text_of(key) for key in dict.fromkeys(one.key for _, one in found)}
     for page in dict.fromkeys(page for page, _ in found):
-        before = page.read_text(encoding="utf-8")
-        after = markers.filled(before, texts)
-        if after != before:
-            page.write_text(after, encoding="utf-8")
+        write(page, texts, blocks=())

@@ -16,9 +16,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--check", action="store_true", help="change nothing")
     args = parser.parse_args(arguments)
-    stale = registry.stale()
-    for line in stale:
-        print(line if args.check else line.replace("stale", "written again"))
-    if not args.check:
-        registry.rebuild()
+    try:
+        stale = registry.stale()
+        for line in stale:
+            print(line if args.check else line.replace("stale", "written again"))
+        if not args.check:
+            registry.rebuild()
+    except (OSError, ValueError, KeyError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     return int(args.check and bool(stale))

@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.harness import pages
 from experiments.harness.claims import Claim, Verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper.descent import descend
@@ -83,12 +84,12 @@ def claims(rows: Iterable[Row]) -> list[Claim]:
 
 def table(rows: Iterable[Row]) -> str:
     rows = list(rows)
-    lines = ["| | " + " | ".join(f"β2 = {beta2:g}" for beta2 in BETA2) + " |", "| --- " * (1 + len(BETA2)) + "|"]
+    lines = []
     for variant in VARIANTS:
         found = of(rows, variant)
-        cells = (cell(found[beta2]) if beta2 in found else "-" for beta2 in BETA2)
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([variant, *(cell(found[beta2]) if beta2 in found else "-" for beta2 in BETA2)])
+    table = pages.table(["", *(f"β2 = {beta2:g}" for beta2 in BETA2)], lines)
+    return table.replace("|  |", "| |", 1)  # as the page has had it
 
 
 def plot(rows: Iterable[Row], path: Path) -> None:

@@ -20,15 +20,13 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from experiments.harness import runs as parts
-from experiments.harness.claims import Claim
+from experiments.harness import pages, runs
 from experiments.harness.command import fail
+from experiments.harness.machine import ROOT, listed
 from experiments.harness.runs import FOLDER, RESULTS, InputError
 from experiments.paper import experiments
 
-HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "evidence.md"
-BEGIN, END = "<!-- results: python -m experiments evidence -->", "<!-- end of results -->"
+PAGE = ROOT / "docs" / "evidence.md"
 STAMP = "Made of"
 RULES = """\
 A verdict is computed from the numbers by the rule that stands with each experiment. What is trained with seeds is
@@ -64,21 +62,14 @@ def write(
     """Take over what is whole in `folder` into `results`; write the page's text between the markers, and the plots.
 
     Raises:
-        InputError: there is no page, or it has not both markers.
+        InputError: If there is no page, or it lacks the markers.
     """
     modules = list(modules)
     for module in modules:
         say(take_over(module, folder, results))
-    try:
-        before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    except OSError as error:
-        raise InputError(f"{page}: {error.strerror}") from None
-    if not begin or END not in rest:
-        raise InputError(f"{page} has not both markers, {BEGIN} and {END}")
-    found = [(module, read(module, results)) for module in modules]
+    found = [(module, runs.kept(module.NAME, results)) for module in modules]
     plots = page.with_suffix("")
-    body = text(found, plots.name)
-    page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    pages.write(page, {"results": text(found, plots.name)})
     plots.mkdir(exist_ok=True)
     for module, rows in found:
         if rows:
@@ -108,34 +99,25 @@ def take_over(module: ModuleType, folder: Path, results: Path) -> str:
 
     Returns what was done, in words.
     """
-    rows, kept = parts.read(module.NAME, folder), parts.kept(module.NAME, results)
+    rows, kept = runs.read(module.NAME, folder), runs.kept(module.NAME, results)
     for quick in (True, False):
-        wanted = [parts.key(part.settings) for part in module.parts(quick)]
-        found = {
-            parts.key(row["settings"]): row for row in [*rows, *kept]
-        }  # a kept one goes before another of its kind
+        wanted = [runs.key(part.settings) for part in module.parts(quick)]
+        found = {runs.key(row["settings"]): row for row in [*rows, *kept]}  # a kept one goes before another of its kind
         mine = [found[settings] for settings in wanted if settings in found]
-        there = [parts.key(row["settings"]) for row in kept]
-        fresh = len([row for row in rows if parts.key(row["settings"]) in set(wanted) - set(there)])
+        there = [runs.key(row["settings"]) for row in kept]
+        fresh = len([row for row in rows if runs.key(row["settings"]) in set(wanted) - set(there)])
         if fresh and (len(mine) == len(wanted) or set(there) & set(wanted)):
-            results.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in mine)
-            (results / f"{module.NAME}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            runs.keep(results / f"{module.NAME}.jsonl", mine)
             return f"{module.NAME}: {fresh} runs taken over from {folder}, {len(mine)} of {len(wanted)} are kept"
     return (
         f"{module.NAME}: {len(rows)} runs in {folder}, none of them new to what is kept, or too few; results unchanged"
     )
 
 
-def read(module: ModuleType, results: Path = RESULTS) -> list[dict[str, Any]]:
-    """Return the rows that are kept of an experiment; none if there are none."""
-    return parts.kept(module.NAME, results)
-
-
 def missing(module: ModuleType, rows: Sequence[Row]) -> int:
     """Return how many runs of the size of `rows` are not among them."""
-    there = {parts.key(row["settings"]) for row in rows}
-    sizes = ({parts.key(part.settings) for part in module.parts(quick)} for quick in (True, False))
+    there = {runs.key(row["settings"]) for row in rows}
+    sizes = ({runs.key(part.settings) for part in module.parts(quick)} for quick in (True, False))
     return min(len(wanted - there) for wanted in sizes)
 
 
@@ -144,9 +126,9 @@ def size(found: Iterable[tuple[ModuleType, Sequence[Row]]]) -> str:
     sizes: dict[str, list[str]] = {"default": [], "full": []}
     minutes = 0.0
     for module, rows in found:
-        default = {parts.key(part.settings) for part in module.parts(True)}
+        default = {runs.key(part.settings) for part in module.parts(True)}
         if rows:
-            sizes["default" if any(parts.key(row["settings"]) in default for row in rows) else "full"].append(
+            sizes["default" if any(runs.key(row["settings"]) in default for row in rows) else "full"].append(
                 module.NAME
             )
         minutes += sum(row["conditions"]["seconds"] for row in rows) / 60
@@ -161,8 +143,13 @@ def text(found: Iterable[tuple[ModuleType, Sequence[Row]]], plots: str) -> str:
     """What stands between the markers: all claims in one table, then each experiment with its table and its plot."""
     found = list(found)
     lines = [RULES, "", size(found), ""]
-    lines += ["| claim | paper | ours | conditions | verdict |", "| --- | --- | --- | --- | --- |"]
-    lines += [_line(claim) for module, rows in found if rows for claim in module.claims(rows)]
+    claims = [claim for module, rows in found if rows for claim in module.claims(rows)]
+    lines.append(
+        pages.table(
+            ["claim", "paper", "ours", "conditions", "verdict"],
+            [(*claim[:4], f"**{claim.verdict}**") for claim in claims],
+        )
+    )
     for module, rows in found:
         lines += ["", f"## {module.TITLE}", ""]
         if not rows:
@@ -177,19 +164,14 @@ def text(found: Iterable[tuple[ModuleType, Sequence[Row]]], plots: str) -> str:
     return "\n".join(lines)
 
 
-def _line(claim: Claim) -> str:
-    cells = (cell.replace("|", "\\|").replace("\n", " ") for cell in claim[:4])
-    return f"| {' | '.join(cells)} | **{claim.verdict}** |"
-
-
 def measured(module: ModuleType, rows: Sequence[Row]) -> str:
     """When, where and with what the rows were measured."""
     conditions = [row["conditions"] for row in rows]
 
     def all_of(key: str) -> str:
-        return ", ".join(dict.fromkeys(str(condition[key]) for condition in conditions if key in condition))
+        return listed(condition.get(key) for condition in conditions)
 
-    versions = ", ".join(f"{name} {all_of(name)}" for name in ("python", *parts.PACKAGES) if all_of(name))
+    versions = ", ".join(f"{name} {all_of(name)}" for name in ("python", *runs.PACKAGES) if all_of(name))
     minutes = sum(condition["seconds"] for condition in conditions) / 60
     loads = [condition["load"] for condition in conditions if "load" in condition]
     busy = f" (of {len(loads)} runs the load was {min(loads):.1f} to {max(loads):.1f})" if loads else ""

@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from adopt_hf import ADOPT
-from experiments.harness.claims import Claim, interval
-from experiments.harness.paired import difference, verdict
+from experiments.harness import pages
+from experiments.harness.claims import Claim
+from experiments.harness.paired import difference, interval, verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper import pictures
 from experiments.paper.vae import VAE, loss, negative_log_likelihood
@@ -134,7 +135,7 @@ def claims(rows: Iterable[Row]) -> list[Claim]:
 def table(rows: Iterable[Row]) -> str:
     rows = list(rows)
     rates = sorted({row["settings"]["lr"] for row in rows})
-    lines = ["| test, nats | " + " | ".join(f"lr {lr:g}" for lr in rates) + " |", "| --- " * (1 + len(rates)) + "|"]
+    lines = []
     for name in OPTIMIZERS:
         cells = []
         for lr in rates:
@@ -142,8 +143,8 @@ def table(rows: Iterable[Row]) -> str:
                 r["result"]["test"] for r in rows if (r["settings"]["optimizer"], r["settings"]["lr"]) == (name, lr)
             ]
             cells.append(interval(found, ".2f"))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    return pages.table(["test, nats", *(f"lr {lr:g}" for lr in rates)], lines)
 
 
 def plot(rows: Iterable[Row], path: Path) -> None:

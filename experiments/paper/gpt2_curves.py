@@ -25,8 +25,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.harness.claims import Claim, Verdict, interval
-from experiments.harness.paired import Difference, difference, verdict
+from experiments.harness import pages
+from experiments.harness.claims import Claim, Verdict
+from experiments.harness.paired import Difference, difference, interval, verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper import gpt2
 from experiments.paper.spikes import RULE, smoothed, spikes
@@ -119,10 +120,8 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| batch | optimizer | held-out loss | training loss, last 100 | spikes | highest rise | counts above |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    head = ["batch", "optimizer", "held-out loss", "training loss, last 100", "spikes", "highest rise", "counts above"]
+    lines = []
     for batch in BATCHES:
         for name in OPTIMIZERS:
             found = _of(rows, name, batch)
@@ -138,9 +137,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{max(one.highest for one in counted):.2f}",
                 f"{min(one.bar for one in counted):.2f}",
             )
-            lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"{_conditions(rows)}. Mean and 95 % interval over the seeds, nats per token. Spikes: {RULE}."]
-    return "\n".join(lines)
+            lines.append(cells)
+    said = f"{_conditions(rows)}. Mean and 95 % interval over the seeds, nats per token. Spikes: {RULE}."
+    return f"{pages.table(head, lines)}\n\n{said}"
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -23,9 +23,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.harness import command
-from experiments.harness.claims import Claim, interval
-from experiments.harness.paired import all_of, difference, half_width, verdict
+from experiments.harness import command, pages
+from experiments.harness.claims import Claim
+from experiments.harness.paired import all_of, difference, half_width, interval, verdict
 from experiments.harness.runs import InputError, Part
 
 NAME = "image_classification"
@@ -153,15 +153,13 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| test error, % | " + " | ".join(f"alpha {alpha:g}" for alpha in alphas(rows)) + " | at the chosen alpha |",
-        "| --- |" + " --- |" * (len(alphas(rows)) + 1),
-    ]
+    lines = []
     for name in OPTIMIZERS:
         cells = [interval(_errors_at(rows, name, alpha), ".2f") for alpha in alphas(rows)]
         cells.append(f"**{interval(_errors(rows, name), '.2f')}** (alpha {chosen(rows, name):g})")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"{_conditions(rows)}. Mean and 95 % interval of the trials."])
+        lines.append([name, *cells])
+    head = ["test error, %", *(f"alpha {alpha:g}" for alpha in alphas(rows)), "at the chosen alpha"]
+    return f"{pages.table(head, lines)}\n\n{_conditions(rows)}. Mean and 95 % interval of the trials."
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:

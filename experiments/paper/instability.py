@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.harness import pages
 from experiments.harness.claims import Claim, Verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper import gpt2
@@ -132,17 +133,14 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """How many runs diverged and rose, by learning rate."""
-    lines = [
-        "| diverged, and rose | " + " | ".join(f"lr {lr:g}" for lr in RATES) + " |",
-        "| --- |" + " --- |" * len(RATES),
-    ]
+    lines = []
     for name in OPTIMIZERS:
         cells = []
         for lr in RATES:
             ends, highs = diverged(rows, name, lr), rose(rows, name, lr)
             cells.append(f"{sum(ends.values())} and {sum(highs.values())} of {len(ends)}" if ends else "-")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"{_conditions(rows)}."])
+        lines.append([name, *cells])
+    return f"{pages.table(['diverged, and rose', *(f'lr {lr:g}' for lr in RATES)], lines)}\n\n{_conditions(rows)}."
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.harness import pages
 from experiments.harness.claims import Claim, Verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper.toy import BETA2, CLIPPED, COLOURS, Row, cell, converges, curves, failed, of, slower
@@ -196,21 +197,21 @@ def claims(rows: Iterable[Row]) -> list[Claim]:
 def table(rows: Iterable[Row]) -> str:
     """Where the seeds end, and the steps to half way without and with the clip."""
     rows = list(rows)
-    title = " | ".join(f"β2 = {beta2:g}" for beta2 in BETA2)
-    lines = [f"| k, steps | optimizer | {title} |", "| --- " * (2 + len(BETA2)) + "|"]
+    title = [f"β2 = {beta2:g}" for beta2 in BETA2]
+    ends, half_ways = [], []
     for k in KS:
         for optimizer in KINDS:
             found = of(rows, f"k={k}", optimizer)
             if found:
-                cells = " | ".join(cell(found[beta2]) if beta2 in found else "-" for beta2 in BETA2)
+                cells = [cell(found[beta2]) if beta2 in found else "-" for beta2 in BETA2]
                 steps = next(iter(found.values()))["settings"]["steps"]
-                lines.append(f"| {k}, {steps:,} | {optimizer} | {cells} |")
-    lines += ["", f"| half way, k (k^4) | clip | {title} |", "| --- " * (2 + len(BETA2)) + "|"]
+                ends.append([f"{k}, {steps:,}", optimizer, *cells])
     for k in KS:
         for clip in (0, 1):
-            cells = " | ".join(_steps(later(rows, beta2).get(k, (None, None))[clip]) for beta2 in BETA2)
-            lines.append(f"| {k} ({k**4:,}) | {('none', 't^(1/4)')[clip]} | {cells} |")
-    return "\n".join(lines)
+            cells = [_steps(later(rows, beta2).get(k, (None, None))[clip]) for beta2 in BETA2]
+            half_ways.append([f"{k} ({k**4:,})", ("none", "t^(1/4)")[clip], *cells])
+    tables = ((["k, steps", "optimizer"], ends), (["half way, k (k^4)", "clip"], half_ways))
+    return "\n\n".join(pages.table([*head, *title], lines) for head, lines in tables)
 
 
 def plot(rows: Iterable[Row], path: Path) -> None:

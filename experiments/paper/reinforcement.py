@@ -18,8 +18,9 @@ import torch
 from matplotlib.figure import Figure
 
 from adopt_hf import ADOPT
-from experiments.harness.claims import Claim, interval
-from experiments.harness.paired import difference, verdict
+from experiments.harness import pages
+from experiments.harness.claims import Claim
+from experiments.harness.paired import difference, interval, verdict
 from experiments.harness.runs import InputError, Part
 
 NAME = "reinforcement"
@@ -164,12 +165,12 @@ def claims(rows: Iterable[Row]) -> list[Claim]:
 def table(rows: Iterable[Row]) -> str:
     """The last return and that along the way, of the tasks that have been run."""
     rows = list(rows)
-    lines = ["| return | Adam | ADOPT | along the way, Adam | ADOPT |", "| --- | --- | --- | --- | --- |"]
+    lines = []
     for task in TASKS + PENDULUMS:
         if of(rows, task, "ADOPT"):
             found = (list(values(rows, task, name).values()) for values in (finals, along) for name in OPTIMIZERS)
-            lines.append(f"| {task} | {' | '.join(interval(values, '.0f') for values in found)} |")
-    return "\n".join(lines)
+            lines.append([task, *(interval(values, ".0f") for values in found)])
+    return pages.table(["return", "Adam", "ADOPT", "along the way, Adam", "ADOPT"], lines)
 
 
 def plot(rows: Iterable[Row], path: Path) -> None:

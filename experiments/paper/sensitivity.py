@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from experiments.harness import pages
 from experiments.harness.claims import Claim
 from experiments.harness.paired import Difference, all_of, difference, verdict
 from experiments.harness.runs import InputError, Part
@@ -192,28 +193,24 @@ def advice(rows: Rows) -> str:
 
 def table(rows: Rows) -> str:
     """The two grids, the lines of eps and clip exponent, and the advice."""
-    lines = []
+    blocks = []
     beta2s, rates = sides(rows)
     for name in OPTIMIZERS:
         found = grid(rows, name)
-        lines += [
-            f"| {name}, held-out loss | " + " | ".join(f"lr {lr:g}" for lr in rates) + " |",
-            "| --- |" + " --- |" * len(rates),
-        ]
-        chosen = best(rows, name)
+        chosen, lines = best(rows, name), []
         for beta2 in beta2s:
             texts = [number(found.get((beta2, lr))) for lr in rates]
             texts = [f"**{text}**" if (beta2, lr) == chosen else text for text, lr in zip(texts, rates, strict=True)]
-            lines.append(f"| beta2 {beta2} | " + " | ".join(texts) + " |")
-        lines.append("")
-    lines += ["| ADOPT from | axis | held-out loss | spread |", "| --- | --- | --- | --- |"]
+            lines.append([f"beta2 {beta2}", *texts])
+        blocks.append(pages.table([f"{name}, held-out loss", *(f"lr {lr:g}" for lr in rates)], lines))
+    lines = []
     for at in bases(rows, "ADOPT"):
         for axis in ("eps", "clip_exp"):
             along = line(rows, at, axis)
-            cells = (cell(at["beta2"], at["lr"]), AXES[axis], _texts(along, axis), number(spread(along)))
-            lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"{_conditions(rows)}, one seed in these tables. Nats per token.", "", advice(rows)]
-    return "\n".join(lines)
+            lines.append([cell(at["beta2"], at["lr"]), AXES[axis], _texts(along, axis), number(spread(along))])
+    blocks.append(pages.table(["ADOPT from", "axis", "held-out loss", "spread"], lines))
+    blocks.append(f"{_conditions(rows)}, one seed in these tables. Nats per token.")
+    return "\n\n".join([*blocks, advice(rows)])
 
 
 def _name(s: dict[str, Any]) -> str:

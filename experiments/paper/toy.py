@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from torch.optim import Adam
 
 from adopt_hf import ADOPT
+from experiments.harness import pages
 from experiments.harness.claims import Claim, Verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper.counter_examples import PROBLEMS, minimiser
@@ -164,15 +165,14 @@ def claims(rows: Iterable[Row]) -> list[Claim]:
 
 def table(rows: Iterable[Row]) -> str:
     rows = list(rows)
-    lines = ["| problem | optimizer | " + " | ".join(f"β2 = {beta2:g}" for beta2 in BETA2) + " |"]
-    lines.append("| --- " * (2 + len(BETA2)) + "|")
+    lines = []
     for problem, details in PROBLEMS.items():
         for optimizer in COLOURS:
             found = of(rows, problem, optimizer)
             if found:
                 cells = (cell(found[beta2]) if beta2 in found else "-" for beta2 in BETA2)
-                lines.append(f"| {details.title} | {optimizer} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+                lines.append([details.title, optimizer, *cells])
+    return pages.table(["problem", "optimizer", *(f"β2 = {beta2:g}" for beta2 in BETA2)], lines)
 
 
 def cell(row: Row) -> str:

@@ -3,8 +3,9 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -34,7 +35,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--peers-path",
-        type=Path,
+        type=lambda text: str(Path(text).resolve()),  # a process of its own may be in another folder
         default=default_folder(),
         help="a folder with packages of the comparison that are kept apart (default: `peers` in the environment)",
     )
@@ -76,6 +77,19 @@ def command(experiment: str, arguments: list[str]) -> str:
     return shlex.join(["python", "-m", "experiments", experiment, *shown])
 
 
+def environment(device: str, threads: int | None) -> dict[str, str]:
+    """Return what the environment of a measuring process has in addition."""
+    found = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return found | ({"DS_ACCELERATOR": "cpu"} if device == "cpu" else {})
+
+
+def announced(units: Sequence[Any]) -> Iterator[Any]:
+    """Yield the units one after the other, and say the title of each before it."""
+    for number, unit in enumerate(units, 1):
+        say(f"[{number}/{len(units)}] {unit.title()}")
+        yield unit
+
+
 def say(line: str) -> None:
     """On the standard error, which the tables are not on."""
-    print(line, file=sys.stderr)
+    print(line, file=sys.stderr, flush=True)

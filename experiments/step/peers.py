@@ -6,7 +6,6 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,16 +87,8 @@ def _timm(params: list[Tensor]) -> Optimizer:
     return adopt(params, **ALIKE, clip_exp=0.25)
 
 
-def _pytorch_optimizer(params: list[Tensor]) -> Optimizer:
-    import pytorch_optimizer
-
-    return pytorch_optimizer.ADOPT(params, **ALIKE)
-
-
-def _heavyball(params: list[Tensor]) -> Optimizer:
-    import heavyball
-
-    return heavyball.ADOPT(params, **ALIKE)
+def _adopt_of(module: str) -> Callable[[list[Tensor]], Optimizer]:
+    return lambda params: importlib.import_module(module).ADOPT(params, **ALIKE)
 
 
 PEERS: dict[str, Peer] = {
@@ -133,11 +124,15 @@ PEERS: dict[str, Peer] = {
     ),
     "timm": Peer("timm", _timm, "timm", "timm", bf16_note=BF16_STATE),
     "pytorch_optimizer": Peer(
-        "pytorch_optimizer", _pytorch_optimizer, "pytorch_optimizer", "pytorch_optimizer", bf16_note=BF16_STATE
+        "pytorch_optimizer",
+        _adopt_of("pytorch_optimizer"),
+        "pytorch_optimizer",
+        "pytorch_optimizer",
+        bf16_note=BF16_STATE,
     ),
     "heavyball": Peer(
         "heavyball",
-        _heavyball,
+        _adopt_of("heavyball"),
         "heavyball",
         "heavyball",
         note="Another rule: both betas are debiased, nothing is clipped, bf16 parameters are rounded stochastically. "
@@ -164,23 +159,12 @@ def searching(folder: Path | str | None) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-def default_folder() -> Path | None:
+def default_folder() -> str | None:
     """Where `make` puts peers that must stay apart from the environment."""
     folder = Path(sys.prefix, "peers")
-    return folder if folder.is_dir() else None
+    return str(folder) if folder.is_dir() else None
 
 
 def installed(peer: Peer) -> bool:
     """Whether what it needs is there; within `searching`."""
     return peer.module is None or importlib.util.find_spec(peer.module) is not None
-
-
-def versions() -> dict[str, str]:
-    """The versions of the peers that are installed, by distribution; within `searching`."""
-    found = {}
-    for distribution in sorted({peer.distribution for peer in PEERS.values() if peer.distribution}):
-        try:
-            found[distribution] = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

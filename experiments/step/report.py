@@ -1,35 +1,12 @@
 """The tables of docs/benchmarks.md, from all runs in experiments/results/step: `python -m experiments report`."""
 
-import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from experiments.harness import markers
-from experiments.harness.fresh import ROOT
-from experiments.step import options, results, tables
-
-DOCS = ROOT / "docs" / "benchmarks.md"
+from experiments.step import tables
 
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 DTYPES = {"cpu": ("fp32",), "cuda": ("fp32", "bf16")}  # of the cases that goals are set for
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the tables between the markers; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments report", description=__doc__)
-    parser.add_argument("--results", type=Path, default=results.FOLDER, help="a folder of JSON files")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="a Markdown file with the two markers")
-    args = parser.parse_args(arguments)
-    try:
-        report = render(results.read_all(args.results))
-        args.docs.write_text(
-            markers.inserted(args.docs.read_text(encoding="utf-8"), "tables", report), encoding="utf-8"
-        )
-    except (OSError, results.ResultError, ValueError) as error:
-        options.fail(parser, str(error))
-    print(f"tables: {args.docs}")
-    return 0
 
 
 def render(found: Sequence[Mapping[str, Any]]) -> str:

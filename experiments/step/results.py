@@ -43,7 +43,7 @@ MEASURED: dict[str, dict[str, Any]] = {
 }
 
 
-class ResultError(Exception):
+class ResultError(ValueError):
     """A file that does not hold what it should; the message names it."""
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 
 from experiments.harness import fresh
-from experiments.harness.progress import follow
 from experiments.step import case, hardware, options, plot, results, tables, temporaries
 from experiments.step.peers import BASELINE, OURS, PEERS, installed, searching
 from experiments.step.shapes import SHAPES
@@ -102,7 +101,7 @@ def _measure(args: argparse.Namespace, here: dict[str, str]) -> Iterator[dict[st
             units += [Unit(shape, dtype, n) for n in threads]
 
     known: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for unit in follow(units, Unit.title):
+    for unit in options.announced(units):
         if unit.peer is not None:
             known[unit.shape, unit.dtype, unit.peer] = _probe(args, unit)
             continue
@@ -114,7 +113,7 @@ def _probe(args: argparse.Namespace, unit: Unit) -> dict[str, Any]:
     try:
         grown = fresh.call(
             temporaries.on_cpu,
-            _environment(args, unit) | temporaries.ENVIRONMENT,
+            options.environment(args.device, unit.threads) | temporaries.ENVIRONMENT,
             peer=unit.peer,
             threads=unit.threads,
             **_common(args, unit),
@@ -130,7 +129,7 @@ def _case(args: argparse.Namespace, unit: Unit, before: dict[str, dict[str, Any]
     try:
         found = fresh.call(
             case.measure,
-            _environment(args, unit),
+            options.environment(args.device, unit.threads),
             device=args.device,
             threads=unit.threads,
             peers=peers,
@@ -150,10 +149,5 @@ def _common(args: argparse.Namespace, unit: Unit) -> dict[str, Any]:
         "dtype": unit.dtype,
         "scale": args.scale,
         "seed": args.seed,
-        "peers_path": None if args.peers_path is None else str(args.peers_path.resolve()),
+        "peers_path": args.peers_path,
     }
-
-
-def _environment(args: argparse.Namespace, unit: Unit) -> dict[str, str]:
-    threads = {} if unit.threads is None else {"OMP_NUM_THREADS": str(unit.threads)}
-    return threads | ({"DS_ACCELERATOR": "cpu"} if args.device == "cpu" else {})

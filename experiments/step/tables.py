@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.harness.machine import listed
+from experiments.harness.pages import table
 from experiments.step.goals import GOALS
 from experiments.step.peers import PEERS
 from experiments.step.shapes import SHAPES, elements
@@ -10,12 +12,6 @@ from experiments.step.shapes import SHAPES, elements
 DASH = "-"
 Result = Mapping[str, Any]
 Case = Mapping[str, Any]
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; `header` and every row have as many cells."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def median(row: Mapping[str, Any], key: str, form: str = "{:.2f}") -> str:
@@ -57,14 +53,9 @@ def runs(results: Sequence[Result]) -> str:
     of = "".join(f", {name} {number}" for name, number in versions.items() if number)
     seeds = listed(result["seed"] for result in results)
     return (
-        f"{markdown(head, rows)}\n\nOn {machines}; Python {pythons}{of}; seed {seeds}. A commit with + had changes "
+        f"{table(head, rows)}\n\nOn {machines}; Python {pythons}{of}; seed {seeds}. A commit with + had changes "
         "that were not committed. The load is that of the machine before the start: other work beside the run."
     )
-
-
-def listed(values: Iterable[object]) -> str:
-    """Each of the values once."""
-    return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
 
 def machine(result: Result) -> str:
@@ -113,11 +104,9 @@ def step_table(cases: Sequence[Case], device: str) -> str:
     rows = [_step_row(name, [case["rows"][name] for case in cases if name in case["rows"]], device) for name in names]
     head = header.split("|")
     if len(cases) == 1:
-        return markdown(head, [floor, *rows])
+        return table(head, [floor, *rows])
     counts = ["", *(str(sum(not case["rows"].get(name, {"why": "no"})["why"] for case in cases)) for name in names)]
-    return markdown(
-        [head[0], "runs", *head[1:]], [[r[0], n, *r[1:]] for r, n in zip([floor, *rows], counts, strict=True)]
-    )
+    return table([head[0], "runs", *head[1:]], [[r[0], n, *r[1:]] for r, n in zip([floor, *rows], counts, strict=True)])
 
 
 def floor_ms(case: Case) -> float | None:
@@ -171,7 +160,7 @@ def goals_table(device: str, cases: Sequence[Sequence[Case] | str]) -> str:
         else [case_title(case[0]), *(goal.verdict(case) for goal in goals)]
         for case in cases
     ]
-    return markdown(["case", *(goal.title for goal in goals)], rows)
+    return table(["case", *(goal.title for goal in goals)], rows)
 
 
 def unmeasured(device: str, dtypes: Sequence[str], cases: Sequence[Case] = ()) -> list[str]:
@@ -205,7 +194,7 @@ def train_table(case: Case) -> str:
                 DASH if peak is None else f"{peak / 2**20:,.0f}",
             ]
         )
-    return markdown(header, rows)
+    return table(header, rows)
 
 
 def train_title(result: Result, case: Case) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments.harness import fresh
-from experiments.harness.progress import follow
 from experiments.step import hardware, options, results, tables, temporaries
 from experiments.step.peers import BASELINE, OURS, PEERS, installed, searching
 from experiments.step.shapes import GPT2_124M, elements
@@ -90,13 +89,17 @@ def _measure(args: argparse.Namespace, missing: dict[str, str]) -> list[dict[str
     units = [Unit(n, peer) for n in threads for peer in (*probed, None)]
     cases = []
     rows: dict[str, dict[str, Any]] = {}
-    for unit in follow(units, Unit.title):
+    for unit in options.announced(units):
         if unit.peer is not None:
             rows[unit.peer] = _peak(args, unit)
             continue
         able = [name for name in peers if not rows.get(name, {}).get("why")]
         found = fresh.call(
-            training.speed, _environment(args, unit), peers=able, rounds=args.rounds, **_common(args, unit)
+            training.speed,
+            options.environment(args.device, unit.threads),
+            peers=able,
+            rounds=args.rounds,
+            **_common(args, unit),
         )
         before = {name: rows.get(name, {"why": missing.get(name, "")}) for name in args.peers}
         cases.append(found | {"rows": {name: row | found["rows"].get(name, {}) for name, row in before.items()}})
@@ -105,7 +108,7 @@ def _measure(args: argparse.Namespace, missing: dict[str, str]) -> list[dict[str
 
 
 def _peak(args: argparse.Namespace, unit: Unit) -> dict[str, Any]:
-    environment = _environment(args, unit) | temporaries.ENVIRONMENT
+    environment = options.environment(args.device, unit.threads) | temporaries.ENVIRONMENT
     try:
         return {
             "why": "",
@@ -123,10 +126,5 @@ def _common(args: argparse.Namespace, unit: Unit) -> dict[str, Any]:
         "device": args.device,
         "threads": unit.threads,
         "seed": args.seed,
-        "peers_path": None if args.peers_path is None else str(args.peers_path.resolve()),
+        "peers_path": args.peers_path,
     }
-
-
-def _environment(args: argparse.Namespace, unit: Unit) -> dict[str, str]:
-    threads = {} if unit.threads is None else {"OMP_NUM_THREADS": str(unit.threads)}
-    return threads | ({"DS_ACCELERATOR": "cpu"} if args.device == "cpu" else {})

@@ -16,6 +16,7 @@ from experiments.pages import lora
 
 pytest.importorskip("trl", reason="trl is not installed")
 
+from experiments.harness import runs
 from experiments.lora import clipping, sweep
 from tests.examples.test_llama_instruct import EXAMPLE, make_base
 
@@ -68,7 +69,7 @@ def test_the_report(tmp_path: Path) -> None:
     assert page.read_text() == text
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     page.write_text("no markers")
-    with pytest.raises(sweep.InputError, match="has not both markers"):
+    with pytest.raises(sweep.InputError, match="lacks the markers"):
         sweep.write_report(rows, page, tmp_path / "plot.png")
 
 
@@ -95,7 +96,7 @@ def test_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_kept_results_have_every_run() -> None:
     """tests/test_docs.py compares the page with them."""
-    rows = sweep.read(sweep.RESULTS)
+    rows = runs.lines(sweep.RESULTS)
     assert {(r["optimizer"], r["lr"], r["seed"]) for r in rows} == {
         (name, lr, seed) for name in sweep.OPTIMIZERS for lr in sweep.RATES for seed in sweep.SEEDS
     }
@@ -109,7 +110,7 @@ def test_a_sweep_that_goes_on(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text(MARKERS)
     command = [sys.executable, "-m", "experiments", "lora", "--config", tmp_path / "toy.yaml", "--max_steps", "2"]
     command += ["--seeds", "0", "--workers", "1", "--results", tmp_path / "results.jsonl"]
-    command += ["--page", tmp_path / "page.md", "--plot", tmp_path / "plot.png"]
+    command += ["--page", tmp_path / "page.md", "--plot", tmp_path / "plot.png", "--folder", tmp_path / "runs"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "CUDA_VISIBLE_DEVICES": ""}
 
     def run(*more: str) -> list[dict[str, Any]]:
@@ -123,7 +124,8 @@ def test_a_sweep_that_goes_on(tmp_path: Path) -> None:
     assert all(0 < r["eval_loss"] < 10 for r in rows)
     assert [r["clipped"] is None for r in rows] == [True, False, False]
     lines = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "results.jsonl").write_text("".join(lines[:2]))  # interrupted in the third run
+    (tmp_path / "results.jsonl").write_text("".join(lines[:2]))
+    (tmp_path / "runs" / "lora" / "ADOPT, beta2_warmup-lr0.001-0.json").unlink()  # interrupted in the third run
     assert run("--rates", "0.001")[:2] == rows[:2]
     assert run("--rates", "0.001")[2]["eval_loss"] == rows[2]["eval_loss"]
     assert "| ADOPT, beta2_warmup |" in (tmp_path / "page.md").read_text()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from experiments import __main__ as command
-from experiments.harness.fresh import ROOT
+from experiments.harness.machine import ROOT
 from experiments.table import EXPERIMENTS
 
 OF_AN_EXPERIMENT = ("NAME", "TITLE", "parts", "one", "claims", "table", "plot")

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from experiments.harness import claims, command
+from experiments.harness import command, paired
 from experiments.harness import runs as parts
 from experiments.harness.claims import Claim
 from experiments.harness.runs import InputError, Part
 from experiments.paper import evidence, experiments
 
 ROOT = Path(__file__).parents[2]
+BEGIN, END = "<!-- results: python -m experiments evidence -->", "<!-- end of results -->"
 TOY = ("--set", "steps=60", "seeds=4", "decay=0.2")
 
 
@@ -107,13 +108,13 @@ def test_settings_from_the_command_line() -> None:
 
 
 def test_intervals_of_a_mean() -> None:
-    assert claims.interval([1.0, 2.0, 3.0], ".2f") == "2.00 ± 2.48"  # 4.303 * 1 / sqrt(3)
-    assert claims.interval([1.0, float("nan")], ".2f") == "diverged"
+    assert paired.interval([1.0, 2.0, 3.0], ".2f") == "2.00 ± 2.48"  # 4.303 * 1 / sqrt(3)
+    assert paired.interval([1.0, float("nan")], ".2f") == "diverged"
 
 
 def test_the_page_takes_over_what_is_whole(tmp_path: Path) -> None:
     module, page, results, runs = fake(), tmp_path / "page.md", tmp_path / "results", tmp_path / "runs"
-    page.write_text(f"before\n{evidence.BEGIN}\nold\n{evidence.END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     said: list[str] = []
     evidence.write([module], runs, results, page, said.append)
     assert "Not run yet: `python -m experiments fake`." in page.read_text()
@@ -131,11 +132,11 @@ def test_the_page_takes_over_what_is_whole(tmp_path: Path) -> None:
     assert "![A fake](page/fake.png)" in text
     with Image.open(tmp_path / "page" / "fake.png") as picture:
         assert picture.size == (2, 1)
-        assert picture.text[evidence.STAMP] == evidence.digest(module, evidence.read(module, results))
+        assert picture.text[evidence.STAMP] == evidence.digest(module, parts.kept(module.NAME, results))
     evidence.write([module], tmp_path / "empty", results, page, said.append)
     assert page.read_text() == text
     page.write_text("no markers")
-    with pytest.raises(InputError, match="has not both markers"):
+    with pytest.raises(InputError, match="lacks the markers <!-- results: COMMAND -->"):
         evidence.write([module], runs, results, page, said.append)
 
 
@@ -150,14 +151,14 @@ def test_later_runs_are_added_and_kept_ones_stay(tmp_path: Path) -> None:
     )
     parts.run(more.parts(True)[1:], lambda x, size: {"y": -1.0}, again)
     assert "1 runs taken over" in evidence.take_over(more, again, results)
-    rows = evidence.read(more, results)
+    rows = parts.kept(more.NAME, results)
     assert [row["result"]["y"] for row in rows] == [1.5, 3.0, -1.0]
     assert evidence.missing(more, rows) == 1
     assert "1 more runs are not run yet: `python -m experiments fake --missing`" in evidence.text([(more, rows)], "")
     assert "none of them new" in evidence.take_over(more, again, results)
     parts.run(more.parts(False), more.one, tmp_path / "full")
     assert "4 runs taken over" in evidence.take_over(more, tmp_path / "full", results)
-    assert "at the full size: fake" in evidence.size([(more, evidence.read(more, results))])
+    assert "at the full size: fake" in evidence.size([(more, parts.kept(more.NAME, results))])
 
 
 def test_missing_are_the_parts_that_are_not_kept(tmp_path: Path) -> None:
@@ -171,15 +172,15 @@ def test_missing_are_the_parts_that_are_not_kept(tmp_path: Path) -> None:
 
 
 def test_the_page_in_the_docs_is_the_results() -> None:
-    found = [(module, evidence.read(module)) for module in experiments.load()]
+    found = [(module, parts.kept(module.NAME)) for module in experiments.load()]
     assert any(rows for _, rows in found)
     page = evidence.PAGE.read_text(encoding="utf-8")
-    assert page.partition(evidence.BEGIN)[2].partition(evidence.END)[0].strip() == evidence.text(found, "evidence")
+    assert page.partition(BEGIN)[2].partition(END)[0].strip() == evidence.text(found, "evidence")
     for module, rows in found:
         if rows:
             with Image.open(evidence.PAGE.with_suffix("") / f"{module.NAME}.png") as picture:
                 assert picture.text[evidence.STAMP] == evidence.digest(module, rows), f"{module.NAME}.png is stale"
-    assert f"{evidence.BEGIN}\n\n{evidence.RULES}\n\nRun at the default size: toy" in page
+    assert f"{BEGIN}\n\n{evidence.RULES}\n\nRun at the default size: toy" in page
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
@@ -199,7 +200,7 @@ def test_every_experiment_offers_what_is_asked_of_it(name: str) -> None:
 @pytest.mark.slow
 def test_all_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"{evidence.BEGIN}\n{evidence.END}")
+    page.write_text(f"{BEGIN}\n\n{END}")
     arguments = ["--quick", "--experiments", "ablation", "--folder", tmp_path / "runs", "--workers", "2", *TOY]
     arguments += ["--results", tmp_path / "results", "--page", page]
     process = start("paper", *arguments, start_new_session=True)

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from experiments.pages import registry
+from experiments.pages import report as command
 from experiments.step import report, results, tables
 from experiments.step.shapes import SHAPES
 from tests.experiments.conftest import measured, same
 
 Result = dict[str, Any]
 Rows = Callable[[str], list[list[str]]]
-MARKERS = "<!-- tables: python -m experiments report -->\nold\n<!-- end of tables -->"
 
 
 def test_goals_of_a_cpu(cpu_result: Result, rows_of: Rows) -> None:
@@ -147,21 +148,6 @@ def test_a_run_does_not_take_the_place_of_another(
     assert names == [f"step-cpu-planted-cpu-2026-01-02{number}.json" for number in ("", "-2", "-3")]
 
 
-def test_tables_go_between_the_markers(tmp_path: Path, cpu_result: Result) -> None:
-    write(tmp_path, "step.json", cpu_result)
-    docs = tmp_path / "docs.md"
-    docs.write_text(f"before\n\n{MARKERS}\n\nafter\n", encoding="utf-8")
-    arguments = ["--results", str(tmp_path), "--docs", str(docs)]
-    assert report.main(arguments) == 0
-    once = docs.read_text(encoding="utf-8")
-    assert once.startswith("before\n\n")
-    assert once.endswith("\n\nafter\n")
-    assert "old" not in once
-    assert "1.20 **NOT met**" in once
-    assert report.main(arguments) == 0
-    assert docs.read_text(encoding="utf-8") == once
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -172,14 +158,21 @@ def test_tables_go_between_the_markers(tmp_path: Path, cpu_result: Result) -> No
     ],
 )
 def test_a_broken_file_is_named(
-    tmp_path: Path, cpu_result: Result, change: Result, message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    cpu_result: Result,
+    change: Result,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = write(tmp_path, "broken.json", cpu_result | change)
     with pytest.raises(results.ResultError, match=message) as error:
         results.read(path)
     assert str(error.value).startswith(str(path))
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    registry.text_of.cache_clear()
     with pytest.raises(SystemExit) as ended:
-        report.main(["--results", str(tmp_path)])
+        command.main(["--check"])
     assert ended.value.code == 2
     assert str(path) in capsys.readouterr().err
 
