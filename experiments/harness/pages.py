@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from examples.shared.errors import InputError
+
 BLOCK = re.compile(
     r"^(?P<begin><!-- (?P<key>[\w '-]+): [^\n]+ -->)\n(?P<text>.*?)\n(?P<end><!-- end of (?P=key) -->)$",
     re.DOTALL | re.MULTILINE,
@@ -72,8 +74,6 @@ def write(page: Path, texts: Mapping[str, str], blocks: Iterable[str] | None = N
     Raises:
         InputError: If there is no such file, a marker has no partner, or a block does not stand there exactly once.
     """
-    from experiments.harness.runs import InputError  # the tables of a step are made where torch is all that there is
-
     try:
         before = page.read_text(encoding="utf-8")
         there = [found.key for found in passages(before) if found.is_block]
