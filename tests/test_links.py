@@ -13,6 +13,7 @@ from experiments.table import EXPERIMENTS
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("adopt_hf", "docs", "examples", "experiments", "tests")
 PATH = re.compile(rf"(?<![\w/.:-])(?:{'|'.join(FOLDERS)})/(?:[\w./-]*\w/?)?")
+ANY = re.compile(r"(?<![A-Za-z])[A-Z]{3,}(?![A-Za-z]|\.md)")  # a part that stands for any name
 MODULE = re.compile(rf"-m ((?:{'|'.join(FOLDERS)})\.[.\w]+)")
 COMMANDS = {
     "-m experiments": (*EXPERIMENTS, "list", "report"),
@@ -45,11 +46,16 @@ def missing_files(page: Path, text: str) -> list[str]:
     A part in capitals, as in `examples/accelerate_configs/CONFIG.yaml`, stands for any name. A path in backticks may be
     relative to the page or to `adopt_hf/`.
     """
-    paths = [*PATH.findall(text), *re.findall(r"`([A-Z]\w*\.md)`", text)]
-    found = [path for path in paths if not list(ROOT.glob(re.sub(r"\b[A-Z]{3,}\b(?!\.md)", "*", path)))]
+    found = []
+    for path in [*PATH.findall(text), *re.findall(r"`([A-Z]\w*\.md)`", text)]:
+        if not list(ROOT.glob(ANY.sub("*", path))):
+            found.append(path)
     for name in re.findall(r"`([\w/]+(?:\.py|/))`", text):
-        anywhere = (one for folder in FOLDERS for one in (ROOT / folder).rglob(name) if "/" not in name)
-        if not any((base / name).exists() for base in (ROOT, page.parent, ROOT / "adopt_hf")) and not any(anywhere):
+        pattern = ANY.sub("*", name)
+        places = [(base, pattern) for base in (ROOT, page.parent, ROOT / "adopt_hf")]
+        if "/" not in name:
+            places += [(ROOT / folder, f"**/{pattern}") for folder in FOLDERS]
+        if not any(list(base.glob(wanted)) for base, wanted in places):
             found.append(name)
     return found
 
@@ -91,6 +97,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
         ("the folder `benchmarks/`", "benchmarks/"),
         ("the module `state/nothing.py`", "state/nothing.py"),
         ("in `test_nothing.py`", "test_nothing.py"),
+        ("in `nothing/test_NAME.py`", "nothing/test_NAME.py"),
         ("`examples/accelerate_configs/CONFIG.toml`", "examples/accelerate_configs/CONFIG.toml"),
         ("    python -m experiments.nothing --rounds 9", "experiments.nothing"),
         ("`python -m experiments nothing`", "-m experiments nothing"),
