@@ -21,10 +21,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m adopt_hf env`."""
     parser.add_argument(
-        "--check", action="store_true", help="do real steps with every backend on every device, and say PASS or FAIL"
+        "--check", action="store_true", help="do real steps with every backend on every device, and report PASS or FAIL"
     )
     parser.add_argument(
-        "--time", action="store_true", help="check, and time steps on GPT-2 124M's shapes for a quarter of a minute"
+        "--time", action="store_true", help="check, and time steps on the shapes of GPT-2 124M for 15 seconds"
     )
 
 
@@ -43,15 +43,17 @@ def report() -> str:
     lines = [f"Python {platform.python_version()} on {platform.platform()}"]
     lines += [f"{name} {_version(name)}" for name in PACKAGES]
     lines.append(f"torch threads: {torch.get_num_threads()}")
-    lines.append(f"compiled kernels are kept in: {_cache()}")
+    lines.append(f"compiled kernels are cached in: {_cache()}")
     for device in found_devices():
         lines += ["", f"{device}: {_name(device)}"]
         lines += [f"  backend={name!r}: {_runs(name, device)}" for name in backends.NAMES]
         lines.append(f"  backend='auto' with 8-bit moments: {_runs('auto', device, Format(8, 256, False))}")
         if device.type == "cuda" and torch.version.hip is None:
-            lines.append("  'auto' uses the Triton kernel once it has passed its check; --check does it now")
+            lines.append(
+                "  'auto' uses the Triton kernel after its self-check has passed; --check runs the self-check now"
+            )
     for name, patched in integrations.PATCHED.items():
-        lines += ["", f"functions of {name} that are to be replaced (docs/integrations.md says why):"]
+        lines += ["", f"functions of {name} that adopt_hf replaces (docs/integrations.md says why):"]
         lines += _patches(name, patched)
     return "\n".join(lines)
 
@@ -103,7 +105,7 @@ def _cache() -> str:
             raise RuntimeError(reason)
         return str(path)
     except RuntimeError as error:
-        return f"nowhere, they are compiled in every process ({error})"
+        return f"no folder, so every process compiles them ({error})"
 
 
 def found_devices() -> list[torch.device]:

@@ -35,18 +35,26 @@ def parse_count(name: str, text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m adopt_hf memory`."""
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--params", metavar="N", help="parameters that are trained: 7e9, 7B, 124M")
-    what.add_argument("--model", choices=MODELS, help="a model whose shapes are known: exact, padding included")
-    what.add_argument("--table", action="store_true", help="every mode, 124M to 70B parameters, in GitHub's markdown")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--zero", type=int, choices=(0, 1, 2, 3), help="stage of DeepSpeed's ZeRO")
-    mode.add_argument("--fsdp", action="store_true", help="FSDP, fully sharded")
-    parser.add_argument("--world-size", nargs="+", metavar="N", help="processes that share the state (default: 1)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the weights (default: bf16)")
-    parser.add_argument(
-        "--state-bits", type=int, choices=sorted(MOMENTS), default=32, help="of each moment (default: 32)"
+    what.add_argument("--params", metavar="N", help="number of trained parameters, such as 7e9, 7B or 124M")
+    what.add_argument("--model", choices=MODELS, help="model with known shapes; the bytes are exact, padding included")
+    what.add_argument(
+        "--table",
+        action="store_true",
+        help="print every mode for 124M to 70B parameters, as a table in GitHub's markdown",
     )
-    parser.add_argument("--offload", choices=[x for x in OFFLOAD if x], help="what ZeRO moves to the CPU")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--zero", type=int, choices=(0, 1, 2, 3), help="ZeRO stage of DeepSpeed")
+    mode.add_argument("--fsdp", action="store_true", help="FSDP2, fully sharded")
+    parser.add_argument(
+        "--world-size", nargs="+", metavar="N", help="number of processes that share the state (default: 1)"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="bf16", help="precision of the weights (default: bf16)"
+    )
+    parser.add_argument(
+        "--state-bits", type=int, choices=sorted(MOMENTS), default=32, help="bits of each moment (default: 32)"
+    )
+    parser.add_argument("--offload", choices=[x for x in OFFLOAD if x], help="what ZeRO keeps in CPU memory")
 
 
 def main(options: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser) -> None:
@@ -70,7 +78,7 @@ def report(options: argparse.Namespace) -> str:
         params = MODELS[options.model] if options.model else parse_count("--params", options.params)
         return summary(params, mode, world_sizes or [1], options.precision, options.offload, options.state_bits)
     if mode != "ddp" or options.offload is not None:
-        raise ValueError("--table has every mode: leave out --zero, --fsdp and --offload")
+        raise ValueError("--table prints every mode: remove --zero, --fsdp and --offload")
     return table(options.precision, world_sizes or TABLE_WORLD_SIZES, options.state_bits)
 
 

@@ -37,8 +37,8 @@ def _check_kept(given: Any, got: Any) -> None:
     """Raise RuntimeError if `prepare` made another optimizer, `got`, of the ADOPT `given`."""
     if not is_adopt_optimizer(got):
         raise RuntimeError(
-            f"Accelerator.prepare was given {type(given).__name__} and made a {type(got).__name__} of it, which would "
-            "train with another update: choose a launch mode or a precision of Accelerate that keeps the optimizer"
+            f"Accelerator.prepare was given {type(given).__name__} and returned {type(got).__name__}, which trains "
+            "with another update: choose a launch mode or a precision with which Accelerate keeps the optimizer"
         )
 
 

@@ -107,7 +107,10 @@ class Package(NamedTuple):
         from packaging.version import Version  # transformers, Accelerate and DeepSpeed depend on it, torch does not
 
         if Version(installed) < Version(self.minimum):
-            return f"{self.use} needs {self.name} {self.minimum} or later, installed is {installed}"
+            return (
+                f"{self.use} needs {self.name} {self.minimum} or later, and {installed} is installed: "
+                f"pip install --upgrade {self.name}"
+            )
         return None
 
     def mismatch(self) -> str | None:
@@ -118,7 +121,15 @@ class Package(NamedTuple):
 
     def says_changed(self, installed: str, name: str | None) -> str | None:
         """Return the error message about the changed function `name`, or None if `name` is None."""
-        return f"{self.name} {installed} has changed {name}: adopt_hf must be updated" if name else None
+        return has_changed(self.name, installed, name) if name else None
+
+
+def has_changed(package: str, installed: str, name: str) -> str:
+    """Return the error message about `name`, which the version `installed` of `package` has changed."""
+    return (
+        f"{package} {installed} has changed {name}, which adopt_hf relies on: update adopt_hf, or install an earlier "
+        f"{package}"
+    )
 
 
 def changed(patches: Iterable[Patch]) -> str | None:
@@ -187,7 +198,10 @@ def _unwrap(owner: Any, name: str) -> None:
     if original is None:
         return
     if wrapper.__code__.co_filename != __file__:  # functools.wraps has copied the mark to another wrapper
-        raise RuntimeError(f"somebody else has wrapped {owner.__name__}.{name} since: undo that first")
+        raise RuntimeError(
+            f"another library has wrapped {owner.__name__}.{name} since adopt_hf replaced it, so that the original "
+            "cannot be put back: undo the other wrapper first"
+        )
     if any(vars(base).get(name) is original for base in getattr(owner, "__mro__", ())[1:]):
         delattr(owner, name)  # inherited
     else:

@@ -31,8 +31,8 @@ def take_loraplus(values: dict[str, Any]) -> LoraPlus | None:
     if ratio is None:
         if embedding is not None:
             raise ValueError(
-                f"optim_args: loraplus_lr_embedding={embedding} means something with LoRA+ alone: write "
-                "loraplus_lr_ratio=16, or another number >= 1, beside it"
+                f"optim_args: loraplus_lr_embedding={embedding} has no meaning without LoRA+: add "
+                "loraplus_lr_ratio=16, or another number >= 1"
             )
         return None
     return LoraPlus(ratio, float(HYPERPARAMETERS["loraplus_lr_embedding"].default) if embedding is None else embedding)
@@ -61,14 +61,14 @@ def loraplus_groups(
     if model is None:
         raise ValueError(
             "optim_args: loraplus_lr_ratio needs the model, to sort its parameters: write trainer_kwargs(args, model), "
-            'or optim="adopt", for which the Trainer gives it'
+            'or optim="adopt", with which the Trainer gives it'
         )
     embedding = _embedding_class()
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if any(getattr(p, "_fsdp_flattened", False) for _, p in trainable):
         raise ValueError(
-            "optim_args: loraplus_lr_ratio cannot be used with FSDP1, which flattens what it has to tell apart: write "
-            "fsdp_version: 2"
+            "optim_args: loraplus_lr_ratio cannot be used with FSDP1, which flattens the parameters that it has to "
+            "tell apart: write fsdp_version: 2"
         )
     if not any("lora_B" in name for name, _ in trainable):
         raise ValueError(

@@ -380,8 +380,8 @@ def test_table(option: str, sizes: list[int], precision: str, printed: Any) -> N
         ("--params 7B --offload parameters --zero 2", "offload 'parameters' needs ZeRO 3, got ZeRO 2"),
         ("--params 7B --zero 3 --fsdp", "--fsdp: not allowed with argument --zero"),
         ("--params 7B --table", "--table: not allowed with argument --params"),
-        ("--table --zero 3", "--table has every mode: leave out --zero, --fsdp and --offload"),
-        ("--table --offload optimizer", "--table has every mode"),
+        ("--table --zero 3", "--table prints every mode: remove --zero, --fsdp and --offload"),
+        ("--table --offload optimizer", "--table prints every mode"),
         ("--table --world-size 0", "--world-size must be a whole number from 1"),
     ],
 )

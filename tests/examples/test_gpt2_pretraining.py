@@ -340,7 +340,7 @@ def test_an_incomplete_checkpoint_is_never_resumed(
     with pytest.raises(InputError, match=f"checkpoint-40 is not a complete checkpoint: {reason}"):
         chosen(tmp_path, str(newest), script)
     shutil.rmtree(tmp_path / "checkpoint-20")
-    with pytest.raises(InputError, match=f"checkpoint-40: {reason}.*; start anew, in another --output_dir"):
+    with pytest.raises(InputError, match=f"checkpoint-40: {reason}.*; start a new run in another --output_dir"):
         chosen(tmp_path, "last", script)
 
 
@@ -372,7 +372,7 @@ def test_a_checkpoint_of_another_launch_mode_is_refused(finished: tuple[str, Pat
     options = ("--output_dir", sharded.parent, "--resume_from_checkpoint", "last")
     result = call(script, toy, *options)
     assert result.code == 2, result.err
-    assert "its layout is 'DeepSpeed ZeRO 2', this run's 'whole'" in result.last_error
+    assert "its layout is 'DeepSpeed ZeRO 2', and this run can only read 'whole'" in result.last_error
     assert json.loads(mark.read_text())["layout"] == "DeepSpeed ZeRO 2", "nothing was written"
 
 

@@ -88,6 +88,6 @@ def test_whatever_replaces_an_adopt_is_found(count: int, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(accelerator, "prepare_optimizer", replaced)
     given = (model, ADOPT(model.parameters()))[-count:]
-    with pytest.raises(RuntimeError, match=r"was given ADOPT and made a AdamW of it"):
+    with pytest.raises(RuntimeError, match=r"was given ADOPT and returned AdamW,"):
         accelerator.prepare(*given)
     accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))

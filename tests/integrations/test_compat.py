@@ -318,7 +318,7 @@ def test_a_changed_way_to_load_checkpoints_is_named(name: str, monkeypatch: pyte
     monkeypatch.setattr(Trainer, name, lambda model, folder: None)
     reason = patches.mismatch()
     assert reason is not None
-    assert f"has changed Trainer.{name}: adopt_hf must be updated" in reason
+    assert f"has changed Trainer.{name}, which adopt_hf relies on: update adopt_hf" in reason
 
 
 # -- a name that transformers has itself -------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from adopt_hf.integrations.patching import Package, Patch
 
 PACKAGE = Path(adopt_hf.__file__).parent
 ROWS = [patch for patched in integrations.PATCHED.values() for patch in patched.patches]
+RELIES = "which adopt_hf relies on: update adopt_hf, or install an earlier theirs"
 THEIRS = """
 def train(model, lr, *, seed=0):
     return [model, lr, seed]
@@ -159,14 +160,18 @@ def test_an_optional_patch_is_left_out(theirs: Any) -> None:
     ("installed", "patch", "reason"),
     [
         ("2.0", row(), None),
-        ("1.9", row(takes="gone"), "ADOPT needs theirs 2.0 or later, installed is 1.9"),
-        ("2.1", row(takes="gone"), "theirs 2.1 has changed train: adopt_hf must be updated"),
+        (
+            "1.9",
+            row(takes="gone"),
+            "ADOPT needs theirs 2.0 or later, and 1.9 is installed: pip install --upgrade theirs",
+        ),
+        ("2.1", row(takes="gone"), f"theirs 2.1 has changed train, {RELIES}"),
         (
             "2.1",
             row(takes="gone", called="theirs.train"),
-            "theirs 2.1 has changed theirs.train: adopt_hf must be updated",
+            f"theirs 2.1 has changed theirs.train, {RELIES}",
         ),
-        (None, row(takes="gone"), "theirs of unknown version has changed train: adopt_hf must be updated"),
+        (None, row(takes="gone"), f"theirs of unknown version has changed train, {RELIES}"),
     ],
 )
 def test_why_a_package_does_not_fit(installed: str | None, patch: Patch, reason: str | None, theirs: Any) -> None:

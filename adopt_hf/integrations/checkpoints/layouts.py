@@ -32,6 +32,6 @@ def check_layout(checkpoint: Path) -> None:
     theirs, ours = layout_of(checkpoint), layout()
     if theirs != ours:
         raise ValueError(
-            f"checkpoint {checkpoint} was written with another launcher config: its layout is {theirs!r}, this run's "
-            f"{ours!r}"
+            f"checkpoint {checkpoint} was written with another launcher config: its layout is {theirs!r}, and this run "
+            f"can only read {ours!r}. Start the run with the launcher config of the checkpoint"
         )

@@ -50,8 +50,8 @@ def to_resume(output_dir: Path, asked: str | None, traces: Collection[str] = ("c
         if checkpoint is None:
             why = "; ".join(f"{p.name}: {reason}" for p, reason in skipped) or "there are none"
             raise ValueError(
-                f"no complete checkpoint to resume from in output_dir {output_dir} ({why}); start anew, in another "
-                "--output_dir or after removing this one"
+                f"no complete checkpoint to resume from in output_dir {output_dir} ({why}); start a new run in "
+                "another --output_dir, or remove this one first"
             )
         for incomplete, reason in skipped:
             logger.warning("skipping %s, which is incomplete: %s", incomplete, reason)
@@ -69,7 +69,10 @@ def to_resume(output_dir: Path, asked: str | None, traces: Collection[str] = ("c
         )
     lacks = missing(checkpoint)
     if lacks is not None:
-        raise ValueError(f"resume_from_checkpoint {asked} is not a complete checkpoint: {lacks}")
+        raise ValueError(
+            f"resume_from_checkpoint {asked} is not a complete checkpoint: {lacks}; pass 'last' for the newest "
+            f"complete one in {output_dir}"
+        )
     return checkpoint
 
 
@@ -82,7 +85,9 @@ def check_writable(output_dir: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"output_dir {output_dir} cannot be written: {error.strerror}") from None
+        raise ValueError(
+            f"output_dir {output_dir} cannot be written: {error.strerror}; choose another --output_dir"
+        ) from None
 
 
 def after_interrupt(argv: Sequence[str], output_dir: Path) -> str:

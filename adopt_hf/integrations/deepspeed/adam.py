@@ -36,8 +36,9 @@ def one_cycle(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
 @functools.cache  # once a process
 def _warn_of_betas() -> None:
     logger.warning(
-        "DeepSpeed's OneCycle scheduler only cycles the learning rate of ADOPT: its cycle_momentum, which is on by "
-        "default, would set beta2 to 0.99. ADOPT keeps its own betas, as with cycle_momentum=False"
+        "DeepSpeed's OneCycle scheduler was made without cycle_momentum, which is on by default and would set ADOPT's "
+        "beta2 to 0.99. The scheduler therefore only cycles the learning rate, and ADOPT keeps its own betas. Write "
+        "cycle_momentum=False to say so"
     )
 
 

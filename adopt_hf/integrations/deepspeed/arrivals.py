@@ -142,7 +142,7 @@ def _warn_of_hidden_gradients() -> None:
     logger.warning(
         "autograd's hooks have not seen a gradient of any parameter of the DeepSpeed engine, so ADOPT reads the values "
         "of the gradients in each step and waits for the device. A compiler that reduces gradients itself, such as "
-        "DeepCompile, may hide them: leave it out"
+        "DeepCompile, may hide them: train without it"
     )
 
 

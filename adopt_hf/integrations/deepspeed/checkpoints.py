@@ -18,11 +18,11 @@ from adopt_hf.state.saved_groups import WEIGHTS_ONLY, is_adopt, translated_group
 COUNTS = "adopt_tensor_steps"  # in the universal_checkpoint_info of a checkpoint: name -> step count
 
 NO_NVME_RESUME = (
-    "DeepSpeed does not load the optimizer's state from a checkpoint when it is offloaded to NVMe: step counts, and "
-    "what was too small to be swapped, would begin anew. Train with the optimizer on the CPU "
-    "(offload_optimizer.device=cpu) where a run has to be resumed, or go on with "
-    f"{WEIGHTS_ONLY}. DeepSpeed does not find the weights in such a checkpoint; its model.safetensors, "
-    'which the Trainer saves with "stage3_gather_16bit_weights_on_model_save": true, has them'
+    "the optimizer is ADOPT on NVMe, and DeepSpeed does not load all of its state from a checkpoint: the step counts, "
+    'and the tensors that are too small to be swapped, would start again. Write "device": "cpu" in "offload_optimizer" '
+    f"for a run that has to be resumed, or go on with {WEIGHTS_ONLY}. DeepSpeed does not find the weights in "
+    "such a checkpoint. They are in its model.safetensors, which the Trainer saves with "
+    '"stage3_gather_16bit_weights_on_model_save": true'
 )
 WEIGHTS_OF_ENGINE = "A call of the engine takes the weights only: load_checkpoint(..., load_optimizer_states=False)"
 OTHER_WORLD_SIZE = (

@@ -113,13 +113,13 @@ def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dic
     for key in given:
         if key not in OPTIONS:
             raise ValueError(
-                f"DeepSpeed config: optimizer.params has the unknown key {key!r}; ADOPT's are {', '.join(OPTIONS)}"
+                f"DeepSpeed config: optimizer.params has the unknown key {key!r}; ADOPT's keys are {', '.join(OPTIONS)}"
             )
     for key in FILLED:
         if is_auto(given.get(key)) and not auto_is_filled:
             raise ValueError(
-                f"DeepSpeed config: optimizer.params.{key} is 'auto', which the Trainer and Accelerate fill in and "
-                "deepspeed.initialize alone does not: write a number"
+                f"DeepSpeed config: optimizer.params.{key} is 'auto', which the Trainer and Accelerate fill in, and "
+                "deepspeed.initialize by itself does not: write a number"
             )
     kwargs = {key: value for key, value in given.items() if not is_auto(value)}
     try:
@@ -149,7 +149,7 @@ def keep_adopt(config: dict[str, Any]) -> None:
     if config.get("zero_force_ds_cpu_optimizer") is True:
         raise ValueError(
             'the optimizer is ADOPT, and "zero_force_ds_cpu_optimizer": true in the DeepSpeed config asks for '
-            "DeepSpeedCPUAdam in its place: remove that line"
+            "DeepSpeedCPUAdam instead: remove that line"
         )
     config["zero_force_ds_cpu_optimizer"] = False
 

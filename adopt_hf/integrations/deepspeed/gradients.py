@@ -27,8 +27,8 @@ def follow(engine: Any) -> None:
     bits = {group["state_bits"] for group in optimizer.param_groups} - {32}
     if bits and ds_config.is_on_nvme(engine):
         raise ValueError(
-            f"state_bits={min(bits)} with the optimizer on NVMe: DeepSpeed reads the moments back as float32 numbers, "
-            'whatever they were, as Adam\'s are. Write state_bits=32, or "device": "cpu" in "offload_optimizer"'
+            f"state_bits={min(bits)} is not possible with the optimizer on NVMe, because DeepSpeed reads all moments "
+            'back as float32: write state_bits=32, or "device": "cpu" in "offload_optimizer"'
         )
     internals.universal_checkpoint_info(engine.module)  # creates it
     flat_groups = internals.zero_flat_groups(engine.optimizer)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adopt_hf.integrations import patching
+
 
 def states_of_fused_adam(engine: Any, include: Any) -> list[str]:
     """Return the states of `include` that stage 3 moves for FusedAdam only. `include` is that of `offload_states`."""
@@ -220,7 +222,7 @@ def zero_whole_tensors(engine: Any) -> list[tuple[Any, list[tuple[Tensor, Tensor
 
 def _changed(optimizer: Any, error: AttributeError) -> ImportError:
     installed, kind = importlib.metadata.version("deepspeed"), type(optimizer).__name__
-    return ImportError(f"deepspeed {installed} has changed {kind} ({error}): adopt_hf must be updated")
+    return ImportError(patching.has_changed("deepspeed", installed, f"{kind} ({error})"))
 
 
 def _consecutive(tensors: Any) -> list[tuple[int, int, int]]:

@@ -76,13 +76,13 @@ def _refuse_best_model_from_nvme(trainer: Any, config: dict[str, Any]) -> None:
     gathered = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
     missing = ""
     if hasattr(trainer.model, "peft_config"):
-        missing = "with an adapter that is not possible: leave load_best_model_at_end out"
+        missing = "an adapter has none: remove load_best_model_at_end"
     elif not any(optimization.get(key) for key in gathered):
-        missing = f'write "{gathered[0]}": true in "zero_optimization" of the DeepSpeed config'
+        missing = f'none is saved: write "{gathered[0]}": true in "zero_optimization" of the DeepSpeed config'
     if missing:
         raise ValueError(
-            "load_best_model_at_end=True with the optimizer on NVMe: DeepSpeed does not load weights from such a "
-            f"checkpoint, so they are taken from its model.safetensors; {missing}"
+            "load_best_model_at_end=True with the optimizer on NVMe needs the checkpoint's model.safetensors, because "
+            f"DeepSpeed does not load weights from such a checkpoint, and {missing}"
         )
 
 

@@ -147,4 +147,7 @@ def _version_mismatch() -> str | None:
     try:
         return PACKAGE.too_old(_version())
     except importlib.metadata.PackageNotFoundError:
-        return f"optim='adopt' needs transformers {PACKAGE.minimum} or later, and transformers is not installed"
+        return (
+            f"optim='adopt' needs transformers {PACKAGE.minimum} or later, and transformers is not installed: "
+            "pip install transformers"
+        )

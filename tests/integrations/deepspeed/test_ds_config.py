@@ -162,7 +162,7 @@ def test_offloaded_adopt_is_kept(device: str) -> None:
     keep_adopt(made)
     assert made["zero_force_ds_cpu_optimizer"] is False
     made["zero_force_ds_cpu_optimizer"] = True
-    with pytest.raises(ValueError, match="DeepSpeedCPUAdam in its place: remove that line"):
+    with pytest.raises(ValueError, match="DeepSpeedCPUAdam instead: remove that line"):
         keep_adopt(made)
 
 
@@ -336,7 +336,7 @@ CHANGES = {
     "load_checkpoint": ("del deepspeed.DeepSpeedEngine.load_checkpoint", "changed DeepSpeedEngine.load_checkpoint"),
     "older": (
         "deepspeed.__version__ = '0.16.9'",
-        "needs deepspeed 0.17 or later, installed is 0.16.9",
+        "needs deepspeed 0.17 or later, and 0.16.9 is installed",
     ),
 }
 
