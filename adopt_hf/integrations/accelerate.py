@@ -70,9 +70,9 @@ PREPARE = Patch(
     around=prepare,
     takes="self",
     issue="If the DeepSpeed config offloads the optimizer, Accelerate replaces every optimizer that it does not know "
-    "by DeepSpeedCPUAdam, without a word.",
-    why="`prepare` is the public method in which it happens. In front of it the config can still say no.",
-    remove_when="Accelerate keeps the optimizer that it was given, or raises an error.",
+    "by DeepSpeedCPUAdam, without a warning.",
+    why="This public method replaces the optimizer. Before it runs, the config can still forbid that.",
+    remove_when="Accelerate keeps the optimizer that it is given, or raises an error.",
     asks=is_adopt_optimizer,
 )
 LOADS = (
@@ -80,19 +80,16 @@ LOADS = (
         target="accelerate.optimizer:AcceleratedOptimizer.load_state_dict",
         around=guard.load_state_dict,
         takes="self",
-        issue="Optimizers with a `load_state_dict` of their own, as those of bitsandbytes, do not call torch's method.",
-        why="The Trainer and Accelerate load every optimizer through this wrapper of theirs.",
+        issue="Optimizers with a `load_state_dict` of their own, such as those of bitsandbytes, do not call torch's "
+        "method.",
+        why="The Trainer and Accelerate load every optimizer through this wrapper.",
         remove_when="The patch of torch's method is removed.",
         optional=True,
     ),
     Patch(
         target="accelerate.accelerator:load_fsdp_optimizer",
-        around=guard.load_fsdp_optimizer,
-        takes=guard.FSDP_LOAD_TAKES,
-        issue="As for the Trainer's: torch fails with a KeyError if the state is another optimizer's.",
         why="`Accelerator.load_state` has imported this public function by name.",
-        remove_when="torch says there which optimizer the state is of.",
-        optional=True,
+        **guard.FSDP_LOAD,
     ),
 )
 PACKAGE = Package("accelerate", "1.10", "ADOPT", (PREPARE, *LOADS))

@@ -58,9 +58,6 @@ def refusal(name: str, what: str = "the saved state") -> str:
 # -- FSDP --------------------------------------------------------------------------------------------------------------
 
 
-FSDP_LOAD_TAKES = "fsdp_plugin, accelerator, optimizer, model, input_dir, optimizer_index"
-
-
 def load_fsdp_optimizer(
     original: Any,
     plugin: Any,
@@ -90,6 +87,16 @@ def load_fsdp_optimizer(
     return original(plugin, accelerator, optimizer, model, input_dir, index, **kwargs)
 
 
+FSDP_LOAD: dict[str, Any] = {  # a row of this function, but for where it is called from
+    "around": load_fsdp_optimizer,
+    "takes": "fsdp_plugin, accelerator, optimizer, model, input_dir, optimizer_index",
+    "issue": "If the state is another optimizer's, torch's distributed checkpoints fail with a KeyError for an "
+    "entry of the param groups.",
+    "remove_when": "torch's error says which optimizer the state belongs to.",
+    "optional": True,
+}
+
+
 def _saved_groups(folder: Path, index: int) -> list[dict[str, Any]]:
     """Return the param groups of optimizer `index` in an FSDP checkpoint. Those of a sharded one only have keys."""
     sharded = folder if folder.name == f"optimizer_{index}" else folder / f"optimizer_{index}"
@@ -114,12 +121,12 @@ PATCHES = (
         target="torch.optim:Optimizer.load_state_dict",
         around=load_state_dict,
         takes="self",
-        issue="Adam, AdamW and every optimizer with states of these names take ADOPT's without a word, and the next "
-        "step moves the weights by thousands of learning rates.",
-        why="The Trainer, Accelerate, TRL, FSDP and distributed checkpoints all end in this public method. No form of "
-        'the state stops Adam that older checkpoints and DCP can be read with (docs/integrations.md, "Another '
-        'optimizer").',
-        remove_when="torch's optimizers ask which optimizer a state is of.",
+        issue="Adam, AdamW and other optimizers with states of these names load ADOPT's state without an error. "
+        "Their next step moves the weights by thousands of learning rates.",
+        why="The Trainer, Accelerate, TRL, FSDP and distributed checkpoints all call this public method. No other "
+        "form of the state would stop Adam and still let DCP and older checkpoints be read (docs/integrations.md, "
+        '"Another optimizer").',
+        remove_when="torch's optimizers check which optimizer a state belongs to.",
     ),
 )
 

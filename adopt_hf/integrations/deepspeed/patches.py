@@ -14,17 +14,17 @@ PATCHES = (
         around=initialize.initialize,
         takes="*, model, optimizer, model_parameters, config, config_params",
         called="deepspeed.initialize",
-        issue="An \"optimizer\" block can only name classes of torch.optim and DeepSpeed's own. A client's optimizer "
-        "is refused under offload unless a flag is set.",
-        why="It is public, and everything passes through it, Accelerate and the Trainer included.",
-        remove_when="DeepSpeed can be told of an optimizer class.",
+        issue='An "optimizer" block can only name classes of torch.optim and of DeepSpeed. With offload, DeepSpeed '
+        "refuses an optimizer that a script passes, unless a flag is set.",
+        why="This public function makes every engine, also those of Accelerate and of the Trainer.",
+        remove_when="DeepSpeed lets a package register an optimizer class.",
         asks=initialize.asks_for_adopt,
     ),
     Patch(
         target="deepspeed:DeepSpeedEngine.__init__",
         around=initialize.make_engine,
         takes="self",
-        issue="An engine's optimizer is not told of the model's tensors: the partitions that it is given are flat.",
+        issue="DeepSpeed gives an optimizer flat partitions, and does not say which tensors of the model are in them.",
         why=ENGINE,
         remove_when="DeepSpeed tells an optimizer what its partitions hold.",
     ),
@@ -32,37 +32,39 @@ PATCHES = (
         target="deepspeed:DeepSpeedEngine.save_checkpoint",
         around=checkpoints.save_checkpoint,
         takes="self, *, save_dir",
-        issue="A universal checkpoint does not keep what belongs to single tensors, such as their step counts.",
+        issue="A universal checkpoint does not keep numbers of single tensors, such as their step counts.",
         why=ENGINE,
-        remove_when="DeepSpeed asks the optimizer what belongs to a tensor, and converts it.",
+        remove_when="DeepSpeed asks the optimizer for the numbers of a tensor, and converts them.",
     ),
     Patch(
         target="deepspeed:DeepSpeedEngine.load_checkpoint",
         around=checkpoints.load_checkpoint,
         takes="self, *, load_dir, tag",
-        issue="Of a universal checkpoint stage 3 gives every param group the hyperparameters of the first, so that "
-        "biases and norms are decayed from then on. No stage asks whether a universal checkpoint has the state of this "
-        "optimizer, and of other checkpoints the weights are loaded before the optimizer can say that it has not. The "
-        "error about another world size does not say what to do about it.",
+        issue="When stage 3 loads a universal checkpoint, every param group gets the hyperparameters of the first, "
+        "so that biases and norms are decayed from then on. No stage checks whether a universal checkpoint has the "
+        "state of this optimizer. With other checkpoints, the weights are loaded before the optimizer can refuse the "
+        "state. The error about another world size does not say what to do.",
         why=ENGINE,
-        remove_when="DeepSpeed asks the optimizer first, and loads universal checkpoints by its load_state_dict.",
+        remove_when="DeepSpeed asks the optimizer before it loads anything, and loads universal checkpoints by its "
+        "load_state_dict.",
     ),
     Patch(
         target="deepspeed.runtime.lr_schedules:OneCycle.__init__",
         around=adam.one_cycle,
         takes="self, *, cycle_momentum",
-        issue="Unless it is told not to, it writes beta2 = 0.99 into every group that has betas, and lets beta1 grow "
-        "above 1.",
-        why='A "scheduler" block, a scheduler that is handed over and one in a loop of your own are all made here.',
-        remove_when="DeepSpeed cycles only the first of the betas.",
+        issue="By default this scheduler writes beta2 = 0.99 into every param group that has betas, and lets beta1 "
+        "grow above 1.",
+        why='This constructor makes every such scheduler: of a "scheduler" block, given to DeepSpeed, or in a loop '
+        "of your own.",
+        remove_when="DeepSpeed only cycles the first beta.",
         optional=True,
     ),
     Patch(
         target="deepspeed:DeepSpeedEngine.offload_states",
         around=adam.offload_states,
         takes="self, *, include",
-        issue="Stage 3 asserts that the optimizer is FusedAdam, which `python -O` does not do.",
-        why="It is the public method.",
+        issue="Stage 3 asserts that the optimizer is FusedAdam, and `python -O` skips this assertion.",
+        why="This is the public method that moves states.",
         remove_when="Stage 3 moves the state of any optimizer, as stages 1 and 2 do.",
         optional=True,
     ),

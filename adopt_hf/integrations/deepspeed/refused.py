@@ -19,38 +19,38 @@ REPLACEMENTS = (
     Replacement(
         ("zero_optimization", "zenflow"),
         lambda value: value is not None,
-        "makes DeepSpeed step with AdamWs of its own (ZenFlow)",
+        "makes DeepSpeed train with AdamWs of its own (ZenFlow)",
     ),
     Replacement(
         ("zero_optimization", "offload_optimizer", "super_offload"),
         bool,
-        "makes DeepSpeed step with DeepSpeedCPUAdam in a process of its own (SuperOffload)",
+        "makes DeepSpeed train with DeepSpeedCPUAdam in another process (SuperOffload)",
     ),
     Replacement(
         ("zero_optimization", "offload_optimizer", "ratio"),
         lambda value: value != 1,
-        "makes DeepSpeed step a part of the parameters with torch's AdamW on the GPU (Twin-Flow)",
+        "makes DeepSpeed train a part of the parameters with torch's AdamW on the GPU (Twin-Flow)",
     ),
     *(
         Replacement(
             ("zero_optimization", key),
             lambda value: value not in (None, False, -1),
-            "divides the state among some of the processes (MiCS), where ADOPT cannot count the steps of a tensor",
+            "divides the state among some of the processes (MiCS), so that ADOPT cannot count the steps of a tensor",
         )
         for key in ("mics_shard_size", "mics_hierarchical_params_gather")
     ),
     Replacement(
         ("zero_optimization", "elastic_checkpoint"),
         bool,
-        "makes DeepSpeed write checkpoints whose state only its FusedAdam can load; a universal checkpoint "
-        "(deepspeed.checkpoint.ds_to_universal) serves another number of processes",
+        "makes DeepSpeed write checkpoints whose state only its FusedAdam can load; use a universal checkpoint "
+        "(deepspeed.checkpoint.ds_to_universal) for another number of processes",
     ),
     *(
         Replacement(
             (precision, key),
             bool,
-            "makes DeepSpeed keep 16-bit master weights or moments, which only its DeepSpeedCPUAdam steps; ADOPT's own "
-            "state_bits=16 keeps the moments in bfloat16",
+            "makes DeepSpeed keep 16-bit master weights or moments, which only its DeepSpeedCPUAdam supports; "
+            "ADOPT's own state_bits=16 keeps the moments in bfloat16",
         )
         for precision, key in (
             ("bf16", "bf16_master_weights_and_grads"),

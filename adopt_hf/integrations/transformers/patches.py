@@ -21,77 +21,77 @@ PATCHES = (
         target=f"{ARGUMENTS}:TrainingArguments.__setattr__",
         around=fields.assign,
         takes="self, name, value",
-        issue="The arguments hold Adam's defaults and do not say whether a user has set them. A trial of "
-        "`hyperparameter_search` that sets adam_beta2=0.999 looks like arguments in which nothing was set. And a "
-        "Trainer that does not fit has to say so in the line that asks for ADOPT.",
-        why="Trials and users assign fields after construction, which can be seen here.",
+        issue="TrainingArguments hold Adam's defaults and do not say which fields a user has set. A trial of "
+        "`hyperparameter_search` that sets adam_beta2=0.999 looks like one that sets nothing. And if the Trainer "
+        "does not fit, no error could be raised in the line that asks for ADOPT.",
+        why="Trials and users assign fields after construction, and this method sees each assignment.",
         remove_when="TrainingArguments say which fields were set, or an optimizer can have its own defaults.",
     ),
     Patch(
         target=f"{ARGUMENTS}:TrainingArguments.set_optimizer",
         around=fields.set_optimizer,
         takes="self, *, beta1, beta2, epsilon",
-        issue="As for `__setattr__`: numbers that are written in this call equal Adam's defaults.",
-        why="The call says which of its arguments were written.",
+        issue="Numbers that are written in a call of this method can equal Adam's defaults, and then look as if they "
+        "were not set.",
+        why="The call shows which of its arguments were written.",
         remove_when="The patch of `__setattr__` is removed.",
     ),
     Patch(
         target=f"{TRAINER}:Trainer.get_optimizer_cls_and_kwargs",
         around=arguments.get_optimizer_cls_and_kwargs,
         takes="args, model",
-        issue="The name is looked up in a private table, after a private parser has split `optim_args` at every comma "
-        'and equals sign: `betas=(0.9,0.99)` or a trailing comma fail there with "not enough values".',
-        why="In front of both, our own parser can read the text and say what is wrong with it.",
-        remove_when="transformers lets a package register an optimizer and hands it the text.",
+        issue="The Trainer looks the name up in a private table. Before that, a private parser splits `optim_args` "
+        'at every comma and equals sign, and fails at `betas=(0.9,0.99)` or a trailing comma with "not enough '
+        'values".',
+        why="This function is called before both, so that ADOPT's own parser can read the text and say what is wrong "
+        "with it.",
+        remove_when="transformers lets a package register an optimizer, and gives it the text of `optim_args`.",
         asks=names.has_name,  # in arguments that were made, or unpickled, before the Trainer was imported
     ),
     Patch(
         target=f"{TRAINER}:Trainer._load_from_checkpoint",
         around=weights.load_from_checkpoint,
         takes="self, resume_from_checkpoint",
-        issue="It calls `PeftModel.load_adapter` with autocast_adapter_dtype=True, which replaces the 16-bit "
-        "parameters of an adapter by new ones in float32: the run goes on in another precision, and an optimizer that "
-        "was made before holds the old ones.",
-        why="The weights are loaded here and nowhere else, and no caller has a say in the arguments.",
-        remove_when="The Trainer loads into the adapter that is there, as it is.",
+        issue="The Trainer calls `PeftModel.load_adapter` with autocast_adapter_dtype=True, which replaces the "
+        "16-bit parameters of an adapter by new ones in float32. The run continues in another precision, and an "
+        "optimizer that was made before holds the old parameters.",
+        why="Only this method loads the weights of a checkpoint, and no caller can change the arguments.",
+        remove_when="The Trainer loads into the adapter that the model has, and keeps its precision.",
     ),
     Patch(
         target=f"{TRAINER}:Trainer._load_best_model",
         around=deepspeed.load_best_model,
         takes="self",
-        issue="As for `_load_from_checkpoint`. And it lets DeepSpeed load all of the best checkpoint, which brings "
-        "back a part of the state and no weights if the optimizer is on NVMe.",
-        why="The weights are loaded here and nowhere else.",
-        remove_when="The Trainer loads into the adapter that is there, and DeepSpeed loads weights by themselves.",
+        issue="The Trainer replaces the parameters of an adapter, as in `_load_from_checkpoint`. It also lets "
+        "DeepSpeed load the whole best checkpoint. If the optimizer is on NVMe, that restores a part of the state "
+        "and no weights.",
+        why="Only this method loads the weights of the best model.",
+        remove_when="The Trainer keeps the precision of an adapter, and DeepSpeed can load weights without the state.",
     ),
     Patch(
         target=f"{TRAINER}:load_fsdp_optimizer",
-        around=guard.load_fsdp_optimizer,
-        takes=guard.FSDP_LOAD_TAKES,
-        issue="torch's distributed checkpoints fail with a KeyError of a name in the param groups if the state is "
-        "another optimizer's.",
         why="The Trainer has imported this public function of Accelerate by name.",
-        remove_when="torch says there which optimizer the state is of.",
-        optional=True,
+        **guard.FSDP_LOAD,
     ),
     Patch(
         target=f"{TRAINER}:deepspeed_init",
         around=deepspeed.deepspeed_init,
         takes="trainer",
         called="deepspeed_init for DeepSpeed",
-        issue='An optimizer or a class that was handed to the Trainer is dropped, and with an "optimizer" block in the '
-        "DeepSpeed config the block's optimizer trains instead, without a word.",
-        why="It is the last place that knows both. The Trainer has imported it by name.",
-        remove_when="transformers raises an error there.",
+        issue="The Trainer drops an optimizer or a class that it was given. If the DeepSpeed config has an "
+        '"optimizer" block, the optimizer of the block trains instead, without a warning.',
+        why="This is the last function that knows both. The Trainer has imported it by name.",
+        remove_when="transformers raises an error in this case.",
     ),
     Patch(
         target=f"{DEEPSPEED}:HfTrainerDeepSpeedConfig.trainer_config_process",
         around=deepspeed.trainer_config_process,
         takes="self, args",
         called="trainer_config_process for DeepSpeed",
-        issue='It fills "auto" with Adam\'s betas and eps, calls ADOPT\'s own a mismatch, and with an "optimizer" '
-        "block of any type the Trainer no longer asks what `optim` says.",
-        why="Every DeepSpeed config passes here, of TrainingArguments and of the launcher, before anything is built.",
+        issue="This method fills \"auto\" with Adam's betas and eps, and calls ADOPT's own numbers a mismatch. If "
+        'there is an "optimizer" block of any type, the Trainer ignores `optim`.',
+        why="Every DeepSpeed config, of TrainingArguments or of the launcher, passes through here before anything is "
+        "built.",
         remove_when="transformers lets a registered optimizer fill its own block.",
     ),
     Patch(
@@ -99,9 +99,9 @@ PATCHES = (
         around=deepspeed.deepspeed_optim_sched,
         takes="trainer, hf_deepspeed_config",
         called="deepspeed_optim_sched for DeepSpeed",
-        issue="All parameters of an optimizer that DeepSpeed builds go into one group, so that biases and norms are "
+        issue="An optimizer that DeepSpeed builds gets all parameters in one group, so that biases and norms are "
         "decayed.",
-        why="The Trainer hands the parameters over here.",
+        why="In this function the Trainer gives the parameters to DeepSpeed.",
         remove_when="transformers makes the decay groups for DeepSpeed's optimizers, too.",
     ),
 )
