@@ -24,7 +24,6 @@ ELSEWHERE = {  # module -> the test file that it shares, without .py
         for name in ("checkpoints", "gradients", "initialize", "internals")
     },
     "integrations/deepspeed/patches": "integrations/test_patching",
-    "integrations/deepspeed/refused": "integrations/deepspeed/test_adam",
     "integrations/memory": "commands/test_memory",
     "integrations/trainer": "golden/test_saved",
     "integrations/transformers/deepspeed": "integrations/deepspeed/test_ds_config",

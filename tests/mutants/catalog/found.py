@@ -107,7 +107,7 @@ MUTANTS = (
         "adopt_hf/integrations/deepspeed/ds_config.py",
         '        if value is None or value == "auto" or not asks(value):',
         "        if True:",
-        ("tests/integrations/deepspeed/test_adam.py",),
+        ("tests/integrations/deepspeed/test_refused.py",),
         "ZenFlow and its like would train with Adam",
     ),
     Mutant(
