@@ -157,13 +157,13 @@ def keep_adopt(config: dict[str, Any]) -> None:
 def replacements(config: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each setting of a DeepSpeed config with which ADOPT would not make the step."""
     found = []
-    for path, asks, what in REPLACEMENTS:
+    for path, asks, what, if_offloaded in REPLACEMENTS:
         value: Any = config
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
         if value is None or value == "auto" or not asks(value):
             continue
-        if path[-1] == "ratio" and not offloads(config):
+        if if_offloaded and not offloads(config):
             continue
         line = f'"{path[-1]}": {json.dumps(value, default=str)}'
         where = "".join(f' in "{key}"' for key in reversed(path[:-1]))

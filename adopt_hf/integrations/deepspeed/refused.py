@@ -13,6 +13,7 @@ class Replacement(NamedTuple):
     path: tuple[str, ...]  # the keys that lead to the setting in the config
     asks: Callable[[Any], bool]  # returns whether a value asks for it
     what: str  # what DeepSpeed does then: the end of a sentence
+    if_offloaded: bool = False  # whether the setting only has an effect if the optimizer is offloaded
 
 
 REPLACEMENTS = (
@@ -30,6 +31,7 @@ REPLACEMENTS = (
         ("zero_optimization", "offload_optimizer", "ratio"),
         lambda value: value != 1,
         "makes DeepSpeed train a part of the parameters with torch's AdamW on the GPU (Twin-Flow)",
+        if_offloaded=True,
     ),
     *(
         Replacement(
