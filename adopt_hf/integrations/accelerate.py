@@ -28,18 +28,14 @@ def prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
             keep_adopt(config)
     result = original(accelerator, *args, **kwargs)
     for given, got in zip(args, result if isinstance(result, tuple) else (result,), strict=False):
-        if is_adopt_optimizer(given):
-            _check_kept(given, guard.innermost(got))
+        inner = guard.innermost(got)
+        if is_adopt_optimizer(given) and not is_adopt_optimizer(inner):
+            raise RuntimeError(
+                f"Accelerator.prepare was given {type(given).__name__} and returned {type(inner).__name__}, which "
+                "trains with another update: choose a launch mode or a precision with which Accelerate keeps the "
+                "optimizer"
+            )
     return result
-
-
-def _check_kept(given: Any, got: Any) -> None:
-    """Raise RuntimeError if `prepare` made another optimizer, `got`, of the ADOPT `given`."""
-    if not is_adopt_optimizer(got):
-        raise RuntimeError(
-            f"Accelerator.prepare was given {type(given).__name__} and returned {type(got).__name__}, which trains "
-            "with another update: choose a launch mode or a precision with which Accelerate keeps the optimizer"
-        )
 
 
 def _fill(block: dict[str, Any], given: dict[str, Any]) -> None:

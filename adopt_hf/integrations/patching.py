@@ -117,16 +117,14 @@ class Package(NamedTuple):
         """Return why the patches do not fit the installed version, or None. Imports the package."""
         installed = getattr(importlib.import_module(self.name), "__version__", None)
         old = self.too_old(installed) if installed is not None else None
-        return old or self.says_changed(installed or "of unknown version", changed(self.patches) or self.changed())
-
-    def says_changed(self, installed: str, name: str | None) -> str | None:
-        """Return the error message about the changed function `name`, or None if `name` is None."""
-        return has_changed(self.name, installed, name) if name else None
+        return old or says_changed(
+            self.name, installed or "of unknown version", changed(self.patches) or self.changed()
+        )
 
 
-def has_changed(package: str, installed: str, name: str) -> str:
-    """Return the error message about `name`, which the version `installed` of `package` has changed."""
-    return (
+def says_changed(package: str, installed: str, name: str | None) -> str | None:
+    """Return the error message about `name`, which `package` has changed, or None if `name` is None."""
+    return name and (
         f"{package} {installed} has changed {name}, which adopt_hf relies on: update adopt_hf, or install an earlier "
         f"{package}"
     )

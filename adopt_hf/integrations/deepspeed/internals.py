@@ -222,7 +222,7 @@ def zero_whole_tensors(engine: Any) -> list[tuple[Any, list[tuple[Tensor, Tensor
 
 def _changed(optimizer: Any, error: AttributeError) -> ImportError:
     installed, kind = importlib.metadata.version("deepspeed"), type(optimizer).__name__
-    return ImportError(patching.has_changed("deepspeed", installed, f"{kind} ({error})"))
+    return ImportError(patching.says_changed("deepspeed", installed, f"{kind} ({error})"))
 
 
 def _consecutive(tensors: Any) -> list[tuple[int, int, int]]:

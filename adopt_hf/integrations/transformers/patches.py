@@ -135,8 +135,10 @@ def module_mismatch(module: str) -> str | None:
     reason = _version_mismatch()
     if reason:
         return reason
-    has_names = module != ARGUMENTS or names.has_optimizer_names()
-    return PACKAGE.says_changed(_version(), patching.changed(patches_of(module)) if has_names else "OptimizerNames")
+    name = patching.changed(patches_of(module))
+    if module == ARGUMENTS and not names.has_optimizer_names():
+        name = "OptimizerNames"
+    return patching.says_changed("transformers", _version(), name)
 
 
 def _version() -> str:
