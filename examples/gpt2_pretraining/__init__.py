@@ -1,1 +1,1 @@
-"""GPT-2 from scratch, with the Trainer and with a plain Accelerate loop."""
+"""Pretrain GPT-2 from random weights, with the Trainer or with a plain Accelerate loop."""

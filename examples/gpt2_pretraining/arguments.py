@@ -1,4 +1,4 @@
-"""The settings of a run: the model, and its data."""
+"""The settings of the model and of its data."""
 
 import os
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass
 class ModelArguments:
-    """A GPT-2, trained from random weights. Its context is `block_size`, its vocabulary the tokenizer's."""
+    """The GPT-2 to train from random weights. Its context is `block_size` tokens, its vocabulary the tokenizer's."""
 
     n_layer: int = field(default=12, metadata={"help": "Transformer blocks."})
     n_head: int = field(default=12, metadata={"help": "Attention heads; divides n_embd."})
@@ -39,7 +39,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Where the text comes from, how it becomes blocks of tokens, and what is sampled at the end."""
+    """The source of the text, the blocks of tokens made of it, and the sample at the end."""
 
     dataset_name: str = field(
         default="stdlib",

@@ -1,4 +1,4 @@
-"""Which folder may be written to, which checkpoint a run goes on from, and whether that one fits."""
+"""Choose the checkpoint to go on from, and check that it fits the run."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ from examples.shared import launch
 from examples.shared.errors import InputError
 
 STATE = "trainer_state.json"  # both scripts write it, in the Trainer's format
-RUN = "run.yaml"  # what a run was started with
-# What a run leaves in its folder; any of it means that the folder is taken.
+RUN = "run.yaml"  # the settings of a run that differ from the defaults
+# The files that a run leaves in its folder. If one of them exists, the folder is taken.
 TRACES = ("checkpoint-*", RUN, STATE, "config.json", "*.safetensors", launch.PICTURE, "runs")
-# The file with the random states tells which script wrote a checkpoint.
+# The name of the file with the random states shows which script wrote a checkpoint.
 RANDOM_STATES = {"train.py": "rng_state*.pth", "train_accelerate.py": "random_states_*.pkl"}
-# Differences that do not make it another model.
+# Fields of a model's config that may differ.
 NOT_THE_MODEL = {"transformers_version", "dtype", "use_cache", "architectures", "_name_or_path", "pad_token_id"}
 
 
@@ -28,11 +28,11 @@ def choose(args: TrainingArguments, script: str) -> Path | None:
     """Return the checkpoint to go on from, or None for a new run.
 
     Args:
-        args: `resume_from_checkpoint` is a path, or 'true' or 'last' for the newest complete one in `output_dir`. A new
-            run needs an `output_dir` that holds no run.
-        script: the script that asks. The two write different files.
+        args: The training arguments. `launch.to_go_on_from` describes `resume_from_checkpoint`.
+        script: The file name of the script that runs. The two scripts write different checkpoints.
 
     Raises:
+        InputError: If the checkpoint cannot be resumed by this run.
         AlreadyFinishedError: If no step is left to do, and the model is written.
     """
     checkpoint = launch.to_go_on_from(args, TRACES)
@@ -50,7 +50,7 @@ def choose(args: TrainingArguments, script: str) -> Path | None:
 
 
 def check_model(checkpoint: Path, config: GPT2Config) -> None:
-    """Raise InputError if `checkpoint` holds another model than `config` describes, naming what differs."""
+    """Raise InputError, which names the differences, if `checkpoint` holds another model than `config` describes."""
     saved = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     if saved.get("model_type") != config.model_type:
         raise InputError(f"checkpoint {checkpoint} is another model: a {saved.get('model_type')}, not a GPT-2")

@@ -1,8 +1,8 @@
-"""From text to full blocks of tokens, cached on disk.
+"""Turn text into full blocks of tokens, cached on disk.
 
-A cache file is the token ids of one split, end to end, with <|endoftext|> after every document, as uint16 or uint32.
-Its name carries a hash of the text and of the tokenizer; a block is a view of it, so any block size uses the same
-file. A file gets its name only when it is complete, and a lock lets one process write while the others wait for it.
+A cache file holds the token ids of one split as uint16 or uint32, with <|endoftext|> after every document. Its name
+contains a hash of the text and of the tokenizer. A block is a part of the file, so every block size uses the same file.
+A file gets its name when it is complete. A lock lets one process write while the others wait.
 """
 
 import contextlib
@@ -32,18 +32,21 @@ from examples.shared.errors import InputError
 from examples.shared.text import END_OF_TEXT
 
 logger = logging.getLogger("gpt2_pretraining")
-CACHE_FORMAT = 1  # part of every key: raise it when a change here changes the tokens
+CACHE_FORMAT = 1  # part of every key: increase it if a change of this module changes the tokens
 DOCUMENTS_AT_A_TIME = 256
 
 
 class Blocks(Dataset):
-    """Blocks of `block_size` tokens of the cache file `path`; the incomplete one at the end is left out.
+    """Blocks of `block_size` tokens of a cache file. An incomplete block at the end is left out.
+
+    An item is {"input_ids", "labels"}. Both are the same int64 tensor (block_size,), because GPT-2 shifts the labels.
 
     Args:
-        multiple: keep a number of blocks that this divides, so that every batch is full.
-        limit: keep this many, evenly spaced.
-
-    An item is {"input_ids", "labels"}, both the same int64 tensor (block_size,); GPT-2 shifts the labels itself.
+        path: The cache file.
+        dtype: The NumPy dtype of the token ids in the file.
+        block_size: The number of tokens of a block.
+        multiple: The number of blocks is a multiple of this, so that every batch is full.
+        limit: The largest number of blocks, evenly spaced over the file. None: all.
     """
 
     def __init__(self, path: Path, dtype: str, block_size: int, multiple: int = 1, limit: int | None = None):
@@ -68,7 +71,7 @@ class Blocks(Dataset):
 
 @dataclass
 class Corpus:
-    """A tokenizer and the blocks it makes of the training and the validation text."""
+    """A tokenizer, and the blocks of the training and of the validation text."""
 
     tokenizer: PreTrainedTokenizerBase
     train: Blocks
@@ -76,10 +79,14 @@ class Corpus:
 
 
 def load(data: DataArguments, batch_size: int) -> Corpus:
-    """Tokenise and pack what `data` asks for, or reuse what is cached.
+    """Tokenise and pack the text, or reuse the cached tokens.
 
     Args:
-        batch_size: sequences in one micro-batch over all processes; a multiple of it is kept for training.
+        data: The settings of the data.
+        batch_size: The sequences in one micro-batch over all processes. The number of training blocks is a multiple.
+
+    Raises:
+        InputError: If the text or the cache cannot be used, or the text is too short for one block.
     """
     assert data.cache_dir is not None
     cache = launch.open_cache(Path(data.cache_dir))
@@ -103,10 +110,10 @@ def load(data: DataArguments, batch_size: int) -> Corpus:
 
 @contextlib.contextmanager
 def written_once(path: Path) -> Iterator[Path | None]:
-    """Give a temporary path to write to, or None if `path` is there already, and no other user could have changed it.
+    """Yield a temporary path to write to, or None if `path` exists and no other user could have changed it.
 
-    The temporary file or folder becomes `path` when the block ends without an error. Whatever a killed run left under
-    a temporary name is removed by the next one, which the lock makes safe.
+    The temporary file or folder is renamed to `path` when the `with` block ends without an error. The next run removes
+    the temporary one that a killed run has left. The lock makes this safe.
     """
     with FileLock(f"{path}.lock"):
         if path.exists():
@@ -135,7 +142,7 @@ def key_of(*parts: object) -> str:
 
 
 def load_tokenizer(data: DataArguments, source: Source, cache: Path) -> PreTrainedTokenizerBase:
-    """The pretrained tokenizer asked for, or a BPE trained on the training text, from the cache if it is there."""
+    """Return the pretrained tokenizer that `data` names, or a BPE of the training text, cached on disk."""
     if data.tokenizer_name is not None:
         tokenizer = text.load_tokenizer(data.tokenizer_name)
         if tokenizer.eos_token_id is None or not tokenizer.is_fast:
@@ -162,7 +169,7 @@ def train_tokenizer(source: Source, vocab_size: int) -> PreTrainedTokenizerFast:
 def tokens(
     source: Source, split: str, documents: Callable[[], Iterator[str]], tokenizer: PreTrainedTokenizerBase, cache: Path
 ) -> tuple[Path, str]:
-    """The cache file with the tokens of one split, written first if need be, and the type of its ids."""
+    """Return the cache file with the tokens of one split and the dtype of its ids. Write the file if it is missing."""
     dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
     key = key_of(source.key, split, tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id)
     path = cache / f"{source.name}-{split}-{key}.{dtype}"
@@ -178,7 +185,7 @@ def tokens(
 
 
 def tokenised(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase, progress: str) -> Iterator[list[int]]:
-    """The token ids of each document, <|endoftext|> last. A batch is encoded on all cores at once."""
+    """Yield the token ids of each document, with <|endoftext|> at the end. A batch is encoded on all cores."""
     with tqdm(desc=progress, unit=" documents") as bar:
         while batch := list(islice(documents, DOCUMENTS_AT_A_TIME)):
             for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:

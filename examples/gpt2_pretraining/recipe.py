@@ -1,4 +1,4 @@
-"""What both scripts share: from settings to a model and its data, and from a finished run to what is shown of it."""
+"""The steps that both scripts share: prepare the model and its data, and save and show a finished run."""
 
 import logging
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from examples.shared import launch, plots
 
 @dataclass
 class Recipe:
-    """Everything a training loop needs. `checkpoint` is where it goes on from, None at the beginning."""
+    """The input of a training loop. `checkpoint` is the one to go on from; None for a new run."""
 
     settings: Settings
     corpus: data.Corpus
@@ -30,7 +30,7 @@ class Recipe:
 
 
 def prepare(settings: Settings, script: str) -> Recipe:
-    """Check the output folder, load the data, build the model from its seed. Raises InputError."""
+    """Check the output folder, load the data, and make the model from its seed. Raise InputError if that fails."""
     args = settings.training
     launch.show_logs("gpt2_pretraining", args.log_level in ("info", "detail", "debug"))
     checkpoint = checkpoints.choose(args, script)
@@ -51,8 +51,8 @@ def prepare(settings: Settings, script: str) -> Recipe:
         checkpoints.check_model(checkpoint, config)
     set_seed(args.seed)
     model = GPT2LMHeadModel(config).to(getattr(torch, settings.model.dtype))
-    # GPT2LMHeadModel's name does not tell transformers which loss it has. Left at None, the Trainer counts a block's
-    # first label too, which is not predicted, and every loss and gradient is (block_size - 1) / block_size of the true.
+    # transformers does not find the loss by the name GPT2LMHeadModel. With None the Trainer also counts the first label
+    # of a block, which is not predicted: losses and gradients would be too small by (block_size - 1) / block_size.
     model.loss_type = "ForCausalLM"
     if checkpoint is None:
         text = f"# {script}, all that differs from the defaults\n{yaml.safe_dump(settings.overrides, sort_keys=True)}"
@@ -69,9 +69,9 @@ def prepare(settings: Settings, script: str) -> Recipe:
 
 
 def finish(recipe: Recipe, accelerator: Accelerator, trained: torch.nn.Module, state: TrainerState) -> None:
-    """Save the model, write loss.png, and print a sample and the last figures.
+    """Save the model, write loss.png, and print a sample and the last loss.
 
-    For all processes: each may hold a part of `trained`, the model as the accelerator prepared it.
+    All processes call this, because each may hold a part of `trained`, the model that the accelerator prepared.
     """
     args, settings = recipe.args, recipe.settings
     weights = accelerator.get_state_dict(trained)

@@ -1,4 +1,4 @@
-"""What a run shows: a bar with the loss, perplexities in its log, loss.png, and a sample of text."""
+"""Show a run: the loss in the progress bar, perplexities in the log, and a sample of text."""
 
 import math
 import sys
@@ -10,19 +10,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 
 
 def with_perplexity(logs: dict[str, float]) -> dict[str, float]:
-    """`logs` with the perplexity of every loss beside it, exp(nats per token)."""
+    """Return `logs` with the perplexity of every loss added: exp(nats per token)."""
     out = dict(logs)
     for loss, perplexity in (("loss", "perplexity"), ("eval_loss", "eval_perplexity")):
         if loss in logs:
             try:
                 out[perplexity] = math.exp(logs[loss])
-            except OverflowError:  # a loss above 709: the run diverged, and the log should still be written
+            except OverflowError:  # a loss above 709: the run has diverged, and its log is written all the same
                 out[perplexity] = math.inf
     return out
 
 
 class Lines:
-    """The losses of a run beside its bar, and on a line of their own at each evaluation and each tenth of the run."""
+    """The loss next to the progress bar, and on a line of its own at each evaluation and each tenth of the run."""
 
     def __init__(self) -> None:
         self.last = 0  # the step of the last line
@@ -39,7 +39,7 @@ class Lines:
 
 
 class Bar(ProgressCallback):
-    """The Trainer's bar with `Lines` instead of a dictionary for each log entry."""
+    """The Trainer's progress bar, which shows `Lines` instead of a dictionary for each log entry."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,17 +51,17 @@ class Bar(ProgressCallback):
 
 
 def use_bar(trainer: Trainer) -> None:
-    """Give `trainer` the bar of this recipe where it has the plain one of transformers."""
+    """Replace the progress bar of transformers by `Bar`, if `trainer` has it."""
     if any(type(callback) is ProgressCallback for callback in trainer.callback_handler.callbacks):
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Bar())
 
 
 def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, length: int, seed: int) -> str:
-    """`length` tokens of text after `prompt`, drawn from the 40 likeliest at each position; the same for a seed."""
+    """Return `length` tokens of text after `prompt`, each drawn from the 40 likeliest. Equal seeds give equal texts."""
     set_seed(seed)
     model.eval()
-    # A document starts after the end of another one, as in the packed blocks.
+    # In the packed blocks a document starts after the end of another one.
     ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     ids = ids[-(model.config.n_positions - 1) :]
     length = min(length, model.config.n_positions - len(ids))
@@ -74,6 +74,6 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
             top_k=40,
             max_new_tokens=length,
             pad_token_id=tokenizer.eos_token_id,
-            synced_gpus=False,  # under ZeRO 3 it would wait for the other processes, which have no part in this
+            synced_gpus=False,  # under ZeRO 3 it would wait for the other processes, which do not generate
         )
     return tokenizer.decode(out[0], skip_special_tokens=True)

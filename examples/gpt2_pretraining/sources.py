@@ -1,4 +1,4 @@
-"""Text: the source code of Python's standard library, or a data set that `datasets` can load."""
+"""The text to train on: the source code of Python's standard library, or a data set that `datasets` can load."""
 
 import hashlib
 import os
@@ -13,16 +13,16 @@ from examples.gpt2_pretraining.arguments import DataArguments
 from examples.shared import text
 from examples.shared.errors import InputError
 
-STDLIB_VALIDATION = 20  # one file in 20
-ROWS = 1000  # read from a data set at a time
+STDLIB_VALIDATION = 20  # one file in 20 is held out
+ROWS = 1000  # the rows that are read from a data set at once
 
 
 @dataclass
 class Source:
     """Documents for training and validation.
 
-    `train` and `validation` give a fresh iterator over their documents on every call; `key` changes whenever a
-    document or the split does.
+    `train` and `validation` return a new iterator over their documents on every call. `key` changes if a document or
+    the split changes.
     """
 
     name: str
@@ -32,15 +32,15 @@ class Source:
 
 
 def open_source(data: DataArguments) -> Source:
-    """The text that `data` asks for. Raises InputError if there is none."""
+    """Return the text that `data` names. Raise InputError if there is none."""
     return stdlib() if data.dataset_name == "stdlib" else from_datasets(data)
 
 
 def stdlib(root: Path | None = None) -> Source:
-    """The .py files of the standard library; a file belongs to validation if the hash of its path says so.
+    """Return the .py files of the standard library. The hash of a file's path decides whether it is held out.
 
     Args:
-        root: the library's folder, by default this interpreter's.
+        root: The folder of the library, by default this interpreter's.
     """
     texts: dict[str, list[str]] = {"train": [], "validation": []}
     digest = hashlib.sha256()
@@ -56,7 +56,7 @@ def stdlib(root: Path | None = None) -> Source:
 
 
 def from_datasets(data: DataArguments) -> Source:
-    """What `datasets.load_dataset` finds, its own validation or test split, or a seeded share of its documents."""
+    """Return a data set, with its own validation or test split or a seeded share of its documents to validate on."""
     name = data.dataset_name
     splits = text.load_splits(
         name, data.dataset_config_name, data_files=data.data_files, revision=data.dataset_revision
@@ -70,7 +70,7 @@ def from_datasets(data: DataArguments) -> Source:
     own = text.held_out_split(splits)
     held_out = None if own is None else splits[own]
     key = [name, data.text_column, len(train)]
-    # The cache files' names carry the version, revision and checksums of what was loaded.
+    # The names of the cache files contain the version, the revision and the checksums of the data set.
     key += [os.path.join(*Path(part["filename"]).parts[-4:]) for split in splits.values() for part in split.cache_files]
     if held_out is None:
         if len(train) < 2:
@@ -79,7 +79,7 @@ def from_datasets(data: DataArguments) -> Source:
         chosen = np.zeros(len(train), dtype=bool)
         chosen[np.random.default_rng(data.split_seed).choice(len(train), count, replace=False)] = True
         key += [count, data.split_seed]
-        # Ascending, so that the file is read from front to back.
+        # Ascending indices, so that the file is read from front to back.
         train, held_out = train.select(np.flatnonzero(~chosen)), train.select(np.flatnonzero(chosen))
 
     def documents(split: datasets.Dataset) -> Iterator[str]:

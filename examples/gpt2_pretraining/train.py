@@ -19,20 +19,20 @@ from examples.shared import cli, launch, plots
 
 
 class RecipeTrainer(Trainer):
-    """Trainer that logs the perplexity beside every loss, and says in every checkpoint which model it is."""
+    """A Trainer that logs the perplexity of every loss, and writes the model's config into every checkpoint."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(report.with_perplexity(logs), start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        if self.args.should_save:  # where every process saves its own shard, the Trainer leaves it out
+        if self.args.should_save:  # if every process saves its own shard, the Trainer leaves it out
             self.model.config.save_pretrained(output_dir or self.args.output_dir)
 
 
 def main() -> None:
     recipe = steps.prepare(settings.parse(None, description=__doc__), "train.py")
-    # The callback keeps as many, but does not remove an old one before the new one is complete.
+    # The callback keeps this many checkpoints, and removes an old one only when the new one is complete.
     mark, recipe.args.save_total_limit = MarkComplete(recipe.args.save_total_limit), None
     trainer = RecipeTrainer(
         model=recipe.model,
@@ -46,7 +46,7 @@ def main() -> None:
     report.use_bar(trainer)
     launch.check_launch(trainer.accelerator, recipe.checkpoint)
     with names_a_full_disk(Path(recipe.args.output_dir)):
-        with contextlib.suppress(AlreadyFinishedError):  # of a run that was killed before it had written its model
+        with contextlib.suppress(AlreadyFinishedError):  # a run that was killed before it wrote its model
             trainer.train(resume_from_checkpoint=str(recipe.checkpoint) if recipe.checkpoint else None)
         if trainer.state.global_step not in plots.curve(trainer.state.log_history, "eval_loss"):
             trainer.evaluate()

@@ -1,8 +1,8 @@
-"""The recipe of train.py as a plain Accelerate loop, for those who want to own the loop.
+"""Pretrain a small GPT-2 like train.py, in a plain Accelerate loop that you can change.
 
 python examples/gpt2_pretraining/train_accelerate.py --config examples/gpt2_pretraining/configs/stdlib.yaml
 
-It reads the same YAML files. Of TrainingArguments it acts upon the fields in HONOURED; setting another one is an error.
+The script reads the same YAML files. It uses the fields of TrainingArguments in HONOURED; setting another is an error.
 """
 
 import math
@@ -42,7 +42,7 @@ HONOURED = frozenset(
 
 
 class Loop:
-    """The training loop and what it carries: model, optimizer, schedule, data and the Trainer's own TrainerState."""
+    """The training loop with its model, optimizer, schedule, data, and the TrainerState of the Trainer."""
 
     def __init__(self, recipe: steps.Recipe):
         args = self.args = recipe.args
@@ -52,10 +52,10 @@ class Loop:
         self.accelerator = Accelerator(
             gradient_accumulation_plugin=GradientAccumulationPlugin(args.gradient_accumulation_steps),
             deepspeed_plugin=args.deepspeed_plugin,  # None without DeepSpeed
-            mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,  # None: the launcher's
+            mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,  # None: that of the launcher
             log_with=args.report_to or None,
             project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "runs")),
-            # The Trainer's order of the data: a permutation seeded by seed + epoch.
+            # The order of the data is that of the Trainer: a permutation seeded by seed + epoch.
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.data_seed),
         )
         launch.check_launch(self.accelerator, recipe.checkpoint)
@@ -76,7 +76,7 @@ class Loop:
         self.max_steps = args.max_steps
         if self.max_steps <= 0:
             self.max_steps = math.ceil(args.num_train_epochs * self.steps_per_epoch)
-        # Not prepared: a prepared schedule takes one step per process.
+        # The schedule is not prepared, because a prepared one takes a step for every process.
         self.schedule = get_scheduler(
             args.lr_scheduler_type,
             optimizer=self.optimizer,
@@ -100,7 +100,7 @@ class Loop:
     # ----- training -----
 
     def train(self) -> None:
-        """Train up to `max_steps`, evaluate and save on the way."""
+        """Train up to `max_steps`, and evaluate and save at the steps that the settings name."""
         self.accelerator.init_trackers(self.args.run_name or "gpt2_pretraining", config=self.tracked_settings())
         loss_sum, steps_summed = torch.zeros((), device=self.accelerator.device), 0
         with self.bar("training", self.max_steps, self.state.global_step) as bar:
@@ -130,10 +130,10 @@ class Loop:
                 self.save_checkpoint()
 
     def micro_batches(self) -> Iterator[tuple[torch.Tensor, int]]:
-        """Forward and backward over the rest of the epoch, one micro-batch at a time.
+        """Run forward and backward over the rest of the epoch, one micro-batch at a time.
 
-        Yields its loss and the number of micro-batches in its step, inside `accumulate`: gradients are complete and in
-        step over the processes when `accelerator.sync_gradients` is true.
+        Yield the loss, and the number of micro-batches in the step, inside `accumulate`. The gradients are complete and
+        equal on all processes when `accelerator.sync_gradients` is true.
         """
         accumulation, batches = self.args.gradient_accumulation_steps, len(self.train_loader)
         epoch, steps_done = divmod(self.state.global_step, self.steps_per_epoch)
@@ -142,7 +142,7 @@ class Loop:
         loader = self.accelerator.skip_first_batches(self.train_loader, done) if done else self.train_loader
         self.model.train()
         for index, batch in enumerate(without_touching_the_seed(loader), start=done):
-            # The last step of an epoch can have fewer micro-batches; backward() always divides by all of them.
+            # The last step of an epoch can have fewer micro-batches, and backward() divides by the usual number.
             window = min(accumulation, batches - index // accumulation * accumulation)
             with self.accelerator.accumulate(self.model):
                 loss = self.model(**batch).loss
@@ -150,11 +150,11 @@ class Loop:
                 yield loss.detach(), window
 
     def update(self) -> dict[str, float]:
-        """Clip, step, and count. Returns what there is to log about the step."""
+        """Clip the gradients, update the weights, and count the step. Return the log entries of the step."""
         logs = {"learning_rate": self.schedule.get_last_lr()[0]}
         if self.args.max_grad_norm > 0:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-            if norm is not None:  # ZeRO 0 in fp32 clips, but does not tell
+            if norm is not None:  # ZeRO 0 in fp32 clips, but does not return the norm
                 logs["grad_norm"] = float(norm)
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:  # an overflow in fp16
@@ -167,7 +167,7 @@ class Loop:
 
     @torch.no_grad()
     def evaluate(self, bar: tqdm) -> None:
-        """Log the mean loss over the validation blocks."""
+        """Log the mean loss of the validation blocks."""
         self.model.eval()
         losses = []
         with self.bar("validation", len(self.eval_loader)) as progress:
@@ -178,10 +178,10 @@ class Loop:
         self.log({"eval_loss": torch.cat(losses).mean().item()}, bar)
         self.model.train()
 
-    # ----- what is written -----
+    # ----- logs and checkpoints -----
 
     def log(self, logs: dict[str, float], bar: tqdm) -> None:
-        """Add an entry to the history, the trackers and the terminal, under the names the Trainer uses."""
+        """Write an entry to the history, the trackers and the terminal, with the names that the Trainer uses."""
         logs = report.with_perplexity(logs) | {"epoch": self.state.epoch or 0.0}
         self.state.log_history.append({**logs, "step": self.state.global_step})
         tagged = {
@@ -193,7 +193,7 @@ class Loop:
             self.lines.show(bar, logs, self.state.global_step)
 
     def save_checkpoint(self) -> None:
-        """Write checkpoint-<step>. It is written under another name first, so one that is there is complete."""
+        """Write checkpoint-<step>. The folder gets this name when the checkpoint is complete."""
         accelerator, final = self.accelerator, self.output_dir / f"checkpoint-{self.state.global_step}"
         unfinished = self.output_dir / f"unfinished-{final.name}"
         if accelerator.is_main_process:
@@ -206,58 +206,58 @@ class Loop:
             self.recipe.corpus.tokenizer.save_pretrained(unfinished)
             self.state.save_to_json(str(unfinished / checkpoints.STATE))
             mark(unfinished, self.state.global_step, self.optimizer)
-            if final.exists():  # from before an older checkpoint was resumed
+            if final.exists():  # of a run that was resumed from an older checkpoint
                 shutil.rmtree(final)
             unfinished.rename(final)
             rotate(self.output_dir, self.args.save_total_limit)
         accelerator.wait_for_everyone()
 
     def save_weights(self, models: list[Any], weights: list[Any], folder: str) -> None:
-        """Let a checkpoint hold the bare model, which from_pretrained reads and any number of processes resumes."""
-        if weights:  # empty where the weights are sharded and accelerate saves them itself
+        """Save the unwrapped model, which `from_pretrained` can read and any number of processes can resume."""
+        if weights:  # empty if the weights are sharded, and accelerate saves them
             weights.clear()
             if self.accelerator.is_main_process:
                 self.accelerator.unwrap_model(models[0]).save_pretrained(folder)
 
     def load_weights(self, models: list[Any], folder: str) -> None:
-        """The counterpart of `save_weights`."""
+        """Load the weights that `save_weights` saved."""
         while models:
             bare = self.accelerator.unwrap_model(models.pop())
             bare.load_state_dict(GPT2LMHeadModel.from_pretrained(folder).state_dict())
 
     def finish(self) -> None:
-        """Save the model and the history in the output folder; plot and sample."""
+        """Save the model and the history in the output folder, plot the losses and print a sample."""
         if self.accelerator.is_main_process:
             self.state.save_to_json(str(self.output_dir / checkpoints.STATE))
         steps.finish(self.recipe, self.accelerator, self.model, self.state)
-        self.accelerator.end_training()  # ends the trackers, and the process group
+        self.accelerator.end_training()  # ends the trackers and the process group
 
-    # ----- small things -----
+    # ----- helpers -----
 
     def bar(self, name: str, total: int, initial: int = 0) -> tqdm:
         off = self.args.disable_tqdm or not self.accelerator.is_local_main_process
         return tqdm(desc=name, total=total, initial=initial, disable=off, leave=name == "training")
 
     def tracked_settings(self) -> dict[str, Any]:
-        """The run's settings as trackers take them: plain values."""
+        """Return the settings of the run as plain values, which trackers accept."""
         plain = (int, float, str, bool)
         return {k: v if isinstance(v, plain) else str(v) for k, v in self.recipe.settings.overrides.items()}
 
 
 def without_touching_the_seed(loader: Iterable[Any]) -> Iterator[Any]:
-    """Iterate over `loader`, leaving torch's random state alone.
+    """Iterate over `loader` without a change of torch's random state.
 
-    Every new iterator draws a number from it, which a resumed run would do once more than the uninterrupted one.
+    Every new iterator draws a random number. A resumed run makes one iterator more than an uninterrupted one.
     """
     iterator = iter(loader)
-    with torch.random.fork_rng(devices=[]):  # it is drawn on the CPU
+    with torch.random.fork_rng(devices=[]):  # the number is drawn on the CPU
         first = next(iterator)
     yield first
     yield from iterator
 
 
 def check(given: settings.Settings) -> None:
-    """Refuse values that this loop does not know, though it knows the field."""
+    """Raise InputError for a field that this loop uses with a value that it does not support."""
     for name in ("eval_strategy", "save_strategy"):
         value = getattr(given.training, name).value
         if value not in ("steps", "no"):
