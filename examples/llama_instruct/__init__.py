@@ -1,1 +1,1 @@
-"""LLaMA on instructions with TRL: all of its weights, or LoRA."""
+"""Tune a LLaMA on instructions with TRL: all of its weights, or LoRA."""

@@ -1,4 +1,4 @@
-"""Adapters of PEFT: whether they fit a model, and models with one from disk."""
+"""Load models with an adapter of PEFT, and check that the adapter fits the model."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from transformers import (
 
 from examples.shared.errors import InputError, one_line
 
-RUN = "run.json"  # what train.py notes in its output folder
+RUN = "run.json"  # the base model and the adapter of a run, written by train.py
 
 
 def read_config(model: str, **kwargs: Any) -> PreTrainedConfig:
@@ -32,7 +32,7 @@ def read_config(model: str, **kwargs: Any) -> PreTrainedConfig:
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model that `config` describes, without memory for its weights."""
+    """Return the model that `config` describes, without memory for its weights."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"a {config.model_type} is no causal language model that transformers knows")
     with torch.device("meta"):
@@ -40,7 +40,7 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def check_targets(config: PreTrainedConfig, option: str, targets: list[str] | str | None) -> None:
-    """Raise InputError for a name in `targets` that no module has; PEFT is content if one of them is found."""
+    """Raise InputError for a name in `targets` that no module has. PEFT raises only if no name is found."""
     if targets is None or targets == "all-linear":
         return
     modules = dict(empty_model(config).named_modules())
@@ -58,7 +58,7 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def base_of(folder: str | Path) -> str:
-    """The model that the one in `folder` was tuned from: what the adapter says, or what train.py has noted."""
+    """Return the name of the model that the one in `folder` was tuned from. The adapter or train.py has written it."""
     path = Path(folder) / (CONFIG_NAME if is_adapter(folder) else RUN)
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def base_of(folder: str | Path) -> str:
 
 
 def check_adapter(folder: str | Path, base: str) -> None:
-    """Raise InputError if the adapter in `folder` is one for another model than `base`, naming what does not fit."""
+    """Raise InputError, which names the weight that does not fit, if the adapter in `folder` is not for `base`."""
     path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
     try:
         with safe_open(path, "pt") as file:
@@ -79,7 +79,7 @@ def check_adapter(folder: str | Path, base: str) -> None:
             model = get_peft_model(empty_model(read_config(base)), adapter)
     except (OSError, SafetensorError, TypeError) as error:
         raise InputError(f"adapter {folder} cannot be read: {path.name}: {one_line(error)}") from error
-    except ValueError as error:  # PEFT's, of modules that are not there
+    except ValueError as error:  # raised by PEFT for modules that do not exist
         raise InputError(f"adapter {folder} is not for {base}: {one_line(error)}") from error
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     here = {name: list(weight.shape) for name, weight in weights.items()}
@@ -90,11 +90,15 @@ def check_adapter(folder: str | Path, base: str) -> None:
 
 
 def load(folder: str, base: str | None = None, **kwargs: Any) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The model in `folder`, or the base with the adapter in `folder` on it, and its tokenizer.
+    """Return the model and the tokenizer in `folder`. If it holds an adapter, the model is the base with the adapter.
 
     Args:
-        base: another place where an adapter's base is than the adapter says.
-        kwargs: for `from_pretrained`: dtype, device_map.
+        folder: The folder of a model or an adapter, or a name on the Hub.
+        base: The base of an adapter, if it is no longer where the adapter says.
+        kwargs: Arguments of `from_pretrained`, such as dtype and device_map.
+
+    Raises:
+        InputError: If the base cannot be loaded, or the adapter is not for it.
     """
     if base is not None and not is_adapter(folder):
         raise InputError(f"--base is for an adapter, and {folder} has none in it")

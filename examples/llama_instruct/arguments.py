@@ -1,4 +1,4 @@
-"""The settings of a run that TRL has no name for: the instructions, the base model, and what follows the training."""
+"""The settings of a run that TRL does not have: instructions, base model, and the steps after training."""
 
 import os
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 @dataclass
 class RecipeArguments:
-    """The instructions, the model where none is named, and what is done when training is over."""
+    """The instructions, the base model if none is named, and the steps after training."""
 
     dataset_name: str = field(
         default="stdlib",

@@ -1,4 +1,4 @@
-"""Records of instruction and response as TRL's prompt and completion, looked through before anything is trained."""
+"""Turn records of instruction and response into TRL's prompt and completion, and check them before training."""
 
 import logging
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from examples.shared import text
 from examples.shared.errors import InputError
 
 logger = logging.getLogger("llama_instruct")
-NAMED = 5  # records that a message names, of many
+NAMED = 5  # the number of records that a message names
 
 
 @dataclass
 class Instructions:
-    """Conversations: a prompt, a completion, and the number of the record that they come from."""
+    """Conversations. Each has a prompt, a completion, and the number of its record."""
 
     train: Dataset
-    validation: Dataset | None  # None where nothing is held out
+    validation: Dataset | None  # None if nothing is held out
 
 
 def load(recipe: RecipeArguments) -> Instructions:
-    """The instructions that `recipe` asks for. Raises InputError if there are none, naming the record that is wrong."""
+    """Return the instructions that `recipe` names. Raise InputError, which names the record, if one is wrong."""
     if recipe.dataset_name == "stdlib":
         train, validation = (conversations(functions.documented(held_out)) for held_out in (False, True))
     else:
@@ -53,7 +53,7 @@ def conversation(prompt: str, completion: str) -> dict[str, list[dict[str, str]]
 
 
 def from_datasets(recipe: RecipeArguments) -> tuple[Dataset, Dataset | None]:
-    """What `datasets.load_dataset` finds, its own validation or test split, or a seeded share of its records."""
+    """Return a data set, and its own validation or test split or a seeded share of its records to validate on."""
     name = recipe.dataset_name
     splits = text.load_splits(name, data_files=recipe.data_files)
     held_out = text.held_out_split(splits)
@@ -73,7 +73,7 @@ def from_datasets(recipe: RecipeArguments) -> tuple[Dataset, Dataset | None]:
 
 
 def checked(split: Dataset, where: str, recipe: RecipeArguments) -> Dataset:
-    """`split` as conversations. Raises InputError for a record without instruction or response, naming it."""
+    """Return `split` as conversations. Raise InputError, which names the record, if a text is missing or empty."""
     columns = [recipe.prompt_column, recipe.completion_column]
     columns += [recipe.input_column] if recipe.input_column else []
     for option, column in zip(("prompt_column", "completion_column", "input_column"), columns, strict=False):
@@ -103,20 +103,20 @@ def evenly(split: Dataset, limit: int | None) -> Dataset:
 
 
 def warn(records: Sequence[int], what: str) -> None:
-    """Say how many records there are of which something is to be said, and the first of them."""
+    """Warn of `records`: their number, `what` is wrong with them, and the first ones."""
     if records and PartialState().is_main_process:
         named = ", ".join(map(str, records[:NAMED])) + (", ..." if len(records) > NAMED else "")
         logger.warning("%d %s: %s", len(records), what, named)
 
 
 def warn_of_long(split: Dataset, where: str, tokenizer: PreTrainedTokenizerBase, args: SFTConfig) -> None:
-    """Say how many records are longer than `args.max_length`, and which; TRL cuts them off.
+    """Warn of the records that are longer than `args.max_length`, which TRL truncates.
 
     Raises:
-        InputError: none of them has anything left to learn from.
+        InputError: If no record has a part of the response left.
     """
     limit = args.max_length
-    if limit is None or (args.packing and args.packing_strategy != "bfd"):  # the others go on in the next sequence
+    if limit is None or (args.packing and args.packing_strategy != "bfd"):  # the others cut nothing off
         return
     lengths = []
     for start in range(0, len(split), 1000):

@@ -35,7 +35,7 @@ COLOURS = {"before": PALE, "after": STRONG}
 
 @dataclass
 class Score:
-    """Share of right answers in a group of questions, and its standard error."""
+    """The share of right answers in a group of questions, and its standard error."""
 
     accuracy: float
     error: float
@@ -93,7 +93,7 @@ def parse() -> argparse.Namespace:
 
 
 def score(args: argparse.Namespace, **model: str) -> dict[str, Score]:
-    """The scores of one model by group of questions, the one over all groups last, as 'all'."""
+    """Return the scores of one model by group of questions. The last one, 'all', is over all groups."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -104,7 +104,7 @@ def score(args: argparse.Namespace, **model: str) -> dict[str, Score]:
     if args.tasks != STDLIB:
         try:
             results = lm_eval.simple_evaluate(lm, tasks=[args.tasks], limit=args.limit or None, **common)
-        except (KeyError, ValueError, OSError) as error:  # an unknown name; data that cannot be loaded
+        except (KeyError, ValueError, OSError) as error:  # an unknown name, or data that cannot be loaded
             raise InputError(f"tasks {args.tasks!r} cannot be run: {one_line(error)}") from error
         return of_groups(results, args.tasks)
     with tempfile.TemporaryDirectory() as folder:
@@ -125,8 +125,8 @@ def of_task(results: dict[str, Any], task: str) -> Score:
 
 
 def of_groups(results: dict[str, Any], name: str) -> dict[str, Score]:
-    """The scores of the groups in lm-eval's group `name`, MMLU's four for instance, or of its tasks if it has none."""
-    # A tag is a list of tasks that lm-eval does not tell the name of.
+    """Return the scores of the groups in lm-eval's group `name`, such as MMLU's four, or of its tasks."""
+    # If `name` is a tag, lm-eval returns its tasks without the name.
     leaves = [task for task in results["results"] if task in results["n-samples"]]
     members = results["group_subtasks"].get(name) or ([name] if name in results["results"] else leaves)
     found = {}
@@ -143,7 +143,7 @@ def tasks_in(results: dict[str, Any], group: str) -> list[str]:
 
 
 def mean(scores: list[Score]) -> Score:
-    """The score over the questions of all of `scores`."""
+    """Return the score over the questions of all `scores`."""
     count = sum(s.questions for s in scores)
     accuracy = sum(s.accuracy * s.questions for s in scores) / count
     return Score(accuracy, (accuracy * (1 - accuracy) / count) ** 0.5, count)
@@ -159,7 +159,7 @@ def show(scores: dict[str, dict[str, Score]], title: str) -> None:
 
 
 def plot(scores: dict[str, dict[str, Score]], path: Path, title: str) -> None:
-    """Bars by group into the PNG `path`, with standard errors and the share that guessing gets."""
+    """Draw a bar for each group into the PNG file `path`, with standard errors and the score of guessing."""
     groups = list(scores["before"])
     figure = Figure(figsize=(1.5 + 1.2 * len(groups), 4.5), layout="constrained")
     axes = figure.add_subplot()

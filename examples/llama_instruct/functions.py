@@ -1,7 +1,7 @@
-"""Instructions that are on every machine: the documented functions of Python's standard library.
+"""Make instructions of the documented functions of Python's standard library, which every machine has.
 
-Of a function's signature it is asked what the function does, which its docstring says first, and which part of the
-library it is from. One file in ten is held out, with all that is in it: from the pretraining text as from the
+There are two questions about a signature: what the function does, and which part of the library it is from. The first
+sentence of the docstring answers the first one. One file in ten is held out, from the pretraining text and from the
 instructions.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from examples.shared import text
 
-HELD_OUT = 10  # one file in so many
-WORDS = range(3, 31)  # of a response
+HELD_OUT = 10  # one file in 10 is held out
+WORDS = range(3, 31)  # the allowed lengths of a response
 
 SUBJECTS = {
     "concurrency": "asyncio concurrent multiprocessing threading queue sched selectors signal subprocess",
@@ -31,7 +31,7 @@ OTHER = "elsewhere"
 
 @dataclass(frozen=True)
 class Function:
-    """A documented function or method; `summary` is the first sentence of its docstring."""
+    """A documented function or method. `summary` is the first sentence of its docstring."""
 
     module: str
     signature: str
@@ -43,7 +43,7 @@ class Function:
 
     @property
     def instructions(self) -> tuple[tuple[str, str], tuple[str, str]]:
-        """What is asked of it, and the answers. The module's name would give the second one away."""
+        """The two questions, each with its answer. The second one leaves out the module, which would be the answer."""
         return (
             (f"What does this function of {self.module} do?\n\n{self.signature}", self.summary),
             (f"Which part of the library is this function from?\n\n{self.signature}", self.subject),
@@ -51,10 +51,11 @@ class Function:
 
 
 def sources(held_out: bool, root: Path | None = None) -> Iterator[tuple[str, str]]:
-    """(module, source) of the library's files that are held out, or of those that are not.
+    """Yield (module, source) of the library's files that are held out, or of the others.
 
     Args:
-        root: the library's folder, by default this interpreter's.
+        held_out: Which files.
+        root: The folder of the library, by default this interpreter's.
     """
     for path, relative in text.library_files(root):
         if is_held_out(relative) == held_out:
@@ -68,13 +69,13 @@ def is_held_out(relative: Path) -> bool:
 
 @cache
 def documented(held_out: bool, root: Path | None = None) -> tuple[Function, ...]:
-    """The documented functions of `sources(held_out)`, each response once; none whose response is in the others."""
+    """Return the documented functions of `sources(held_out)`. A response is in one function of one of the two sets."""
     seen = {f.summary for f in documented(False, root)} if held_out else set()
     found = []
     for module, source in sources(held_out, root):
         try:
             tree = ast.parse(source)
-        except SyntaxError:  # lib2to3 keeps some Python 2
+        except SyntaxError:  # lib2to3 has files in Python 2
             continue
         for function in functions_in(module, tree.body):
             if function.summary not in seen:
@@ -84,7 +85,7 @@ def documented(held_out: bool, root: Path | None = None) -> tuple[Function, ...]
 
 
 def functions_in(module: str, body: list[ast.stmt], inside: str = "") -> Iterator[Function]:
-    """The documented functions of a module's or a class's body, from top to bottom."""
+    """Yield the documented functions in the body of a module or a class, from top to bottom."""
     for node in body:
         if isinstance(node, ast.ClassDef):
             yield from functions_in(module, node.body, f"class {node.name}: ")
@@ -96,6 +97,6 @@ def functions_in(module: str, body: list[ast.stmt], inside: str = "") -> Iterato
 
 
 def first_sentence(docstring: str) -> str:
-    """The first sentence of the first paragraph, on one line."""
+    """Return the first sentence of the first paragraph, on one line."""
     paragraph = " ".join(docstring.strip().split("\n\n")[0].split())
     return re.split(r"(?<=[.!?:]) ", paragraph)[0]

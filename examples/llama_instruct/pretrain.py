@@ -35,13 +35,13 @@ from examples.shared.errors import InputError, one_line
 from examples.shared.text import END_OF_TEXT, train_bpe
 
 logger = logging.getLogger("llama_instruct")
-HELD_OUT_FILES = 6  # of those held out, one in so many is evaluated on: it takes as long as a forward pass
+HELD_OUT_FILES = 6  # one in 6 of the held-out files is evaluated on, to save time
 PADDING = "<|padding|>"
 
 
 @dataclass
 class Architecture:
-    """The LLaMA. Its context is as long as the config says, not only as the sequences that it is pretrained on."""
+    """The LLaMA. Its context may be longer than the sequences that it is pretrained on."""
 
     vocab_size: int = 2048
     hidden_size: int = 128
@@ -64,9 +64,9 @@ class Architecture:
 
 
 def folder_for(config: Path, cache_dir: Path) -> Path:
-    """Where the model that the file `config` describes is, once it has been made.
+    """Return the folder of the model that the file `config` describes. It exists once the model has been made.
 
-    The name changes with all that the weights depend on, but for the number of threads.
+    The name depends on everything that the weights depend on, except the number of threads.
     """
     try:
         settings = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def pretrain(architecture: Architecture, args: SFTConfig, folder: Path) -> dict[str, Any]:
-    """Train model and tokenizer into `folder`. Returns the last figures of the log."""
+    """Train the model and its tokenizer, and save them in `folder`. Return the last evaluation."""
     text = [source for _, source in functions.sources(held_out=False)]
     tokenizer = train_tokenizer(text, architecture.vocab_size)
     set_seed(args.seed)
@@ -135,7 +135,7 @@ def main() -> None:
         inside = Path(unfinished.name) / "model"
         args.output_dir, args.save_strategy = str(Path(unfinished.name) / "training"), "no"
         figures = pretrain(architecture, args, inside)
-        if not folder.exists():  # another run may have been faster
+        if not folder.exists():  # another run can have been faster
             os.replace(inside, folder)
     logger.info("the base model, held-out loss %.3f nats per token, is in %s", figures["eval_loss"], folder)
 

@@ -1,7 +1,7 @@
-"""Multiple-choice questions of MMLU's format, made of the functions that are held out.
+"""Make multiple-choice questions in MMLU's format of the functions that are held out.
 
-A question is the second instruction of `functions`: which part of the library is this function from? The choices are
-four of the five parts, the answer is the number of the right one. As with MMLU there is a file a subject.
+The question is the second one of `functions`: which part of the library is this function from? There are four choices
+of the five parts, and the answer is the number of the right one. As with MMLU, each subject has a file.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ CHOICES = 4
 
 
 def make(held_out: Sequence[functions.Function]) -> list[dict[str, Any]]:
-    """A question for each function, the same ones every time."""
+    """Return a question for each function. Every call returns the same ones."""
     made = []
     subjects = [*functions.SUBJECTS, functions.OTHER]
     for function in held_out:
@@ -32,10 +32,11 @@ def make(held_out: Sequence[functions.Function]) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, limit: int = 0) -> list[str]:
-    """A file <subject>.jsonl in `folder` for every subject. Returns the subjects.
+    """Write a file <subject>.jsonl into `folder` for every subject. Return the subjects.
 
     Args:
-        limit: take so many questions, evenly spaced; 0 for all.
+        folder: The folder, which exists.
+        limit: The number of questions, evenly spaced. 0: all.
     """
     questions = make(functions.documented(held_out=True))
     if 0 < limit < len(questions):
@@ -48,9 +49,9 @@ def write(folder: Path, limit: int = 0) -> list[str]:
 
 
 def task(subject: str, folder: Path) -> dict[str, Any]:
-    """lm-eval's configuration for the questions on `subject`, as that of mmlu_continuation.
+    """Return lm-eval's configuration for the questions on `subject`, like that of mmlu_continuation.
 
-    The choices are scored as texts, since a model of a million parameters does not handle letters.
+    The choices are scored as texts, because a model of a million parameters cannot handle letters.
     """
     return {
         "task": f"stdlib_{subject}",

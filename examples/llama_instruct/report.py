@@ -1,4 +1,4 @@
-"""What a run shows when it is over: its losses, as a line and as a picture."""
+"""The last line of a run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ def trainable(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def summary(state: TrainerState, output_dir: Path) -> str:
-    """A line with the held-out loss before and after, if there is one."""
+    """Return a line with the held-out loss before and after training, if there is one."""
     held_out = curve(state.log_history, "eval_loss")
     first, last = min(held_out, default=0), max(held_out, default=0)
     figures = f"held-out loss {held_out[first]:.4f} (step {first}) -> {held_out[last]:.4f}; " if held_out else ""

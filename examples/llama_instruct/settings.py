@@ -38,7 +38,7 @@ def check(_recipe: RecipeArguments, args: SFTConfig, model: ModelConfig) -> None
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         raise InputError("load_in_4bit and load_in_8bit need use_peft: quantised weights are not trained")
     if isinstance(model.lora_target_modules, str) and model.lora_target_modules != "all-linear":
-        # TRL makes a text of a list of one, which PEFT takes as a pattern for the whole name: nothing would match.
+        # TRL turns a list of one name into a string, and PEFT takes a string as a pattern of the whole name.
         model.lora_target_modules = [model.lora_target_modules]
     if args.chat_template_path is not None:
         found = [p for p in (Path(args.chat_template_path), HERE / args.chat_template_path) if p.is_file()]

@@ -30,7 +30,7 @@ TRACES = ("checkpoint-*", adapters.RUN, "*.safetensors", launch.PICTURE)
 
 
 def base_model(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> str:
-    """The model to start from: the one that is named, or the small LLaMA, which is pretrained if need be."""
+    """Return the model to start from: the one that is named, or the small LLaMA, which is pretrained if necessary."""
     name = model_args.model_name_or_path
     if name is not None:
         return str(Path(name).resolve()) if Path(name).is_dir() else name
@@ -66,7 +66,7 @@ def load_tokenizer(base: str, args: SFTConfig) -> PreTrainedTokenizerBase:
 
 
 def check_same_run(checkpoint: Path, run: dict[str, object]) -> None:
-    """Raise InputError if `checkpoint` is of a run with another base model or another adapter."""
+    """Raise InputError if the run of `checkpoint` has another base model, adapter, optimizer or data set."""
     path = checkpoint.parent / adapters.RUN
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for key, value in json.loads(json.dumps(run)).items():
@@ -107,12 +107,12 @@ def make_trainer(
         RuntimeError,
         ImportError,
         OSError,
-    ) as error:  # what TRL, PEFT and transformers say of their own arguments
+    ) as error:  # raised by TRL, PEFT and transformers for their own arguments
         raise InputError(one_line(error)) from error
 
 
 def check_context(base: str, args: SFTConfig, model_args: ModelConfig) -> None:
-    """Cut what is longer than the model's context, if `max_length` says nothing; raise InputError if it says more."""
+    """Set `max_length` to the model's context if it is None. Raise InputError if it is longer than the context."""
     config = adapters.read_config(base, revision=model_args.model_revision)
     context = getattr(config, "max_position_embeddings", None)
     if args.max_length is None:
@@ -122,7 +122,7 @@ def check_context(base: str, args: SFTConfig, model_args: ModelConfig) -> None:
 
 
 def save(trainer: SFTTrainer) -> None:
-    """Save the model or the adapter, whole, with its tokenizer; for all processes: each may hold a part of it."""
+    """Save the whole model or adapter with its tokenizer. All processes call this, because each may hold a part."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
@@ -132,7 +132,7 @@ def save(trainer: SFTTrainer) -> None:
 
 
 def tune(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> None:
-    """Train, and leave the model or the adapter in the output folder. Raises InputError before it is written to."""
+    """Train, and save the model or the adapter in the output folder. Raise InputError before anything is written."""
     output_dir = Path(args.output_dir)
     checkpoint = launch.to_go_on_from(args, TRACES)
     base = base_model(recipe, args, model_args)
@@ -146,7 +146,7 @@ def tune(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> N
         check_same_run(checkpoint, this)
         launch.check_not_finished(checkpoint, args)
 
-    # The callback keeps as many, but does not remove an old one before the new one is complete.
+    # The callback keeps this many checkpoints, and removes an old one only when the new one is complete.
     mark, args.save_total_limit = MarkComplete(args.save_total_limit), None
     trainer = make_trainer(base, recipe, args, model_args, [mark])
     launch.check_launch(trainer.accelerator, checkpoint)
@@ -159,7 +159,7 @@ def tune(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> N
         launch.describe(args, checkpoint),
     )
     with names_a_full_disk(output_dir):
-        with contextlib.suppress(AlreadyFinishedError):  # of a run that was killed before it had written its model
+        with contextlib.suppress(AlreadyFinishedError):  # a run that was killed before it wrote its model
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         state = trainer.state
         if args.eval_strategy != "no" and state.global_step not in plots.curve(state.log_history, "eval_loss"):
@@ -176,7 +176,7 @@ def main() -> None:
     recipe, args, model_args = settings.parse(None, __doc__)
     launch.show_logs(logger.name)
     tune(recipe, args, model_args)
-    # What follows loads the model anew: the memory of the one that was tuned is given back first.
+    # The next steps load the model again, so free the memory of the tuned one first.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
