@@ -13,15 +13,19 @@ DTYPES = ("float32", "bfloat16")
 class ModelArguments:
     """The GPT-2 to train from random weights. Its context is `block_size` tokens, its vocabulary the tokenizer's."""
 
-    n_layer: int = field(default=12, metadata={"help": "Transformer blocks."})
-    n_head: int = field(default=12, metadata={"help": "Attention heads; divides n_embd."})
-    n_embd: int = field(default=768, metadata={"help": "Width."})
-    dropout: float = field(default=0.0, metadata={"help": "On embeddings, attention and residuals alike, 0 <= p < 1."})
+    n_layer: int = field(default=12, metadata={"help": "The number of transformer blocks."})
+    n_head: int = field(
+        default=12, metadata={"help": "The number of attention heads. n_embd must be a multiple of it."}
+    )
+    n_embd: int = field(default=768, metadata={"help": "The size of the embeddings and hidden states."})
+    dropout: float = field(
+        default=0.0, metadata={"help": "The dropout probability of embeddings, attention and residuals, in [0, 1)."}
+    )
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "Of the parameters: 'float32' or 'bfloat16'. The latter wants optim_args "
-            "'bf16_stochastic_round=true': without it small updates are lost."
+            "help": "The dtype of the parameters: 'float32' or 'bfloat16'. With 'bfloat16' set optim_args to "
+            "'bf16_stochastic_round=true', because small updates are lost without it."
         },
     )
 
@@ -44,33 +48,42 @@ class DataArguments:
     dataset_name: str = field(
         default="stdlib",
         metadata={
-            "help": "'stdlib' for the source of Python's standard library, or what datasets.load_dataset takes: a name "
-            "on the Hub, a local folder, or 'json', 'text', 'csv', 'parquet' together with --data_files."
+            "help": "'stdlib' for the source of Python's standard library, or an argument of datasets.load_dataset: "
+            "a name on the Hub, a local folder, or 'json', 'text', 'csv', 'parquet' together with --data_files."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "The configuration of the data set."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
-    data_files: list[str] | None = field(default=None, metadata={"help": "Files for the 'json', 'text', ... loaders."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "The branch, tag or commit of the data set on the Hub."}
+    )
+    data_files: list[str] | None = field(
+        default=None, metadata={"help": "The files for 'json', 'text', 'csv' or 'parquet'."}
+    )
     text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
     validation_fraction: float = field(
-        default=0.01, metadata={"help": "Share of the documents held out where the data set has no validation split."}
+        default=0.01,
+        metadata={"help": "The share of the documents to hold out if the data set has no validation split."},
     )
-    split_seed: int = field(default=2357, metadata={"help": "Which documents those are."})
+    split_seed: int = field(default=2357, metadata={"help": "The seed that chooses the held-out documents."})
     tokenizer_name: str | None = field(
         default=None,
-        metadata={"help": "A pretrained tokenizer; left out, a byte-level BPE is trained on the training text."},
+        metadata={"help": "A pretrained tokenizer. Without it, a byte-level BPE is trained on the training text."},
     )
-    vocab_size: int = field(default=2048, metadata={"help": "Of the BPE trained here, <|endoftext|> included."})
-    block_size: int = field(default=1024, metadata={"help": "Tokens per sequence."})
+    vocab_size: int = field(
+        default=2048, metadata={"help": "The number of tokens of the BPE that is trained, with <|endoftext|>."}
+    )
+    block_size: int = field(default=1024, metadata={"help": "The number of tokens in a sequence."})
     max_eval_blocks: int | None = field(
-        default=None, metadata={"help": "Evaluate on this many blocks, evenly spaced over the validation text."}
+        default=None, metadata={"help": "The number of blocks to evaluate on, evenly spaced. Default: all."}
     )
     cache_dir: str | None = field(
         default=None,
-        metadata={"help": "Tokenizers and tokens are kept here; default $XDG_CACHE_HOME/adopt_hf, ~/.cache/adopt_hf."},
+        metadata={
+            "help": "The cache of tokenizers and tokens. Default: $XDG_CACHE_HOME/adopt_hf or ~/.cache/adopt_hf."
+        },
     )
-    sample_prompt: str = field(default="", metadata={"help": "What the text sample at the end continues."})
-    sample_tokens: int = field(default=120, metadata={"help": "Its length; 0 for no sample."})
+    sample_prompt: str = field(default="", metadata={"help": "The start of the text sample at the end."})
+    sample_tokens: int = field(default=120, metadata={"help": "The number of tokens of the text sample. 0: no sample."})
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:

@@ -34,7 +34,7 @@ def read_config(model: str, **kwargs: Any) -> PreTrainedConfig:
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Return the model that `config` describes, without memory for its weights."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"a {config.model_type} is no causal language model that transformers knows")
+        raise InputError(f"model type {config.model_type!r} is not a causal language model of transformers")
     with torch.device("meta"):
         return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
@@ -48,8 +48,8 @@ def check_targets(config: PreTrainedConfig, option: str, targets: list[str] | st
         if not any(name == target or name.endswith(f".{target}") for name in modules):
             linear = {name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, nn.Linear)}
             raise InputError(
-                f"{option}: no module of this {config.model_type} is called {target!r}; it has "
-                f"{', '.join(sorted(linear))}, or write all-linear"
+                f"{option}: this {config.model_type} has no module called {target!r}; write all-linear, or some of "
+                f"{', '.join(sorted(linear))}"
             )
 
 
@@ -101,7 +101,7 @@ def load(folder: str, base: str | None = None, **kwargs: Any) -> tuple[nn.Module
         InputError: If the base cannot be loaded, or the adapter is not for it.
     """
     if base is not None and not is_adapter(folder):
-        raise InputError(f"--base is for an adapter, and {folder} has none in it")
+        raise InputError(f"--base needs an adapter, and there is none in {folder}; remove --base")
     base = base_of(folder) if base is None and is_adapter(folder) else base
     config = read_config(base or folder)
     if base is not None:

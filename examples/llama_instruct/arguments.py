@@ -17,41 +17,43 @@ class RecipeArguments:
     dataset_name: str = field(
         default="stdlib",
         metadata={
-            "help": "'stdlib' for the documented functions of Python's standard library, or what datasets.load_dataset "
-            "takes: a name on the Hub, a local folder, or 'json', 'csv', 'parquet' together with --data_files."
+            "help": "'stdlib' for the documented functions of Python's standard library, or an argument of "
+            "datasets.load_dataset: a name on the Hub, a local folder, or 'json', 'csv', 'parquet' together with "
+            "--data_files."
         },
     )
-    data_files: list[str] | None = field(default=None, metadata={"help": "Files for the 'json', 'csv', ... loaders."})
+    data_files: list[str] | None = field(default=None, metadata={"help": "The files for 'json', 'csv' or 'parquet'."})
     prompt_column: str = field(default="prompt", metadata={"help": "The column with the instruction."})
     input_column: str | None = field(
-        default=None, metadata={"help": "A column whose text, where there is one, is put below the instruction."}
+        default=None, metadata={"help": "A column whose text is put below the instruction, if it is not empty."}
     )
     completion_column: str = field(default="completion", metadata={"help": "The column with the response."})
     empty_completions: str = field(
         default="error",
-        metadata={
-            "help": "What an empty response is: an 'error', or something to 'keep', to learn to say nothing. Alpaca "
-            "has some."
-        },
+        metadata={"help": "What to do with an empty response: 'error' stops, 'keep' trains on it. Alpaca has some."},
     )
     validation_fraction: float = field(
-        default=0.05, metadata={"help": "Share of the records held out where the data set has no validation split."}
+        default=0.05, metadata={"help": "The share of the records to hold out if the data set has no validation split."}
     )
-    max_train_records: int | None = field(default=None, metadata={"help": "Train on this many records, evenly spaced."})
-    max_eval_records: int | None = field(default=None, metadata={"help": "Evaluate on this many, evenly spaced."})
+    max_train_records: int | None = field(
+        default=None, metadata={"help": "The number of records to train on, evenly spaced."}
+    )
+    max_eval_records: int | None = field(
+        default=None, metadata={"help": "The number of records to evaluate on, evenly spaced."}
+    )
     base_config: str = field(
         default=str(HERE / "configs" / "base.yaml"),
-        metadata={"help": "Where no --model_name_or_path is given, a small LLaMA is pretrained as this file says."},
+        metadata={"help": "The config of the small LLaMA that is pretrained if --model_name_or_path is not given."},
     )
     cache_dir: str | None = field(
         default=None,
-        metadata={"help": "That LLaMA is kept here; default $XDG_CACHE_HOME/adopt_hf, ~/.cache/adopt_hf."},
+        metadata={"help": "The cache of that LLaMA. Default: $XDG_CACHE_HOME/adopt_hf or ~/.cache/adopt_hf."},
     )
     evaluate: bool = field(
         default=False, metadata={"help": "Score the model before and after on multiple-choice questions (evaluate.py)."}
     )
-    questions: int = field(default=400, metadata={"help": "How many; 0 for all there are."})
-    chat_prompt: str = field(default="", metadata={"help": "What the tuned model is asked at the end; empty: nothing."})
+    questions: int = field(default=400, metadata={"help": "The number of these questions. 0: all."})
+    chat_prompt: str = field(default="", metadata={"help": "A question to the tuned model at the end. Default: none."})
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
@@ -65,7 +67,9 @@ class RecipeArguments:
         if self.questions < 0:
             raise InputError(f"questions must not be negative, got {self.questions}")
         if self.dataset_name == "stdlib" and self.data_files:
-            raise InputError("data_files are for dataset_name json, csv, ...; dataset_name is 'stdlib'")
+            raise InputError(
+                "data_files needs dataset_name json, csv or parquet, and dataset_name is 'stdlib'; set one of them"
+            )
         if self.dataset_name in ("json", "csv", "parquet", "text") and not self.data_files:
             raise InputError(f"dataset_name {self.dataset_name!r} needs --data_files")
         self.cache_dir = os.path.expanduser(self.cache_dir or str(cache.user_cache() / "adopt_hf"))

@@ -65,8 +65,8 @@ def from_datasets(recipe: RecipeArguments) -> tuple[Dataset, Dataset | None]:
         return train, None
     if count >= len(train):
         raise InputError(
-            f"data set {name!r} has {len(train)} records, of which validation_fraction={recipe.validation_fraction} "
-            "leaves none to train on"
+            f"data set {name!r} has {len(train)} records, and validation_fraction={recipe.validation_fraction} "
+            "leaves none to train on; choose a smaller one"
         )
     parts = train.train_test_split(test_size=count, seed=2357)
     return parts["train"], parts["test"]
@@ -131,11 +131,11 @@ def warn_of_long(split: Dataset, where: str, tokenizer: PreTrainedTokenizerBase,
     if len(without) == len(split):
         raise InputError(
             f"every prompt of the {where} split has max_length={limit} tokens or more (the first {lengths[0][0]}), so "
-            "that nothing of the responses is left; choose a greater --max_length"
+            "nothing of the responses is left; choose a larger --max_length"
         )
     skipped = set(without)
     cut = [i for i, (_, both) in enumerate(lengths) if both > limit and i not in skipped]
     long = f"of {len(split)} records of the {where} split are longer than max_length={limit} tokens and"
-    left = "are packed without a response" if args.packing else "are left out, their prompts alone are that long"
+    left = "are packed without a response" if args.packing else "are left out, because their prompts are that long"
     warn([split[i]["record"] for i in cut], f"{long} are truncated")
     warn([split[i]["record"] for i in without], f"{long} {left}")

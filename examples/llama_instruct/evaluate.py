@@ -69,26 +69,32 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder with the tuned model or the adapter")
-    parser.add_argument("--base", help="what it was tuned from, if that is no longer where the folder says")
+    parser.add_argument("--base", help="the model before tuning, if it is no longer where the folder says")
     parser.add_argument("--tasks", default=STDLIB, help=f"{STDLIB} (default), mmlu, or another of lm-eval's groups")
-    parser.add_argument("--limit", type=int, default=0, help="questions, of a group of lm-eval's those a task; 0: all")
-    parser.add_argument("--num_fewshot", type=int, help="solved examples before each question (MMLU's custom is 5)")
+    parser.add_argument(
+        "--limit", type=int, default=0, help="number of questions; for a group of lm-eval, of each task; 0: all"
+    )
+    parser.add_argument(
+        "--num_fewshot", type=int, help="number of solved examples before each question (5 is usual for MMLU)"
+    )
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="of the weights (default: as they were saved)",
+        help="dtype of the weights (default: as they were saved)",
     )
     parser.add_argument("--use_cpu", action="store_true")
-    parser.add_argument("--out", help="another folder for the results than the model's")
+    parser.add_argument("--out", help="folder for the results (default: the folder of the model)")
     args = parser.parse_args()
     if args.limit < 0 or args.batch_size < 1:
-        raise InputError(f"limit must be at least 0 and batch_size 1, got {args.limit} and {args.batch_size}")
+        raise InputError(f"limit must be at least 0 and batch_size at least 1, got {args.limit} and {args.batch_size}")
     if args.num_fewshot is not None and (args.num_fewshot < 0 or args.tasks == STDLIB):
-        raise InputError(f"num_fewshot must be at least 0, and is not for {STDLIB}: got {args.num_fewshot}")
+        raise InputError(
+            f"num_fewshot must be at least 0, and needs other --tasks than {STDLIB}; got {args.num_fewshot}"
+        )
     if not Path(args.model).is_dir():
-        raise InputError(f"model {args.model} is no folder; give that of a tuned model or of an adapter")
+        raise InputError(f"model {args.model} is not a folder; give the folder of a tuned model or an adapter")
     return args
 
 

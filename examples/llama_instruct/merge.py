@@ -22,9 +22,9 @@ def main() -> None:
     parser.add_argument("--base", help="the base model, if it is no longer where the adapter says")
     args = parser.parse_args()
     if not adapters.is_adapter(args.adapter):
-        raise InputError(f"{args.adapter} has no adapter in it")
+        raise InputError(f"there is no adapter in {args.adapter}; give the folder of a run with use_peft")
     if Path(args.output_dir).exists():
-        raise InputError(f"output_dir {args.output_dir} exists; choose another")
+        raise InputError(f"output_dir {args.output_dir} exists already; choose another")
     model, tokenizer = adapters.load(args.adapter, args.base, dtype="auto")
     try:
         Path(args.output_dir).mkdir(parents=True)

@@ -58,7 +58,7 @@ class Architecture:
             raise InputError(f"vocab_size must be at least 258 (bytes, end of text, padding), got {self.vocab_size}")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise InputError(
-                f"hidden_size must be a multiple of twice num_attention_heads, got {self.hidden_size} and "
+                f"hidden_size must be a multiple of 2 * num_attention_heads, got {self.hidden_size} and "
                 f"{self.num_attention_heads}"
             )
 

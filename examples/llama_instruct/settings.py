@@ -36,7 +36,9 @@ def check(_recipe: RecipeArguments, args: SFTConfig, model: ModelConfig) -> None
     """
     launch.check_training(args, lora=model.use_peft)
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
-        raise InputError("load_in_4bit and load_in_8bit need use_peft: quantised weights are not trained")
+        raise InputError(
+            "load_in_4bit and load_in_8bit need LoRA, because quantized weights are not trained; add --use_peft"
+        )
     if isinstance(model.lora_target_modules, str) and model.lora_target_modules != "all-linear":
         # TRL turns a list of one name into a string, and PEFT takes a string as a pattern of the whole name.
         model.lora_target_modules = [model.lora_target_modules]
@@ -44,5 +46,5 @@ def check(_recipe: RecipeArguments, args: SFTConfig, model: ModelConfig) -> None
         found = [p for p in (Path(args.chat_template_path), HERE / args.chat_template_path) if p.is_file()]
         if not found:
             known = ", ".join(sorted(f"templates/{p.name}" for p in (HERE / "templates").glob("*.jinja")))
-            raise InputError(f"chat_template_path {args.chat_template_path} is no file; the recipe has {known}")
+            raise InputError(f"chat_template_path {args.chat_template_path} is not a file; the recipe has {known}")
         args.chat_template_path = str(found[0])

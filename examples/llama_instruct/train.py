@@ -71,7 +71,9 @@ def check_same_run(checkpoint: Path, run: dict[str, object]) -> None:
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for key, value in json.loads(json.dumps(run)).items():
         if key in before and before[key] != value:
-            raise InputError(f"checkpoint {checkpoint} is of another run: {key} is {before[key]} there, {value} here")
+            raise InputError(
+                f"checkpoint {checkpoint} is of another run: {key} is {before[key]} there and {value} here"
+            )
 
 
 def make_trainer(

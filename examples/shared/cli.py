@@ -55,7 +55,7 @@ class Parser(HfArgumentParser):
             "--config",
             metavar="FILE.yaml",
             default=str(config),
-            help="Settings by name; the command line wins. May be given as a bare first argument.",
+            help="A file of settings. The command line takes precedence. A bare file may be the first argument.",
         )
         self.set_defaults(optim="adopt", output_dir=None)
 

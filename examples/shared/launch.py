@@ -59,7 +59,7 @@ def check_training(args: TrainingArguments, lora: bool = False) -> None:
     launched, running = int(os.environ.get("WORLD_SIZE", "1")), PartialState().num_processes
     if launched != running:
         # Without --use_cpu accelerate looks for GPUs, finds none, and lets every process train alone.
-        raise InputError(f"{launched} processes were launched but each would train alone; on CPU pass --use_cpu")
+        raise InputError(f"{launched} processes were launched, but each would train alone; on CPUs pass --use_cpu")
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise InputError(f"{name} must be at least 1, got {getattr(args, name)}")
@@ -116,7 +116,7 @@ def settle_deepspeed(args: TrainingArguments) -> None:
         theirs, ours = config.get(key, getattr(plugin, key, "auto")), getattr(args, name)
         if theirs not in ("auto", ours):
             raise InputError(
-                f"{name} is {ours}, but the launcher's DeepSpeed config has {key} = {theirs}; drop it there"
+                f"{name} is {ours}, but the launcher's DeepSpeed config has {key} = {theirs}; remove it there"
             )
         config[key] = ours
 
@@ -140,7 +140,7 @@ def open_cache(folder: Path, kept: Path | None = None) -> Path:
         raise InputError(f"cache_dir {folder} cannot be used: {error.__cause__}") from error
     reason = cache.why_not_trusted(folder) if kept is None or not kept.exists() else cache.why_not_all_trusted(kept)
     if reason is not None:
-        raise InputError(f"cache_dir {folder} cannot be trusted: {reason}; --cache_dir names another")
+        raise InputError(f"cache_dir {folder} cannot be trusted: {reason}; choose another --cache_dir")
     return folder
 
 
@@ -187,7 +187,7 @@ def take_folder(file: Path, text: str, new: bool) -> None:
             with open(file, "x" if new else "w", encoding="utf-8") as opened:
                 opened.write(text)
         except FileExistsError:
-            raise InputError(f"output_dir {file.parent} has just been taken by another run") from None
+            raise InputError(f"output_dir {file.parent} has just been taken by another run; choose another") from None
         except OSError as error:
             raise InputError(f"output_dir {file.parent} cannot be written: {error.strerror}") from None
 
@@ -198,9 +198,7 @@ def take_folder(file: Path, text: str, new: bool) -> None:
 def check_launch(accelerator: Accelerator, checkpoint: Path | None) -> None:
     """Raise InputError if the launch mode is not the one that was asked for, or not the one of the checkpoint."""
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != DistributedType.FSDP:
-        raise InputError(
-            "FSDP was asked for, but accelerate leaves it off on CPUs; take ddp.yaml or a DeepSpeed config"
-        )
+        raise InputError("FSDP was asked for, but Accelerate turns it off on CPUs; use ddp.yaml or a DeepSpeed config")
     if checkpoint is not None:
         try:
             check_layout(checkpoint)

@@ -429,7 +429,7 @@ def test_a_cache_that_others_can_write_to_is_not_read(tmp_path: Path) -> None:
     assert list(path.iterdir()) == []
     tmp_path.chmod(0o777)
     asked = arguments.DataArguments(cache_dir=str(tmp_path))
-    with pytest.raises(InputError, match=r"cannot be trusted: other users can write to .* --cache_dir names"):
+    with pytest.raises(InputError, match=r"cannot be trusted: other users can write to .* choose another --cache_dir"):
         data.load(asked, 1)
     tmp_path.chmod(0o700)
 

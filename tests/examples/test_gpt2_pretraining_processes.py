@@ -304,7 +304,7 @@ def test_fsdp_that_would_be_ddp_is_refused(config: Path) -> None:
     launcher = [*ACCELERATE, str(LAUNCHERS / "fsdp2.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
     result = run(config, "train.py", "--use_cpu", "--output_dir", config.parent / "out", launcher=launcher)
     assert result.returncode != 0
-    assert "FSDP was asked for, but accelerate leaves it off on CPUs" in result.stderr
+    assert "FSDP was asked for, but Accelerate turns it off on CPUs" in result.stderr
 
 
 @pytest.mark.slow
@@ -333,5 +333,5 @@ def test_processes_that_would_train_alone_are_refused(config: Path) -> None:
     output = config.parent / "out"
     result = run(config, "train.py", "--output_dir", output, launcher=TORCHRUN)
     assert result.returncode != 0
-    assert "2 processes were launched but each would train alone; on CPU pass --use_cpu" in result.stderr
+    assert "2 processes were launched, but each would train alone; on CPUs pass --use_cpu" in result.stderr
     assert not output.exists()

@@ -60,7 +60,9 @@ def test_settings_that_can(options: dict[str, Any], lora: bool, tmp_path: Path) 
 def test_processes_that_would_train_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = training_arguments(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="2 processes were launched but each would train alone; on CPU pass --use_cpu"):
+    with pytest.raises(
+        InputError, match="2 processes were launched, but each would train alone; on CPUs pass --use_cpu"
+    ):
         launch.check_training(args)
 
 
@@ -104,7 +106,7 @@ def test_what_another_user_could_have_changed_is_not_read(tmp_path: Path) -> Non
     assert launch.open_cache(kept.parent, kept) == kept.parent
     kept.mkdir()
     kept.chmod(0o777)
-    with pytest.raises(InputError, match=f"cannot be trusted: .*{kept}.* --cache_dir names another"):
+    with pytest.raises(InputError, match=f"cannot be trusted: .*{kept}.* choose another --cache_dir"):
         launch.open_cache(kept.parent, kept)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be used: "):
@@ -125,6 +127,6 @@ def test_a_folder_is_taken_once(tmp_path: Path) -> None:
 
 def test_fsdp_that_accelerate_leaves_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="FSDP was asked for, but accelerate leaves it off on CPUs"):
+    with pytest.raises(InputError, match="FSDP was asked for, but Accelerate turns it off on CPUs"):
         launch.check_launch(types.SimpleNamespace(distributed_type="MULTI_CPU"), None)
     launch.check_launch(types.SimpleNamespace(distributed_type="FSDP"), None)

@@ -208,7 +208,10 @@ def test_an_adapter_is_reloaded_and_merged(toy: Path, finished: tuple[str, Path,
     result = call(EXAMPLE / "merge.py", output, tmp_path / "merged")
     if kind == "full":
         assert result.code == 2
-        assert result.last_error == f"merge.py: error: {output} has no adapter in it"
+        assert (
+            result.last_error
+            == f"merge.py: error: there is no adapter in {output}; give the folder of a run with use_peft"
+        )
         return
     assert result.code == 0, result.err
     with torch.no_grad():
@@ -218,7 +221,7 @@ def test_an_adapter_is_reloaded_and_merged(toy: Path, finished: tuple[str, Path,
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
     again = call(EXAMPLE / "merge.py", output, tmp_path / "merged")
     assert again.code == 2
-    assert again.last_error == f"merge.py: error: output_dir {tmp_path / 'merged'} exists; choose another"
+    assert again.last_error == f"merge.py: error: output_dir {tmp_path / 'merged'} exists already; choose another"
 
 
 def test_chat(finished: tuple[str, Path, Result]) -> None:
@@ -226,7 +229,7 @@ def test_chat(finished: tuple[str, Path, Result]) -> None:
     result = call(EXAMPLE / "chat.py", output, "add 3 and 4", "--use_cpu", "--max_new_tokens", "8")
     assert result.code == 0, result.err
     assert result.out.startswith("> add 3 and 4\n")
-    assert call(EXAMPLE / "chat.py", output, " ").last_error == "chat.py: error: the prompt is empty"
+    assert call(EXAMPLE / "chat.py", output, " ").last_error == "chat.py: error: the prompt is empty; write a question"
 
 
 def test_packing_changes_no_loss(toy: Path) -> None:
@@ -381,11 +384,20 @@ def test_a_bad_record_is_named(row: dict[str, str], message: str, toy: Path, tmp
         ),
         (("--data_files", "nowhere.jsonl"), "data set 'json' cannot be loaded: "),
         (("--max_length", "4"), "every prompt of the training split has max_length=4 tokens or more (the first "),
-        (("--chat_template_path", "none.jinja"), "chat_template_path none.jinja is no file; the recipe has templates/"),
-        (("--use_peft", "--lora_target_modules", "q_proj", "qq"), "no module of this llama is called 'qq'; it has "),
-        (("--use_peft", "--lora_target_modules", "qq"), "no module of this llama is called 'qq'; it has "),
+        (
+            ("--chat_template_path", "none.jinja"),
+            "chat_template_path none.jinja is not a file; the recipe has templates/",
+        ),
+        (
+            ("--use_peft", "--lora_target_modules", "q_proj", "qq"),
+            "this llama has no module called 'qq'; write all-linear, or some of ",
+        ),
+        (
+            ("--use_peft", "--lora_target_modules", "qq"),
+            "this llama has no module called 'qq'; write all-linear, or some of ",
+        ),
         (("--use_peft", "--lora_r", "0"), "`r` should be a positive integer value but the value passed is 0"),
-        (("--load_in_4bit",), "load_in_4bit and load_in_8bit need use_peft"),
+        (("--load_in_4bit",), "load_in_4bit and load_in_8bit need LoRA"),
         (("--model_name_or_path", "no/such"), "model 'no/such' cannot be loaded: "),
         (("--optim_args", "beta3=1"), "beta3"),
         (("--optim_args", "loraplus_lr_ratio=16"), "loraplus_lr_ratio in optim_args needs LoRA"),
@@ -393,7 +405,7 @@ def test_a_bad_record_is_named(row: dict[str, str], message: str, toy: Path, tmp
         (("--learning_rat", "1"), "--learning_rat"),
         (
             ("--use_peft", "--lora_modules_to_save", "qq"),
-            "lora_modules_to_save: no module of this llama is called 'qq'",
+            "lora_modules_to_save: this llama has no module called 'qq'",
         ),
         (("--learning_rate", "-1"), "learning_rate must be"),
         (("--per_device_train_batch_size", "0"), "per_device_train_batch_size must be at least 1, got 0"),
@@ -477,7 +489,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused_and_a_finished_run_stays_a
     last = (*(LORA if kind == "LoRA" else ()), "--resume_from_checkpoint", "last")
     other = train(toy, output, *last, "--max_steps", 12, "--optim", "adamw_torch")
     assert other.code == 2
-    assert "is of another run: optim is adopt there, adamw_torch here" in other.last_error
+    assert "is of another run: optim is adopt there and adamw_torch here" in other.last_error
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     done = train(toy, output, *last)
     assert done.code == 0
@@ -522,11 +534,11 @@ def test_evaluate_refuses_before_it_scores(finished: tuple[str, Path, Result], t
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     for argv, message in (
-        ((output, "--num_fewshot", "5"), "num_fewshot must be at least 0, and is not for stdlib: got 5"),
-        ((output, "--limit", "-1"), "limit must be at least 0 and batch_size 1, got -1"),
+        ((output, "--num_fewshot", "5"), "num_fewshot must be at least 0, and needs other --tasks than stdlib; got 5"),
+        ((output, "--limit", "-1"), "limit must be at least 0 and batch_size at least 1, got -1"),
         ((output, "--out", tmp_path / "file" / "out"), "cannot be written: Not a directory"),
         ((output, "--base", "/no/such"), "model '/no/such' cannot be loaded"),
-        ((tmp_path / "none",), "is no folder; give that of a tuned model or of an adapter"),
+        ((tmp_path / "none",), "is not a folder; give the folder of a tuned model or an adapter"),
         ((tmp_path / "empty",), "pass --base"),
     ):
         result = call(EXAMPLE / "evaluate.py", *argv, "--use_cpu")
@@ -573,7 +585,7 @@ def test_long_records_are_counted(toy: Path, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     where = "of 16 records of the training split are longer than max_length=96 tokens and"
     assert f"2 {where} are truncated: 2, 3\n" in result.err
-    assert f"1 {where} are left out, their prompts alone are that long: 5\n" in result.err
+    assert f"1 {where} are left out, because their prompts are that long: 5\n" in result.err
     assert "15 training records" in result.err
     # Of a share that is held out at random the numbers are those of the file, too.
     held_out = train(toy, tmp_path / "half", *argv[:2], "--validation_fraction", "0.5", *argv[4:])
