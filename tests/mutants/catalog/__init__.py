@@ -1,6 +1,6 @@
 """All mutants, by the part that they damage."""
 
-from tests.mutants.catalog import docs, found, integrations, kernels, optimizer, update
+from tests.mutants.catalog import docs, examples, found, integrations, kernels, optimizer, update
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -8,6 +8,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *update.MUTANTS,
     *optimizer.MUTANTS,
     *integrations.MUTANTS,
+    *examples.MUTANTS,
     *found.MUTANTS,
     *docs.MUTANTS,
 )
