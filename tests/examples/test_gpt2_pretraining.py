@@ -16,12 +16,10 @@ import json
 import logging
 import math
 import os
-import random
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
@@ -34,6 +32,7 @@ from examples.gpt2_pretraining import arguments, checkpoints, data, settings, so
 from examples.shared.errors import InputError
 from tests.examples.script import Result
 from tests.examples.script import call as call_script
+from tests.examples.toy import write_toy
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "gpt2_pretraining"
 CONFIGS = EXAMPLE / "configs"
@@ -44,48 +43,13 @@ def call(script: str, *argv: object) -> Result:
     return call_script(EXAMPLE / script, *argv)
 
 
-def write_toy(folder: Path, **overrides: Any) -> Path:
-    """A data set of 300 short documents, and a config that trains one tiny layer on it for 40 steps."""
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
-    rng = random.Random(0)
-    with open(folder / "toy.jsonl", "w") as file:
-        for number in range(300):
-            file.write(json.dumps({"text": " ".join(rng.choices(words, k=40)), "number": number}) + "\n")
-    settings = {
-        "dataset_name": "json",
-        "data_files": str(folder / "toy.jsonl"),
-        "cache_dir": str(folder / "cache"),
-        "validation_fraction": 0.1,
-        "vocab_size": 300,
-        "block_size": 16,
-        "max_eval_blocks": 16,
-        "n_layer": 1,
-        "n_head": 2,
-        "n_embd": 16,
-        "dropout": 0.1,
-        "max_steps": 40,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2,
-        "logging_steps": 5,
-        "eval_steps": 10,
-        "save_steps": 20,
-        "report_to": "none",
-        "sample_tokens": 8,
-        "use_cpu": True,
-    } | overrides
-    config = folder / "toy.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    return config
-
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("toy")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
         patch.setenv("HF_HUB_OFFLINE", "1")
-        yield write_toy(folder)
+        yield write_toy(folder, validation_fraction=0.1, sample_tokens=8, use_cpu=True)
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)

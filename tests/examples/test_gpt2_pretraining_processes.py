@@ -7,7 +7,6 @@ would pass everything else.
 import functools
 import json
 import os
-import random
 import re
 import signal
 import socket
@@ -19,10 +18,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from adopt_hf.integrations.checkpoints import MARK
+from tests.examples.toy import write_toy
 from tests.support.forks import OF_RECIPE, forks
 
 ROOT = Path(__file__).parents[2]
@@ -38,43 +37,13 @@ RECIPE = str(ROOT / "tests" / "processes" / "recipe.py")
 DDP = [*ACCELERATE, str(LAUNCHERS / "ddp.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
 
 
-def write_toy(tmp_path: Path) -> Path:
-    """A toy config whose 40 steps take a second or two."""
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
-    rng = random.Random(0)
-    with open(tmp_path / "toy.jsonl", "w") as file:
-        for _ in range(300):
-            file.write(json.dumps({"text": " ".join(rng.choices(words, k=40))}) + "\n")
-    path = tmp_path / "toy.yaml"
-    settings = {
-        "dataset_name": "json",
-        "data_files": str(tmp_path / "toy.jsonl"),
-        "cache_dir": str(tmp_path / "cache"),
-        "vocab_size": 300,
-        "block_size": 16,
-        "max_eval_blocks": 16,
-        "n_layer": 1,
-        "n_head": 2,
-        "n_embd": 16,
-        "dropout": 0.1,
-        "max_steps": 40,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2,
-        "log_level": "info",  # what was reused, and where it goes on
-        "logging_steps": 1,
-        "eval_steps": 10,
-        "save_steps": 20,
-        "report_to": "none",
-        "sample_tokens": 4,
-    }
-    path.write_text(yaml.safe_dump(settings))
-    return path
+# With what was reused, and where a run goes on.
+MORE = {"log_level": "info", "logging_steps": 1, "sample_tokens": 4}
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    return write_toy(tmp_path)
+    return write_toy(tmp_path, **MORE)
 
 
 def environment(config: Path) -> dict[str, str]:
@@ -179,7 +148,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
 
     @functools.cache
     def once(script: str) -> tuple[Path, Path]:
-        config = write_toy(tmp_path_factory.mktemp("alone"))
+        config = write_toy(tmp_path_factory.mktemp("alone"), **MORE)
         output = config.parent / "single"
         assert run(config, script, "--output_dir", output, *OF_ONE_OR_TWO).returncode == 0
         return config, output
@@ -235,7 +204,7 @@ OF_TWO += ("--per_device_train_batch_size", 16)
 @pytest.fixture(scope="module")
 def unsharded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
     """`unsharded(script)`: a config, and the output folder of a run of it under DDP."""
-    config = write_toy(tmp_path_factory.mktemp("unsharded"))
+    config = write_toy(tmp_path_factory.mktemp("unsharded"), **MORE)
 
     @functools.cache
     def once(script: str) -> tuple[Path, Path]:

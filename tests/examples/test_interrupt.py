@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from adopt_hf.integrations.checkpoints import MARK, mark
 from examples.shared import cli
-from tests.examples.test_gpt2_pretraining import EXAMPLE, SCRIPTS, write_toy
+from tests.examples.test_gpt2_pretraining import EXAMPLE, SCRIPTS
 from tests.examples.test_gpt2_pretraining_processes import environment
+from tests.examples.toy import write_toy
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def test_a_helper_of_a_run_says_nothing(capfd: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_real_one(script: str, tmp_path: Path) -> None:
     """The command of the line ends where the uninterrupted run ends."""
-    config = write_toy(tmp_path)
+    config = write_toy(tmp_path, use_cpu=True)
     command = [sys.executable, str(EXAMPLE / script), str(config), "--disable_tqdm", "true"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     options = {"env": environment(config), "text": True}

@@ -21,12 +21,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from adopt_hf.integrations.checkpoints import MARK, last_complete, missing
+from tests.examples.toy import write_toy
 from tests.processes.conftest import CONFIGS, ENVIRONMENT, HIDDEN_GPUS, ROOT, free_port
 from tests.support.forks import OF_RECIPE, forks
 
@@ -211,38 +211,16 @@ class Launch:
 
 # ----- a chain -----
 
-
-def write_config(folder: Path) -> Path:
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
-    rng = random.Random(0)
-    with open(folder / "toy.jsonl", "w") as file:
-        for _ in range(300):
-            file.write(json.dumps({"text": " ".join(rng.choices(words, k=40))}) + "\n")
-    settings = {
-        "dataset_name": "json",
-        "data_files": str(folder / "toy.jsonl"),
-        "cache_dir": str(folder / "cache"),
-        "vocab_size": 300,
-        "block_size": 16,
-        "max_eval_blocks": 16,
-        "n_layer": 1,
-        "n_head": 2,
-        "n_embd": 16,
-        "dropout": 0.1,  # the random states matter
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 12,
-        "eval_steps": 24,
-        "save_steps": SAVE,
-        "save_total_limit": 2,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "sample_tokens": 0,
-    }
-    config = folder / "toy.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    return config
+OF_A_CHAIN = {
+    "max_steps": STEPS,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 12,
+    "eval_steps": 24,
+    "save_steps": SAVE,
+    "save_total_limit": 2,
+    "disable_tqdm": True,
+    "sample_tokens": 0,
+}
 
 
 def resume(chain: Chain, tally: Tally) -> tuple[list[str], list[str]]:
@@ -305,7 +283,7 @@ def kill_once(mode: Mode, chain: Chain, rng: random.Random, tally: Tally) -> boo
 
 def run_chain(mode: Mode, folder: Path) -> Chain:
     tally, start = Tally(), time.monotonic()
-    chain = Chain(folder, write_config(folder), tally)
+    chain = Chain(folder, write_toy(folder, **OF_A_CHAIN), tally)
     with Launch(mode, chain.config, chain.reference) as launch:
         launch.finish()
     rng = random.Random(f"{SEED} {mode}")
