@@ -165,13 +165,10 @@ def _rounded_run(
 ) -> Columns:
     """Some steps from nothing: theta, no gradients, m, v and scales."""
     params, scales = columns(device, shapes, dtype)[0], []
+    state = {8: torch.uint8, 16: torch.bfloat16, 32: torch.float32}[format.bits]
+    moments = [[torch.zeros(p.shape, dtype=state, device=device) for p in params] for _ in range(2)]
     if format.bits == 8:
-        codes = [quantization.zeros(p.shape, format.block_size, device) for p in params]
-        moments = [[q.exp_avg for q in codes], [q.exp_avg_sq for q in codes]]
-        scales = [q.scales for q in codes]
-    else:
-        state = torch.bfloat16 if format.bits == 16 else torch.float32
-        moments = [[torch.zeros(p.shape, dtype=state, device=device) for p in params] for _ in range(2)]
+        scales = [quantization.new_scales(p.shape, format.block_size, device) for p in params]
     assert backend.step_rounded is not None
     for t in range(2 if check.dry else 6):
         grads = columns(device, shapes, dtype, seed=t + 1)[1]
