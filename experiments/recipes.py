@@ -1,6 +1,7 @@
 """The losses that the offline recipes end with: what was run, and the tables of their READMEs.
 
 python -m experiments recipes               # run all of them, one after the other, a thread each; a row each
+python -m experiments recipes --quick       # a few steps of each, and the rows elsewhere
 python -m experiments recipes "demo, ADOPTW"
 
 A run adds a row to docs/results/recipes.jsonl and replaces none; `make docs-numbers` shows all of them.
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adopt_hf.hyperparameters import WARMUP_EXPONENT
+from experiments.harness import command, pages, runs
 from experiments.harness import machine as conditions
-from experiments.harness import pages, runs
 from experiments.harness.machine import RESULTS, ROOT
 
 ROWS = RESULTS / "recipes.jsonl"
@@ -52,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {'; '.join(RUNS)} (default: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max_steps", type=int, help="fewer, to try it out")
+    parser.add_argument("--max_steps", type=int, help="of each run (default: its config's)")
     parser.add_argument("--results", type=Path, default=ROWS, help="where the rows are added")
-    args = parser.parse_args(arguments)
+    args = command.parse(parser, arguments, max_steps=20, results=command.TRIED / "recipes.jsonl")
     for name in args.names:
         if name not in RUNS:
             parser.error(f"there is no run {name!r}: name some of {'; '.join(RUNS)}")

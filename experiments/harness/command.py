@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from experiments.harness import runs as parts
 from experiments.harness.runs import FOLDER, RESULTS, InputError, Part
 
+TRIED = FOLDER.with_name("quick")  # where a short run is kept that is no result
+
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """The options of one experiment and of all of them."""
@@ -29,6 +31,25 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
         "--missing", action="store_true", help="only the runs that docs/evidence.md is not yet written from"
     )
     return found
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None, **quick: Any) -> argparse.Namespace:
+    """Add `--quick` and `--full`, the default, to the options of an experiment, and parse.
+
+    Args:
+        parser: The parser with the experiment's own options.
+        arguments: The words of the command line (default: those of this process).
+        quick: The defaults with `--quick`, by option. An option that is given wins.
+    """
+    said = ", ".join(f"--{name} {value}" for name, value in quick.items() if value is not None)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help=f"a short run, to try it out; the defaults are then {said}")
+    size.add_argument("--full", action="store_true", help="the full size; the default")
+    if parser.parse_known_args(arguments)[0].quick:
+        parser.set_defaults(**quick)
+        for path in (value for value in quick.values() if isinstance(value, Path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    return parser.parse_args(arguments)
 
 
 def missing(wanted: Iterable[Part], results: Path = RESULTS) -> list[Part]:

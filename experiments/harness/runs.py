@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from examples.shared.errors import InputError
 from experiments.harness import machine
 
@@ -49,6 +47,8 @@ def run(parts: Iterable[Part], one: One, folder: Path = FOLDER, workers: int = 1
     Raises:
         InputError: a file is there with the name of a part and with other settings; says which. Or workers < 1.
     """
+    from tqdm.auto import tqdm  # a step is measured where torch is all that there is
+
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
     parts = list(parts)

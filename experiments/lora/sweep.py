@@ -24,7 +24,7 @@ from examples.llama_instruct import settings
 from examples.shared import launch
 from examples.shared.cli import run
 from examples.shared.errors import InputError
-from experiments.harness import machine, pages
+from experiments.harness import command, machine, pages
 from experiments.harness import runs as parts
 from experiments.harness.runs import Part
 from experiments.lora import report as lora_report
@@ -56,7 +56,9 @@ def sweep() -> None:
     parser.add_argument("--report_only", action="store_true")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page with the markers")
     parser.add_argument("--plot", type=Path, default=PLOT)
-    args = parser.parse_args()
+    tried = command.TRIED
+    quick = {"folder": tried, "results": tried / "lora.jsonl", "plot": tried / "lora.png"}
+    args = command.parse(parser, max_steps=20, page=None, **quick)
     if args.max_steps < 1 or args.workers < 1 or min(args.rates) <= 0:
         raise InputError("max_steps and workers must be at least 1, rates above 0")
     if not args.report_only:
@@ -149,7 +151,8 @@ def one(optimizer: str, lr: float, seed: int, steps: int, config: str, base: str
     }
 
 
-def write_report(rows: list[dict[str, Any]], page: Path, plot: Path) -> None:
+def write_report(rows: list[dict[str, Any]], page: Path | None, plot: Path) -> None:
     """Put the table into `page` and draw `plot`."""
-    pages.write(page, {"sweep": lora_report.text(rows)})
+    if page is not None:
+        pages.write(page, {"sweep": lora_report.text(rows)})
     lora_report.draw(rows, plot)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from experiments.harness import pages
+from experiments.harness import command, pages
 from experiments.harness import runs as parts
 from experiments.harness.machine import ROOT
 from experiments.harness.runs import Part
@@ -83,12 +83,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the rows that the report is made of")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page with the markers")
     parser.add_argument("--plot", type=Path, default=PLOT)
-    args = parser.parse_args()
+    quick = {
+        "folder": command.TRIED,
+        "results": command.TRIED / "low_bits.jsonl",
+        "plot": command.TRIED / "low_bits.png",
+    }
+    args = command.parse(parser, max_steps=20, page=None, **quick)
     if not args.report_only:
         rows = parts.run(wanted(args), one, args.folder, args.workers)
         args.results.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     rows = parts.lines(args.results)
-    pages.write(args.page, {"low bits": report(rows)})
+    if args.page is not None:
+        pages.write(args.page, {"low bits": report(rows)})
     draw(rows, args.plot)
     print(table(rows))
 

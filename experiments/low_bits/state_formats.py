@@ -17,10 +17,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from adopt_hf.state import quantization
-from adopt_hf.state.quantization import Quantized
 from adopt_hf.state.rounding import GOLDEN, WORD, float_of, key, random_bits, to_bfloat16, word_of
+from experiments.harness import command, pages
 from experiments.harness import machine as conditions
-from experiments.harness import pages
 
 RESULTS = conditions.RESULTS / "state_formats.json"
 BETA2, BLOCK, BLOCKS = 0.9999, 256, 8
@@ -33,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the numbers are kept")
-    args = parser.parse_args()
+    args = command.parse(parser, steps=300, results=command.TRIED / "state_formats.json")
     torch.set_num_threads(1)
     found = {"steps": args.steps, "conditions": conditions.now("torch"), "formats": {name: {} for name in formats()}}
     for course in COURSES:
@@ -145,10 +144,9 @@ class DecayingScale:
     """The format of `adopt_hf.state.quantization`."""
 
     def __init__(self) -> None:
-        self.state = quantization.zeros(torch.Size((BLOCKS, BLOCK)), BLOCK, torch.device("cpu"))
+        self.scales = quantization.new_scales(torch.Size((BLOCKS, BLOCK)), BLOCK, torch.device("cpu"))
 
     def __call__(self, v: Tensor, t: int) -> Tensor:
-        self.state = quantization.encode(
-            torch.zeros_like(v), v, self.state.scales, BETA2 if t else 1.0, BLOCK, uniform(t)
-        )
-        return quantization.dequantize(Quantized(*self.state), BLOCK)[1]
+        state = quantization.encode(torch.zeros_like(v), v, self.scales, BETA2 if t else 1.0, BLOCK, uniform(t))
+        self.scales = state.scales
+        return quantization.dequantize(state, BLOCK)[1]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from experiments.harness import fresh
+from experiments.harness import command, fresh
 from experiments.step import case, hardware, options, plot, results, tables, temporaries
 from experiments.step.peers import BASELINE, OURS, PEERS, installed, searching
 from experiments.step.shapes import SHAPES
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
-    args = parser.parse_args(given)
+    args = command.parse(parser, given, scale=0.001, rounds=3)
     options.check_device(parser, args.device)
     date = datetime.date.today().isoformat()
     with searching(args.peers_path):
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: those of the device")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default: fp32, on a GPU bf16 too")
     parser.add_argument("--threads", nargs="+", type=options.positive, help="default: 1 2, on a GPU torch's own")
-    parser.add_argument("--scale", type=options.share, default=1.0, help="of the tensors' sizes, to try it out")
+    parser.add_argument("--scale", type=options.share, default=1.0, help="of the tensors' sizes (default: 1)")
     parser.add_argument("--skip-temporaries", action="store_true", help="on a CPU, where each takes a process")
     return parser
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from experiments.harness import fresh
+from experiments.harness import command, fresh
 from experiments.step import hardware, options, results, tables, temporaries
 from experiments.step.peers import BASELINE, OURS, PEERS, installed, searching
 from experiments.step.shapes import GPT2_124M, elements
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
-    args = parser.parse_args(given)
+    args = command.parse(parser, given, model="gpt2-toy", length=64, rounds=3)
     options.check_device(parser, args.device)
     if importlib.util.find_spec("transformers") is None:
         options.fail(parser, "transformers is not installed: the model is its GPT-2")
