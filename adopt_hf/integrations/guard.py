@@ -51,7 +51,8 @@ def refusal(name: str, what: str = "the saved state") -> str:
     return (
         f"{what} is that of ADOPT, and the optimizer is {name}: ADOPT's exp_avg averages normalised gradients and not "
         f"raw ones, so that the first step of {name} would move the weights by thousands of learning rates. Go on with "
-        f'ADOPT (optim="adopt" under the Trainer), or with {saved_groups.WEIGHTS_ONLY}'
+        f'ADOPT (optim="adopt" under the Trainer), {saved_groups.CONVERT.format("adamw")}, or go on with '
+        f"{saved_groups.WEIGHTS_ONLY}"
     )
 
 
@@ -82,7 +83,8 @@ def load_fsdp_optimizer(
     if saved and not saved_groups.is_adopt(saved) and is_adopt_optimizer(inner):
         raise ValueError(
             f"the optimizer's state in {folder} is not that of ADOPT, and the optimizer is {type(inner).__name__}: go "
-            f"on with the optimizer that has written it, or with {saved_groups.WEIGHTS_ONLY}"
+            f"on with the optimizer that has written it, {saved_groups.CONVERT.format('adopt')} if that was AdamW, or "
+            f"go on with {saved_groups.WEIGHTS_ONLY}"
         )
     return original(plugin, accelerator, optimizer, model, input_dir, index, **kwargs)
 

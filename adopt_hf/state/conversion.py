@@ -120,7 +120,7 @@ def convert(
         for name in FLOATS:  # for a model that was cast after its first step
             state[name] = state[name].to(dtype)
         return
-    m, v = _as_floats(state, partition, block_size)
+    m, v = as_floats(state, partition, block_size)
     key = rounding.key((rounding.seed_of(group), number, *shard(sharding_of(p)), int(state["step"])))
     for name in (*FLOATS, *CODES):
         state.pop(name, None)
@@ -140,7 +140,7 @@ def _write(p: Tensor, state: dict[str, Any], names: Sequence[str], tensors: Sequ
     state.update(zip(names, (_sharded_like(p, t) for t in tensors), strict=True))
 
 
-def _as_floats(state: dict[str, Any], partition: Partition | None, block_size: int) -> tuple[Tensor, Tensor]:
+def as_floats(state: dict[str, Any], partition: Partition | None, block_size: int) -> tuple[Tensor, Tensor]:
     """Return the local m and v, in float32 or float64."""
     if bits_of(state) != 8:
         m, v = (local(state[name]) for name in FLOATS)

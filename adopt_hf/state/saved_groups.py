@@ -15,7 +15,8 @@ KEPT = (*of_group("execution", "storage"), "float32_state")  # a load does not c
 FOREIGN_VARIANT = {"differentiable", "caution", "corrected_weight_decay"}
 # torch's Adam, AdamW, NAdam and RAdam write these into the groups of every state that they load, also of ADOPT's.
 OF_ADAM = {"amsgrad", "momentum_decay", "decoupled_weight_decay", "bias_correction"}
-# The end of an error message: how to continue if an optimizer refuses the state of another one.
+# Parts of an error message: how to continue if an optimizer refuses the state of another one.
+CONVERT = "convert the checkpoint (`adopt-hf convert CHECKPOINT --to {}`)"
 WEIGHTS_ONLY = (
     "the weights only: load the model from the checkpoint (from_pretrained), and start the new run without "
     "resume_from_checkpoint, load_state or load_state_dict"
@@ -68,8 +69,8 @@ def _not_adopts(group: Mapping[str, Any]) -> str:
         why = "ADOPT's have clip_exp (timm's too), or decouple and maximize (torch-adopt's)"
     return (
         f"the saved state is not ADOPT's. Its param groups have {keys}: {why}. Another optimizer's moments are means "
-        "of other numbers (Adam's of raw gradients, not of normalised ones): start ADOPT without this state, with "
-        f"{WEIGHTS_ONLY}"
+        "of other numbers (Adam's of raw gradients, not of normalised ones). If it is AdamW's, "
+        f"{CONVERT.format('adopt')}; or start ADOPT without this state, with {WEIGHTS_ONLY}"
     )
 
 

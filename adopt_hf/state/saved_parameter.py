@@ -59,16 +59,18 @@ def translated_state(member: Member, saved: Any, partition: Partition | None) ->
         _check_codes(member, saved, partition)
     else:
         _check_floats(member, saved)
-    state = saved | {"step": torch.tensor(_count(f"{what} has step", saved["step"]), dtype=torch.float32, device="cpu")}
+    state = saved | {
+        "step": torch.tensor(step_count(f"{what} has step", saved["step"]), dtype=torch.float32, device="cpu")
+    }
     if saved.get("tensor_steps") is not None:
         counts = saved["tensor_steps"]
         if not isinstance(counts, list | tuple):
             raise ValueError(f"{what} has tensor_steps {counts!r:.100}, which must be a list of step counts")
-        state["tensor_steps"] = [_count(f"{what} has tensor_steps with", count) for count in counts]
+        state["tensor_steps"] = [step_count(f"{what} has tensor_steps with", count) for count in counts]
     return state
 
 
-def _count(what: str, value: Any) -> float:
+def step_count(what: str, value: Any) -> float:
     """Return a step count as a float."""
     plain = value
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta and value.layout == torch.strided:

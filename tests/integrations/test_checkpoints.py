@@ -333,7 +333,7 @@ def test_the_optimizer_of_a_checkpoint_is_known(saved: str, other: type, tmp_pat
     checkpoint = tmp_path / "checkpoint-6"
     name = {"adopt": "ADOPT", "adamw_torch": "AdamW"}[saved]
     for wrong in (other, other([torch.nn.Parameter(torch.ones(1))])):
-        message = f"is that of {name}, and the optimizer is {other.__name__}: .*weights only"
+        message = f"is that of {name}, and the optimizer is {other.__name__}: .*adopt-hf convert CHECKPOINT --to .*only"
         with pytest.raises(ValueError, match=message):
             checkpoints.check_optimizer(checkpoint, wrong)
     checkpoints.check_optimizer(checkpoint, LayerwiseADOPT if saved == "adopt" else torch.optim.SGD)

@@ -26,7 +26,8 @@ OTHERS = sorted(
     for name, cls in vars(torch.optim).items()
     if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer
 )
-REFUSED = r"is that of ADOPT, and the optimizer is {}: .*weights only: .*from_pretrained"
+CONVERT = "`adopt-hf convert CHECKPOINT --to "
+REFUSED = rf"is that of ADOPT, and the optimizer is {{}}: .*{CONVERT}adamw`.*weights only: .*from_pretrained"
 
 
 def trained(cls: Any, **options: Any) -> tuple[nn.Module, Any]:
@@ -207,7 +208,7 @@ def test_fsdp2(kind: str, owner: str, saved: Any, loaded: Any, tmp_path: Path, m
     other_model, other = sharded(loaded)
     before = str(other.state_dict())
     names = f"is {'' if saved is ADOPT else 'not '}that of ADOPT, and the optimizer is {loaded.__name__}: "
-    with pytest.raises(ValueError, match=names + ".*weights only"):
+    with pytest.raises(ValueError, match=f"{names}.*{CONVERT}.*weights only"):
         load(plugin, accelerator, other, other_model, str(tmp_path))
     assert str(other.state_dict()) == before
     load(plugin, accelerator, optimizer, model, str(tmp_path))

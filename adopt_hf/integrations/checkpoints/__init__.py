@@ -15,7 +15,14 @@ Processes may be killed at any moment. A machine that loses power may also lose 
 from adopt_hf.integrations.checkpoints.disk import DiskFullError, names_a_full_disk
 from adopt_hf.integrations.checkpoints.folders import MARK, checkpoints_in, last_complete, missing, step_of
 from adopt_hf.integrations.checkpoints.layouts import check_layout, layout, layout_of
-from adopt_hf.integrations.checkpoints.marks import AlreadyFinishedError, MarkComplete, forget_later, mark, rotate
+from adopt_hf.integrations.checkpoints.marks import (
+    AlreadyFinishedError,
+    MarkComplete,
+    forget_later,
+    mark,
+    rotate,
+    write_mark,
+)
 from adopt_hf.integrations.checkpoints.resuming import (
     TRAINER_STATE,
     after_interrupt,
@@ -49,4 +56,5 @@ __all__ = [
     "rotate",
     "step_of",
     "to_resume",
+    "write_mark",
 ]

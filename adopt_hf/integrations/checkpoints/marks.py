@@ -66,16 +66,22 @@ def mark(checkpoint: Path, step: int, optimizer: Any = None) -> None:
     One process calls this, after all processes have written their parts. If `optimizer` is given, `check_optimizer`
     knows its class.
     """
+    written: dict[str, Any] = {"layout": layout()}
+    if optimizer is not None:
+        inner = guard.innermost(optimizer)
+        written["optimizer"] = {"class": type(inner).__name__, "is_adopt": is_adopt_optimizer(inner)}
+    write_mark(checkpoint, step, **written)
+
+
+def write_mark(checkpoint: Path, step: int, **more: Any) -> None:
+    """Write the mark of a checkpoint that is complete, with the layout and the optimizer that `more` names."""
     (checkpoint / MARK).unlink(missing_ok=True)
     files = {
         p.relative_to(checkpoint).as_posix(): p.stat().st_size for p in sorted(checkpoint.rglob("*")) if p.is_file()
     }
     unfinished = checkpoint / f"{MARK}.unfinished"
     files.pop(unfinished.name, None)  # of a run that was killed at this point
-    written: dict[str, Any] = {"step": step, "layout": layout(), "files": files}
-    if optimizer is not None:
-        inner = guard.innermost(optimizer)
-        written["optimizer"] = {"class": type(inner).__name__, "is_adopt": is_adopt_optimizer(inner)}
+    written = {"step": step, "files": files, **more}
     unfinished.write_text(json.dumps(written, indent=1), encoding="utf-8")
     os.replace(unfinished, checkpoint / MARK)
 

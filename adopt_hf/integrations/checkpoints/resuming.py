@@ -14,7 +14,7 @@ from transformers import TrainerState, TrainingArguments
 from adopt_hf.integrations import guard
 from adopt_hf.integrations.checkpoints.folders import MARK, last_complete, missing
 from adopt_hf.optimizer import is_adopt_optimizer
-from adopt_hf.state.saved_groups import WEIGHTS_ONLY
+from adopt_hf.state.saved_groups import CONVERT, WEIGHTS_ONLY
 
 logger = logging.getLogger("adopt_hf")
 
@@ -134,7 +134,7 @@ def check_optimizer(checkpoint: Path, optimizer: Any) -> None:
         raise ValueError(guard.refusal(name, f"the optimizer's state in {checkpoint}"))
     raise ValueError(
         f"the optimizer's state in {checkpoint} is that of {saved['class']}, and the optimizer is {name}: go on with "
-        f"{saved['class']}, or with {WEIGHTS_ONLY}"
+        f"{saved['class']}, {CONVERT.format('adopt')} if that is AdamW, or go on with {WEIGHTS_ONLY}"
     )
 
 

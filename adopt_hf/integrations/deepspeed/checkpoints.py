@@ -25,10 +25,13 @@ NO_NVME_RESUME = (
     '"stage3_gather_16bit_weights_on_model_save": true'
 )
 WEIGHTS_OF_ENGINE = "A call of the engine takes the weights only: load_checkpoint(..., load_optimizer_states=False)"
+TO_UNIVERSAL = (
+    "python -m deepspeed.checkpoint.ds_to_universal --input_folder CHECKPOINT/global_stepN --output_folder "
+    "CHECKPOINT/global_stepN_universal"
+)
 OTHER_WORLD_SIZE = (
-    "To go on with another number of processes, make a universal checkpoint of it: "
-    "`python -m deepspeed.checkpoint.ds_to_universal --input_folder CHECKPOINT/global_stepN --output_folder "
-    'CHECKPOINT/global_stepN_universal`, and set "checkpoint": {"load_universal": true} in the DeepSpeed config.'
+    f"To go on with another number of processes, make a universal checkpoint of it: `{TO_UNIVERSAL}`, and set "
+    '"checkpoint": {"load_universal": true} in the DeepSpeed config.'
 )
 
 
