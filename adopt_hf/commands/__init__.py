@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import NamedTuple
 
-from adopt_hf.commands import env, memory, run
+from adopt_hf.commands import convert, env, memory, run
 
 
 class Command(NamedTuple):
@@ -44,6 +44,13 @@ COMMANDS = {
         "how many bytes of optimizer state each process holds",
         "The bytes of optimizer state (exp_avg, exp_avg_sq and a float32 copy of the weights, if there is one) that "
         "each process holds. Without --zero and --fsdp, as under DDP, each holds all of it.",
+    ),
+    "convert": Command(
+        convert,
+        "turn a checkpoint of AdamW into one of ADOPT, or back",
+        "Write a checkpoint that resumes with ADOPT from one of AdamW (torch's, also fused, or bitsandbytes' in 8 "
+        "bits; of the Trainer or Accelerate, FSDP's or a universal one of DeepSpeed), or the other way round. "
+        "CHECKPOINT stays as it is, unless --in-place is given; docs/migrate.md has the equations.",
     ),
 }
 

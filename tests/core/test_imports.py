@@ -30,6 +30,8 @@ INTO_WINGS = {  # module -> what it may import from inside of a wing that is not
     "integrations.__init__": WINGS,  # the hall, which puts them together
     "integrations.trainer": ("integrations.transformers.names",),  # a path of earlier versions
     "integrations.transformers.deepspeed": ("integrations.deepspeed.ds_config",),
+    "commands.convert.change": ("integrations.transformers.optim_args",),
+    "commands.convert.layouts": ("integrations.deepspeed.checkpoints",),
     "integrations.accelerate": ("integrations.deepspeed.ds_config",),
 }
 FOLDERS = ("adopt_hf", "examples", "experiments", "tests")  # of the repository, in the same sense

@@ -1,6 +1,6 @@
 """All mutants, by the part that they damage."""
 
-from tests.mutants.catalog import docs, examples, found, integrations, kernels, optimizer, update
+from tests.mutants.catalog import convert, docs, examples, found, integrations, kernels, optimizer, update
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -10,5 +10,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *integrations.MUTANTS,
     *examples.MUTANTS,
     *found.MUTANTS,
+    *convert.MUTANTS,
     *docs.MUTANTS,
 )

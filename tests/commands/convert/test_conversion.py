@@ -1,0 +1,474 @@
+"""Checkpoints of real runs, converted: they resume, and what cannot be converted is one line and changes nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers import Trainer, TrainingArguments
+
+from adopt_hf import ADOPTW, commands
+from adopt_hf.commands.convert import conversion, folder, layouts
+from adopt_hf.integrations import checkpoints
+from adopt_hf.integrations.checkpoints import MARK, MarkComplete, missing
+from tests.integrations.conftest import ENVIRONMENT, make_model
+
+SAVED, STEPS = 4, 8
+AFTER = ("complete.json", "converted.json", "optimizer.pt")
+
+
+def trainer(output: Path, optim: str, **fields: Any) -> Trainer:
+    args = TrainingArguments(
+        **{
+            "output_dir": str(output),
+            "optim": optim,
+            "learning_rate": 3e-3,
+            "weight_decay": 0.1,
+            "per_device_train_batch_size": 4,
+            "max_steps": STEPS,
+            "save_steps": SAVED,
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            **fields,
+        }
+    )
+    tokens = torch.randint(64, (32, 8), generator=torch.Generator().manual_seed(1))
+    data = [{"input_ids": row, "labels": row} for row in tokens]
+    return Trainer(model=make_model(), args=args, train_dataset=data, callbacks=[MarkComplete()])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`runs(optim)`: the folder of a finished run, made once."""
+    found: dict[str, Path] = {}
+
+    def run(optim: str) -> Path:
+        if optim not in found:
+            found[optim] = tmp_path_factory.mktemp(optim)
+            trainer(found[optim], optim).train()
+        return found[optim]
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(runs: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A checkpoint of AdamW, in a copy of its own."""
+    return Path(shutil.copytree(runs("adamw_torch") / f"checkpoint-{SAVED}", tmp_path / "run" / f"checkpoint-{SAVED}"))
+
+
+def call(*words: object) -> int:
+    """Run the command in this process; return its exit code."""
+    before = sys.argv
+    sys.argv = ["adopt_hf", "convert", *map(str, words)]
+    try:
+        commands.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def state_in(checkpoint: Path) -> Any:
+    return torch.load(checkpoint / "optimizer.pt", weights_only=True)
+
+
+def assert_close(ours: Any, theirs: Any) -> None:
+    for key, entry in theirs["state"].items():
+        for name, value in entry.items():
+            torch.testing.assert_close(ours["state"][key][name], value, rtol=4e-7, atol=1e-38)
+
+
+# -- it resumes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_the_trainer_goes_on_with_adopt(optim: str, runs: Callable[[str], Path], tmp_path: Path, caplog: Any) -> None:
+    """With the step count, the decay groups, the schedule and the weights of the checkpoint; no number is replaced."""
+    source = runs(optim) / f"checkpoint-{SAVED}"
+    before = contents(source)
+    assert call(source, "--to", "adopt", "--output", tmp_path / "new" / f"checkpoint-{SAVED}") == 0
+    new = tmp_path / "new" / f"checkpoint-{SAVED}"
+    assert contents(source) == before
+    assert missing(new) is None
+    assert checkpoints.last_complete(new.parent) == (new, [])
+    made = contents(new)
+    assert {name: data for name, data in made.items() if name not in AFTER} == {
+        name: data for name, data in before.items() if name not in AFTER
+    }
+    marked = json.loads(made[MARK])
+    assert (marked["optimizer"], marked["layout"]) == ({"class": "ADOPTW", "is_adopt": True}, "whole")
+    again = trainer(tmp_path / "new", "adopt")
+    again.train(resume_from_checkpoint=str(new))
+    inner = again.optimizer.optimizer
+    assert type(inner) is ADOPTW
+    assert {float(state["step"]) for state in inner.state.values()} == {float(STEPS)}
+    assert [group["weight_decay"] for group in inner.param_groups] == [0.1, 0.0]
+    assert [group["lr"] for group in inner.param_groups] == [0.0, 0.0]  # the schedule has ended
+    assert "other hyperparameters" not in caplog.text
+    losses = [entry["loss"] for entry in again.state.log_history if "loss" in entry]
+    assert len(losses) == STEPS
+
+
+def test_there_and_back(checkpoint: Path, tmp_path: Path) -> None:
+    """The state returns to rounding, the groups but for `fused` exactly, and AdamW's run ends as it would have."""
+    assert call(checkpoint, "--to", "adopt") == 0
+    adopt = tmp_path / "run-adopt" / checkpoint.name
+    assert call(adopt, "--to", "adamw", "--output", tmp_path / "back" / checkpoint.name) == 0
+    back = tmp_path / "back" / checkpoint.name
+    ours, theirs = state_in(back), state_in(checkpoint)
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert_close(ours, theirs)
+    assert json.loads((back / MARK).read_text())["optimizer"] == {"class": "AdamW", "is_adopt": False}
+    ends = []
+    for output in (back, checkpoint):
+        again = trainer(output.parent, "adamw_torch")
+        again.train(resume_from_checkpoint=str(output))
+        ends.append(torch.cat([p.detach().flatten() for p in again.model.parameters()]))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
+
+
+def test_a_run_of_adopt_becomes_adamws(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    source = runs("adopt") / f"checkpoint-{SAVED}"
+    new = tmp_path / "new" / source.name
+    assert call(source, "--to", "adamw", "--output", new) == 0
+    again = trainer(tmp_path / "new", "adamw_torch_fused")
+    again.train(resume_from_checkpoint=str(new))
+    assert type(again.optimizer.optimizer) is torch.optim.AdamW
+    back = tmp_path / "back" / source.name
+    assert call(new, "--to", "adopt", "--output", back) == 0
+    assert_close(state_in(back), state_in(source))
+
+
+def test_options_that_are_written(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--optim_args", "beta2=0.99, clip_exp=none")
+    assert call(checkpoint, "--to", "adopt", "--output", tmp_path / "a", *options) == 0
+    groups = state_in(tmp_path / "a")["param_groups"]
+    assert [(g["betas"], g["clip_exp"], g["weight_decay"]) for g in groups] == [
+        ((0.9, 0.99), None, 0.1),
+        ((0.9, 0.99), None, 0.0),
+    ]
+    assert call(tmp_path / "a", "--to", "adamw", "--output", tmp_path / "b", "--optim_args", "eps=1e-7") == 0
+    assert [(g["betas"], g["eps"]) for g in state_in(tmp_path / "b")["param_groups"]] == [((0.9, 0.999), 1e-7)] * 2
+
+
+def test_accelerates_own_checkpoint(tmp_path: Path) -> None:
+    """`save_state` in a loop of one's own, without a mark."""
+    accelerator = Accelerator(cpu=True)
+    model = make_model()
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    tokens = torch.ones(2, 4, dtype=torch.long)
+    for _ in range(3):
+        accelerator.backward(model(input_ids=tokens, labels=tokens).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    accelerator.save_state(str(tmp_path / "state"))
+    assert call(tmp_path / "state", "--to", "adopt") == 0
+    model, adopt = accelerator.prepare(make_model(), ADOPTW(model.parameters(), lr=1e-3))
+    accelerator._models, accelerator._optimizers = [model], [adopt]
+    accelerator.load_state(str(tmp_path / "state-adopt"))
+    assert {float(state["step"]) for state in adopt.optimizer.state.values()} == {3.0}
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_in_place_and_the_default_output(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    assert call(checkpoint, "--to", "adopt") == 0
+    said = capsys.readouterr().out
+    beside = tmp_path / "run-adopt" / checkpoint.name
+    assert said.startswith(f"{beside} has the state of ADOPT\n  param group 0: lr=")
+    assert said.endswith(f'resume_from_checkpoint="{beside}", and an output_dir of its own\n')
+    assert call(checkpoint, "--to", "adopt", "--in-place") == 0
+    assert contents(checkpoint) == contents(beside)
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == [checkpoint.name]
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def no_mark(checkpoint: Path) -> None:
+    (checkpoint / MARK).unlink()
+
+
+def cut_state(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    cut(checkpoint / "optimizer.pt")
+
+
+def cut_weights(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    cut(checkpoint / "model.safetensors")
+
+
+def incomplete(checkpoint: Path) -> None:
+    (checkpoint / "scheduler.pt").unlink()
+
+
+def unfinished(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    (checkpoint / "trainer_state.json").unlink()
+
+
+def without_state(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    (checkpoint / "optimizer.pt").unlink()
+
+
+def of_zero(checkpoint: Path) -> None:
+    without_state(checkpoint)
+    (checkpoint / "global_step4").mkdir()
+
+
+def of_sgd(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
+    torch.save(optimizer.state_dict(), checkpoint / "optimizer.pt")
+
+
+def with_amsgrad(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    optimizer = torch.optim.AdamW(make_model().parameters(), amsgrad=True)
+    torch.save(optimizer.state_dict(), checkpoint / "optimizer.pt")
+
+
+def diverged(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    saved = state_in(checkpoint)
+    saved["state"][2]["exp_avg"][0] = torch.nan
+    torch.save(saved, checkpoint / "optimizer.pt")
+
+
+def foreign_file(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    torch.save({"weights": torch.ones(2)}, checkpoint / "optimizer.pt")
+
+
+def orphan(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    saved = state_in(checkpoint)
+    saved["state"][99] = saved["state"][0]
+    torch.save(saved, checkpoint / "optimizer.pt")
+
+
+def several(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    shutil.copy(checkpoint / "optimizer.pt", checkpoint / "optimizer_1.bin")
+
+
+def of_ranks(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    (checkpoint / "optimizer.pt").rename(checkpoint / "optimizer_0_rank0.bin")
+
+
+def bad_record(checkpoint: Path) -> None:
+    (checkpoint / "converted.json").write_text("[")
+
+
+BAD: dict[Callable[[Path], None], str] = {
+    cut_state: "optimizer.pt cannot be read, it is cut off or no file of torch: ",
+    cut_weights: "model.safetensors is cut off or damaged: ",
+    incomplete: "is not a complete checkpoint: no scheduler.pt",
+    unfinished: "is not a complete checkpoint: it has none of complete.json, trainer_state.json, random_states_0.pkl",
+    without_state: "has no optimizer state (no optimizer.pt, ",
+    of_zero: "global_step4 is DeepSpeed's own state, whose parts belong to one number of processes: make a universal "
+    "checkpoint of it with `python -m deepspeed.checkpoint.ds_to_universal --input_folder ",
+    of_sgd: "cannot be converted to ADOPT: it is not the state of AdamW: its param groups have dampening, ",
+    with_amsgrad: "cannot be converted to ADOPT: it was trained with amsgrad=True, which ADOPT does not have",
+    diverged: "the state of parameter 2 has exp_avg with numbers that are not finite: the run has diverged",
+    foreign_file: "optimizer.pt is not the state of an optimizer: it has no param_groups",
+    orphan: "the state of parameter 99 is there, and no param group has this parameter",
+    several: "is the state of several optimizers",
+    of_ranks: "is FSDP's LOCAL_STATE_DICT",
+    bad_record: "converted.json cannot be read, remove it: ",
+}
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["beside", "in place"])
+@pytest.mark.parametrize("spoil", BAD, ids=lambda spoil: spoil.__name__)
+def test_what_cannot_be_converted(spoil: Any, in_place: bool, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    spoil(checkpoint)
+    before = contents(tmp_path)
+    assert call(checkpoint, "--to", "adopt", *(["--in-place"] if in_place else [])) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("python -m adopt_hf convert: error: ")
+    assert BAD[spoil] in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    assert contents(tmp_path) == before
+    assert not list(tmp_path.rglob("*.unfinished"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--to", "adamw"), "cannot be converted to AdamW: it is the state of AdamW already"),
+        (
+            ("--to", "adopt", "--optim_args", "lr=1"),
+            "--optim_args sets lr, which is that of the checkpoint: it can set ",
+        ),
+        (("--to", "adopt", "--optim_args", "backend=fused"), "backend, which is no matter of the saved state"),
+        (("--to", "adamw", "--optim_args", "clip_exp=1"), "it can set beta1, beta2, eps"),
+        (("--to", "adopt", "--optim_args", "beta3=1"), "optim_args: unknown key 'beta3'"),
+        (("--to", "sgd"), "invalid choice: 'sgd'"),
+        (("--to", "adopt", "--output", "{checkpoint}"), "exists, and is not overwritten"),
+        (("--to", "adopt", "--output", "x", "--in-place"), "not allowed with argument"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_for(words: Any, message: str, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    before = contents(tmp_path)
+    assert call(checkpoint, *(str(word).format(checkpoint=checkpoint) for word in words)) == 2
+    assert message in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_folders_that_are_no_checkpoints(checkpoint: Path, runs: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere: name that of a checkpoint"):
+        conversion.convert(tmp_path / "nowhere", "adopt")
+    with pytest.raises(ValueError, match=rf"is the folder of a run: name one of its checkpoints, .*{checkpoint.name}"):
+        conversion.convert(checkpoint.parent, "adopt")
+    adopts = runs("adopt") / checkpoint.name
+    with pytest.raises(ValueError, match="cannot be converted to ADOPT: it is the state of ADOPT already"):
+        conversion.convert(adopts, "adopt", tmp_path / "new")
+
+
+def test_a_full_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda what, path, **kwargs: save(what, "/dev/full", **kwargs))
+    before = contents(tmp_path)
+    assert call(checkpoint, "--to", "adopt") == 2
+    assert "failed, as it does on a full disk" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+# -- a kill ------------------------------------------------------------------------------------------------------------
+
+SLOW = """
+import sys, time
+from adopt_hf import commands
+from adopt_hf.commands.convert import folder
+copy = folder.copy
+def slowly(*args):
+    copy(*args)
+    print("copied", flush=True)
+    time.sleep(60)
+folder.copy = slowly
+sys.argv = ["adopt_hf", "convert", *sys.argv[1:]]
+commands.main()
+"""
+
+
+@pytest.fixture
+def halfway(checkpoint: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`halfway(words...)`: a process that converts, and has written a part of the new checkpoint."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW, *map(str, words)],
+            env=os.environ | ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "copied\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_place", [False, True], ids=["beside", "in place"])
+def test_a_kill_leaves_the_old_and_nothing_that_passes_for_new(
+    in_place: bool, checkpoint: Path, tmp_path: Path, halfway: Callable[..., subprocess.Popen[str]]
+) -> None:
+    before = contents(checkpoint)
+    words = (checkpoint, "--to", "adopt", *(["--in-place"] if in_place else []))
+    process = halfway(*words)
+    assert contents(checkpoint) == before
+    with pytest.raises(ValueError, match=r"another process is writing .*unfinished: wait for it to end"):
+        conversion.convert(checkpoint, "adopt", in_place=in_place)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert contents(checkpoint) == before
+    assert not (tmp_path / "run-adopt" / checkpoint.name).exists()
+    assert call(*words) == 0  # and removes what was left
+    assert not list(tmp_path.rglob("*.unfinished"))
+    new = checkpoint if in_place else tmp_path / "run-adopt" / checkpoint.name
+    assert missing(new) is None
+    assert "clip_exp" in state_in(new)["param_groups"][0]
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_a_line(
+    checkpoint: Path, tmp_path: Path, halfway: Callable[..., subprocess.Popen[str]]
+) -> None:
+    before = contents(tmp_path)
+    process = halfway(checkpoint, "--to", "adopt")
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("convert: stopped, nothing has been changed\n")
+    assert contents(tmp_path) == before
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_appears_when_all_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "new"
+    with folder.written(target, replaces=False) as path:
+        (path / "file").write_text("new")
+        assert not target.exists()
+    assert contents(target) == {"file": b"new"}
+    with folder.written(target, replaces=True) as path:
+        (path / "other").write_text("newer")
+        assert contents(target) == {"file": b"new"}
+    assert contents(target) == {"other": b"newer"}
+    with pytest.raises(RuntimeError, match="stopped"), folder.written(target, replaces=True):
+        raise RuntimeError("stopped")
+    assert contents(target) == {"other": b"newer"}
+    assert [path.name for path in target.parent.iterdir()] == ["new"]
+
+
+def test_where_folders_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old").mkdir()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with (
+        pytest.raises(ValueError, match=r"--in-place needs Linux, .*: write --output DIR instead"),
+        folder.written(tmp_path / "old", replaces=True),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_each_layout_that_is_refused_has_a_reason() -> None:
+    assert all(reason[0].islower() or reason[0].isupper() for reason in layouts.NOT_CONVERTED.values())
+    assert len(layouts.NOT_CONVERTED) >= 4

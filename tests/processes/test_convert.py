@@ -1,0 +1,67 @@
+"""A run of AdamW goes on with ADOPT, and back, in each sharded layout, as in one process.
+
+The checkpoints are those of the Trainer on two processes: FSDP2 whole and sharded (DCP), ZeRO 2 and 3 made universal.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from adopt_hf.commands.convert.conversion import convert
+from tests.processes.conftest import launch, torchrun
+from tests.processes.job import SAVED
+from tests.processes.test_matrix import FP32_TOLERANCE, largest_difference, ranks, weights
+from tests.processes.test_universal import universal
+
+pytestmark = pytest.mark.distributed
+
+Launched = Callable[..., Path]
+ADAMW = ("--optim", "adamw_torch", "--loops", "trainer")
+CONFIGS = {"fsdp2": None, "fsdp2_sharded": None, "zero2": 2, "zero3": 3}
+
+
+def checkpoint_of(folder: Path) -> Path:
+    return folder / "trainer" / "run" / f"checkpoint-{SAVED}"
+
+
+def goes_on(source: Path, folder: Path, optim: str, stage: int | None, config: str, processes: int = 2) -> Path:
+    """Resume from the checkpoint in `source`; return the folder with what was seen."""
+    options = ("--use_cpu", "--loops", "trainer", "--optim", optim, "--resume", source)
+    if stage is None:
+        launch(config, "job.py", folder, *options, processes=processes)
+    else:
+        torchrun(processes, "job.py", folder, *options, "--zero", stage, "--universal")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(launched: Launched, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights after one process has trained half of the steps with AdamW and the others with ADOPT."""
+    folder = tmp_path_factory.mktemp("single")
+    convert(checkpoint_of(launched("cpu", *ADAMW, processes=1)), "adopt", checkpoint_of(folder / "half"))
+    return weights(goes_on(folder / "half", folder / "whole", "adopt", None, "cpu", processes=1), "trainer")
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_sharded_run_goes_on(
+    config: str, launched: Launched, single: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """ADOPT ends where one process does, and the state that has been converted back where AdamW alone does."""
+    stage, trained = CONFIGS[config], launched(config, *ADAMW)
+    source = trained if stage is None else universal(trained, tmp_path / "universal", "--inject_missing_state")
+    convert(checkpoint_of(source), "adopt", checkpoint_of(tmp_path / "adopt"))
+    seen = goes_on(tmp_path / "adopt", tmp_path / "went on", "adopt", stage, config)
+    for rank in ranks(seen, "trainer"):
+        assert (rank["world_size"], rank["started_at"], rank["steps"]) == (2, SAVED, [20.0])
+        assert rank["optimizer"] == "adopt_hf.optimizer.ADOPTW"
+        assert [group["weight_decay"] for group in rank["groups"]] == [0.1, 0.0]
+        assert {tuple(group["betas"]) for group in rank["groups"]} == {(0.9, 0.9999)}
+        assert {group["beta2_warmup"] for group in rank["groups"]} == {1.0}
+    assert largest_difference(weights(seen, "trainer"), single) < FP32_TOLERANCE
+    convert(checkpoint_of(tmp_path / "adopt"), "adamw", checkpoint_of(tmp_path / "back"))
+    seen = goes_on(tmp_path / "back", tmp_path / "again", "adamw_torch", stage, config)
+    assert {rank["optimizer"] for rank in ranks(seen, "trainer")} == {"torch.optim.adamw.AdamW"}
+    assert largest_difference(weights(seen, "trainer"), weights(trained, "trainer")) < FP32_TOLERANCE
+    assert largest_difference(weights(trained, "trainer"), single) > 100 * FP32_TOLERANCE
