@@ -67,6 +67,12 @@ EXPERIMENTS = {
         "experiments/results/defaults.jsonl",
         "docs/defaults.md",
     ),
+    "convert": Experiment(
+        "the loss when a run of AdamW goes on with ADOPT",
+        "experiments.convert.run",
+        "",
+        "docs/migrate.md",
+    ),
     **PAPER,
     "paper": Experiment("all experiments of the paper, then evidence", "experiments.paper.all", "", EVIDENCE),
     "evidence": Experiment("nothing: keeps finished runs, draws plots", "experiments.paper.evidence", "", EVIDENCE),

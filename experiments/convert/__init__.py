@@ -1,0 +1,1 @@
+"""What becomes of the loss when a run of AdamW goes on with ADOPT."""
