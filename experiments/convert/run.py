@@ -4,7 +4,7 @@ python -m experiments convert                   # the runs that have not been do
 python -m experiments convert --report_only
 
 AdamW trains for 500 of 1,000 steps. From that checkpoint three runs go on for 200 steps, on the same batches with the
-same schedule: AdamW, ADOPT with the state that `python -m adopt_hf convert` has made, and ADOPT with empty state. AdamW
+same schedule: AdamW, ADOPT with the state that `adopt-hf convert` has made, and ADOPT with empty state. AdamW
 has the Trainer's beta2 = 0.999, or the recipe's 0.95; the other numbers are the recipe's.
 
 The rule, written before the runs:

@@ -91,7 +91,9 @@ def test_states_of_other_optimizers_are_refused(name: str, cls: type[ADOPT]) -> 
     optimizer = cls([nn.Parameter(torch.ones(2, 3))], backend="reference")
     train(optimizer, range(2))
     before = snapshot(optimizer)
-    with pytest.raises(ValueError, match=r"the saved state is not ADOPT's. Its param groups have .*--to adopt`.*weights only"):
+    with pytest.raises(
+        ValueError, match=r"the saved state is not ADOPT's. Its param groups have .*--to adopt`.*weights only"
+    ):
         optimizer.load_state_dict(saved)
     assert_unchanged(optimizer, before)
 

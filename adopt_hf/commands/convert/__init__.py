@@ -1,11 +1,11 @@
-"""Turn a checkpoint of AdamW into one of ADOPT, or back: `python -m adopt_hf convert CHECKPOINT --to adopt`."""
+"""Turn a checkpoint of AdamW into one of ADOPT, or back: `adopt-hf convert CHECKPOINT --to adopt`."""
 
 import argparse
 from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `python -m adopt_hf convert` takes."""
+    """Add what `adopt-hf convert` takes."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the folder, such as run/checkpoint-500")
     parser.add_argument("--to", required=True, choices=("adopt", "adamw"), help="the optimizer that is to go on")
     where = parser.add_mutually_exclusive_group()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adopt_hf.hyperparameters import of_group
 from adopt_hf.integrations.transformers import optim_args
-from adopt_hf.state import adamw, loading
+from adopt_hf.state import adamw, loading, saved_groups
 
 NAMES = {"adopt": "ADOPTW", "adamw": "AdamW"}  # the class that a mark names
 # What a conversion back takes from the record of the first one.
@@ -35,9 +35,9 @@ class Change(NamedTuple):
         Raises:
             ValueError: If they are not those of the other optimizer.
         """
-        if not loading.is_adopt(saved):
+        if not saved_groups.is_adopt(saved):
             adamw.check_groups(saved)
-        if loading.is_adopt(saved) == (self.to == "adopt"):
+        if saved_groups.is_adopt(saved) == (self.to == "adopt"):
             raise ValueError(f"it is the state of {'ADOPT' if self.to == 'adopt' else 'AdamW'} already")
         before = self.before if len(self.before) == len(saved) else [{}] * len(saved)
         return [self._group(group, old) for group, old in zip(saved, before, strict=True)]

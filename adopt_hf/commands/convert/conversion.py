@@ -14,7 +14,7 @@ from adopt_hf.commands.convert.change import NAMES, Change, given_options
 from adopt_hf.commands.convert.layouts import Layout
 from adopt_hf.integrations import checkpoints
 from adopt_hf.integrations.checkpoints import MARK, TRAINER_STATE, DiskFullError, step_of
-from adopt_hf.state import loading
+from adopt_hf.state import saved_groups
 
 RECORD = "converted.json"  # what a conversion has found, for one that goes back
 ERRORS = (ValueError, OSError, DiskFullError)
@@ -139,7 +139,7 @@ def _mark(checkpoint: Path, target: Path, layout: Layout, to: str) -> None:
 
 def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a param group as JSON has them."""
-    found = {name: loading.plain(value) for name, value in group.items() if name != "params"}
+    found = {name: saved_groups.plain(value) for name, value in group.items() if name != "params"}
     found = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in found.items()}
     return {name: value for name, value in found.items() if isinstance(value, bool | int | float | str | tuple | None)}
 
@@ -149,7 +149,7 @@ def _said(target: Path, to: str, groups: list[dict[str, Any]], replaced: Path | 
     names = ("lr", "betas", "eps", "weight_decay", "decouple", "clip_exp", "beta2_warmup")
     lines = [f"{replaced or target} has the state of {TITLES[to]}"]
     for index, group in enumerate(groups):
-        options = ", ".join(f"{name}={loading.plain(group[name])}" for name in names if name in group)
+        options = ", ".join(f"{name}={saved_groups.plain(group[name])}" for name in names if name in group)
         lines.append(f"  param group {index}: {options}")
     where = "" if replaced else ", and an output_dir of its own"
     lines.append(f'go on with {GO_ON[to]}, resume_from_checkpoint="{replaced or target}"{where}')
