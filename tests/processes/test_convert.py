@@ -48,7 +48,11 @@ def single(launched: Launched, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_a_sharded_run_goes_on(
     config: str, launched: Launched, single: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """ADOPT ends where one process does, and the state that has been converted back where AdamW alone does."""
+    """ADOPT ends where one process does, and the state that has been converted back where AdamW alone does.
+
+    The tolerance grows with what AdamW itself makes of another order of summation: gradients that are 0 but for rounding
+    (the bias of the keys) are divided by their own size, down to eps = 1e-8.
+    """
     stage, trained = CONFIGS[config], launched(config, *ADAMW)
     source = trained if stage is None else universal(trained, tmp_path / "universal", "--inject_missing_state")
     convert(checkpoint_of(source), "adopt", checkpoint_of(tmp_path / "adopt"))
@@ -59,9 +63,13 @@ def test_a_sharded_run_goes_on(
         assert [group["weight_decay"] for group in rank["groups"]] == [0.1, 0.0]
         assert {tuple(group["betas"]) for group in rank["groups"]} == {(0.9, 0.9999)}
         assert {group["beta2_warmup"] for group in rank["groups"]} == {1.0}
-    assert largest_difference(weights(seen, "trainer"), single) < FP32_TOLERANCE
+    alone = weights(launched("cpu", *ADAMW, processes=1), "trainer")
+    drift = largest_difference(weights(trained, "trainer"), alone)
+    tolerance = FP32_TOLERANCE + 4 * drift
+    assert drift < 1e-4
+    assert largest_difference(weights(seen, "trainer"), single) < tolerance
+    assert largest_difference(alone, single) > 20 * tolerance
     convert(checkpoint_of(tmp_path / "adopt"), "adamw", checkpoint_of(tmp_path / "back"))
     seen = goes_on(tmp_path / "back", tmp_path / "again", "adamw_torch", stage, config)
     assert {rank["optimizer"] for rank in ranks(seen, "trainer")} == {"torch.optim.adamw.AdamW"}
-    assert largest_difference(weights(seen, "trainer"), weights(trained, "trainer")) < FP32_TOLERANCE
-    assert largest_difference(weights(trained, "trainer"), single) > 100 * FP32_TOLERANCE
+    assert largest_difference(weights(seen, "trainer"), weights(trained, "trainer")) < tolerance
