@@ -50,8 +50,8 @@ def test_a_sharded_run_goes_on(
 ) -> None:
     """ADOPT ends where one process does, and the state that has been converted back where AdamW alone does.
 
-    The tolerance grows with what AdamW itself makes of another order of summation: gradients that are 0 but for rounding
-    (the bias of the keys) are divided by their own size, down to eps = 1e-8.
+    The tolerance grows with what AdamW itself makes of another order of summation: it divides gradients that are 0 but
+    for rounding (the bias of the keys) by their own size, down to eps = 1e-8.
     """
     stage, trained = CONFIGS[config], launched(config, *ADAMW)
     source = trained if stage is None else universal(trained, tmp_path / "universal", "--inject_missing_state")
