@@ -105,9 +105,12 @@ $(EXAMPLES): pyproject.toml constraints.txt | $(RUN)
 
 # Other implementations of ADOPT, which benchmarks and tests compare with. They come without what they depend on, since
 # timm's torchvision would replace the CPU build of torch, and lie apart: accelerate imports every timm that it finds.
+# trackio lies apart, too: it asks for a pillow before 13.
+TRACKIO := trackio gradio_client orjson starlette uvicorn httpx httpcore python-multipart brotli sniffio websockets h11 anyio
 $(STAMP): pyproject.toml constraints.txt | $(RUN)
 	@echo "Installing into $(VENV), once: some minutes"
 	$(PIP) -e ".[dev]"
 	$(PIP) --no-deps --upgrade --target $(VENV)/peers timm pytorch_optimizer \
 		'heavyball; python_version >= "3.11"' opt_einsum
+	$(PIP) --no-deps --upgrade --target $(VENV)/trackers $(TRACKIO)
 	@touch $(EXAMPLES) $@

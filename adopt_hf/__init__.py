@@ -5,18 +5,26 @@ Accelerate and DeepSpeed keep ADOPT where they would replace it. The import load
 when it is imported.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from adopt_hf.integrations import register, register_on_import, trainer_kwargs, unregister
 from adopt_hf.layerwise import LayerwiseADOPT, LayerwiseADOPTW
+from adopt_hf.monitor import Monitor
 from adopt_hf.optimizer import ADOPT, ADOPTW
 from adopt_hf.param_groups import param_groups
 from adopt_hf.state.formats import keep_float32
+
+if TYPE_CHECKING:
+    from adopt_hf.integrations import AdoptMonitor
 
 __version__ = "0.1.0"
 __all__ = [
     "ADOPT",
     "ADOPTW",
+    "AdoptMonitor",
     "LayerwiseADOPT",
     "LayerwiseADOPTW",
+    "Monitor",
     "__version__",
     "keep_float32",
     "param_groups",
@@ -26,3 +34,12 @@ __all__ = [
 ]
 
 register_on_import()
+
+
+def __getattr__(name: str) -> Any:
+    """Import AdoptMonitor when it is asked for, because its base class imports transformers."""
+    if name == "AdoptMonitor":
+        from adopt_hf.integrations import AdoptMonitor
+
+        return AdoptMonitor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -191,14 +191,10 @@ def update(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the new (theta, m, v) of one tensor, in the dtype of the moments, by equations (1) to (7)."""
     theta, g, m, v = param.to(exp_avg.dtype), grad.to(exp_avg.dtype), exp_avg, exp_avg_sq
-    if isinstance(s.scale, Tensor) or s.scale != 1:  # (1)
-        g = g * s.scale
-    if isinstance(s.l2, Tensor) or s.l2 != 0:
-        g = g + s.l2 * theta
+    g = gradient(theta, g, s)
     new, least = v == 0, least_of(v.dtype)  # (2)
     theta = theta * s.decay  # (3)
-    root = torch.where(v == least, 0.0, v.sqrt()) if s.eps >= least else v.sqrt()  # (4)
-    u = torch.clamp(g / torch.clamp(root, min=s.eps), -s.clip, s.clip)
+    u = torch.clamp(normalised(g, v, s), -s.clip, s.clip)  # (4)
     u = torch.where(new, 0.0, u)
     u = torch.where(v.isfinite(), u, math.nan)
     m = m + (1 - s.beta1) * (u - m)  # (5)
@@ -206,3 +202,20 @@ def update(
     v = torch.where(new, g * g, s.beta2 * v + (1 - s.beta2) * g * g)  # (7)
     v = torch.where((v == 0) & ~(new & (g == 0)), least, v)
     return theta, m, v
+
+
+def gradient(theta: Tensor, grad: Tensor, s: StepScalars) -> Tensor:
+    """Return the g of the equations (2) to (7) for a gradient that came in (1). Changes nothing."""
+    g = grad
+    if isinstance(s.scale, Tensor) or s.scale != 1:
+        g = g * s.scale
+    if isinstance(s.l2, Tensor) or s.l2 != 0:
+        g = g + s.l2 * theta
+    return g
+
+
+def normalised(g: Tensor, v: Tensor, s: StepScalars) -> Tensor:
+    """Return g / max(sqrt(v), eps) of (4), which is not clipped yet. Changes nothing."""
+    least = least_of(v.dtype)
+    root = torch.where(v == least, 0.0, v.sqrt()) if s.eps >= least else v.sqrt()
+    return g / torch.clamp(root, min=s.eps)

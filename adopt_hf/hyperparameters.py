@@ -21,7 +21,8 @@ BLOCK_SIZES = tuple(2**i for i in range(6, 12))
 
 # The kinds of options. update: numbers of the update, which a load replaces. execution: how the update is computed, and
 # storage: how the state is stored; a load changes neither. recipe: param groups, before the optimizer is created.
-Kind = Literal["update", "execution", "storage", "recipe"]
+# trainer: a callback of the Trainer.
+Kind = Literal["update", "execution", "storage", "recipe", "trainer"]
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,11 @@ HYPERPARAMETERS = {
     # peft's range and default: B learns as fast as A, or faster
     "loraplus_lr_ratio": Hyperparameter(float, 1.0, "recipe", "LoRA+: the learning rate of B over that of A", low=1.0),
     "loraplus_lr_embedding": Hyperparameter(float, 1e-6, "recipe", "LoRA+: the learning rate of embeddings"),
+    "monitor": Hyperparameter(bool, False, "trainer", "log what the steps do ([monitor](docs/monitor.md))"),
 }
 LORAPLUS = tuple(name for name, row in HYPERPARAMETERS.items() if row.kind == "recipe")
-OF_OPTIMIZER = tuple(name for name in HYPERPARAMETERS if name not in LORAPLUS)
+OF_TRAINER = tuple(name for name, row in HYPERPARAMETERS.items() if row.kind == "trainer")
+OF_OPTIMIZER = tuple(name for name in HYPERPARAMETERS if name not in (*LORAPLUS, *OF_TRAINER))
 
 
 def of_group(*kinds: Kind) -> tuple[str, ...]:

@@ -116,6 +116,7 @@ class ADOPT(Optimizer):
         self.partitions: dict[Tensor, Partition] = {}
         if regroup is not None:
             params = regroup(list(params))
+        self.monitor: Any = None  # an `adopt_hf.monitor.Monitor`; not in a pickle
         self.kept_plans: Kept = {}  # of the last steps, see `adopt_hf.plan.kept`; not in a pickle
         self.has_noted_first_steps = False  # whether `adopt_hf.first_steps` needs no more steps
         super().__init__(params, defaults | check_group(defaults))
@@ -215,6 +216,7 @@ class ADOPT(Optimizer):
         super().__setstate__(state)
         # torch calls __setstate__ in every load too, not only in unpickling. A pickle has no partitions.
         self.__dict__.setdefault("partitions", {})
+        self.__dict__.setdefault("monitor", None)
         self.kept_plans = {}
         self.has_noted_first_steps = False
         self.defaults.pop("differentiable", None)  # torch adds it
@@ -287,12 +289,3 @@ def _untraced() -> ModuleType:
     from adopt_hf import torch_compile
 
     return torch_compile
-
-
-def is_adopt_optimizer(thing: object) -> bool:
-    """Return whether `thing` is an ADOPT or its class, from this copy of the module or from another.
-
-    A notebook or a test runner that imports the package again has two classes of that name, so `isinstance` is not
-    enough.
-    """
-    return getattr(thing, "_is_adopt", False) is True

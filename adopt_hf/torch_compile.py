@@ -20,10 +20,18 @@ from adopt_hf.plan.entries import Plan
 from adopt_hf.state import tensor_key
 
 
+class Observer(Protocol):
+    """The part of `adopt_hf.monitor.Monitor` that a step calls."""
+
+    def observe(self, groups: Sequence[dict[str, Any]] | None, first: int) -> None:
+        """Look at the gradients and the state of `groups`, or of all param groups, before they are updated."""
+
+
 class Planned(first_steps.Stepped, Protocol):
     """The part of `adopt_hf.ADOPT` that a plan needs."""
 
     partitions: dict[Tensor, Partition]
+    monitor: Observer | None
     kept_plans: build.Kept
     has_noted_first_steps: bool
 
@@ -48,6 +56,8 @@ def _plan_of(
 ) -> Plan:
     if groups is None and not optimizer.has_noted_first_steps:
         optimizer.has_noted_first_steps = first_steps.note(optimizer)
+    if optimizer.monitor is not None:
+        optimizer.monitor.observe(groups, first)
     # A GradScaler adds these two attributes.
     scaled = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     groups, states, partitions = groups or optimizer.param_groups, optimizer.state, optimizer.partitions

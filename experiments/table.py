@@ -39,6 +39,9 @@ PAPER = {
 EXPERIMENTS = {
     "step": Experiment("one step beside other optimizers", "experiments.step.run", "experiments/results/step", SPEED),
     "training": Experiment("whole training steps", "experiments.training.run", "experiments/results/step", SPEED),
+    "monitor": Experiment(
+        "the cost of the monitor", "experiments.monitor.cost", "docs/results/monitor.json", "docs/monitor.md"
+    ),
     "low_bits": Experiment(
         "losses with fewer bits", "experiments.low_bits.run", "experiments/results/low_bits.jsonl", SPEED
     ),

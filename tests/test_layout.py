@@ -19,6 +19,7 @@ ELSEWHERE = {  # module -> the test file that it shares, without .py
     },
     "commands/convert/universal": "processes/test_convert",
     "commands/device_check": "commands/test_env",
+    "identity": "integrations/test_guard",
     "integrations/after_import": "integrations/test_import_orders",
     **{
         f"integrations/checkpoints/{name}": "integrations/test_checkpoints"
@@ -36,8 +37,10 @@ ELSEWHERE = {  # module -> the test file that it shares, without .py
     "integrations/transformers/patches": "integrations/test_patching",
     "integrations/transformers/registration": "integrations/test_compat",
     "integrations/transformers/weights": "integrations/test_peft",
+    "integrations/transformers/callback": "integrations/transformers/test_monitor",
     "memory": "commands/test_memory",
     "memory_models": "commands/test_memory",
+    "monitor/counts": "monitor/test_monitor",
     "plan/build": "plan/test_kept",
     "plan/entries": "plan/test_kept",
     "plan/known": "plan/test_kept",

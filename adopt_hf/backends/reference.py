@@ -38,7 +38,7 @@ class Piece(NamedTuple):
             new = new[part.numel() :]
 
 
-def _pieces(shape: torch.Size, format: Format) -> Iterator[Piece]:
+def pieces(shape: torch.Size, format: Format) -> Iterator[Piece]:
     """Yield the pieces of a tensor of this shape. 8-bit moments are cut between blocks."""
     numel, size = shape.numel(), format.block_size
     if format.bits != 8:
@@ -116,7 +116,7 @@ def step_rounded(buckets: Sequence[RoundedBucket]) -> None:
     """
     for params, grads, exp_avgs, exp_avg_sqs, scales, keys, format, scalars, _ in buckets:
         for i, four in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
-            for piece in _pieces(four[0].shape, format):
+            for piece in pieces(four[0].shape, format):
                 _step_piece(
                     four, scales[i][piece.rows, piece.blocks] if scales else None, keys[i], piece, format, scalars
                 )

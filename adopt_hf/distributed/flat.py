@@ -41,8 +41,9 @@ class Partition:
         arrived: Callable that returns, for each tensor, whether any rank has received a gradient since the last call,
             or None if no rank has ever received one. All ranks get the same answer. Without a gradient the flat
             gradient may hold an old one. For None the values of the flat gradient decide.
-        total: Function that sums an int64 tensor on the CPU, in place, over the processes that share the tensors.
+        total: Function that sums an int64 or float64 CPU tensor in place over the processes that share the tensors.
         number: Number that differs between flat parameters, and between processes with different parts. Default: 0.
+        names: Names of the tensors in the model. Default: none.
     """
 
     tensors: int
@@ -50,6 +51,7 @@ class Partition:
     arrived: Callable[[], Sequence[bool | None]]
     total: Callable[[Tensor], None]
     number: int = 0
+    names: Sequence[str] = ()
 
     def steps(self, state: dict[str, Any]) -> list[float]:
         """Return the step count of each tensor, from the state of the flat parameter."""

@@ -5,7 +5,7 @@ imported for it: each of the others is patched when it has been imported.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adopt_hf.integrations import accelerate, guard
 from adopt_hf.integrations.deepspeed import patches as of_deepspeed
@@ -14,7 +14,10 @@ from adopt_hf.integrations.transformers import patches as of_transformers
 from adopt_hf.integrations.transformers import registration as transformers
 from adopt_hf.integrations.transformers.arguments import trainer_kwargs
 
-__all__ = ["PATCHED", "Patched", "register", "register_on_import", "trainer_kwargs", "unregister"]
+if TYPE_CHECKING:
+    from adopt_hf.integrations.transformers.callback import AdoptMonitor
+
+__all__ = ["PATCHED", "AdoptMonitor", "Patched", "register", "register_on_import", "trainer_kwargs", "unregister"]
 
 
 class Patched(NamedTuple):
@@ -71,3 +74,12 @@ def _register_others() -> None:
     guard.register()
     accelerate.register()
     of_deepspeed.register()
+
+
+def __getattr__(name: str) -> Any:
+    """Import AdoptMonitor when it is asked for, because its base class imports transformers."""
+    if name == "AdoptMonitor":
+        from adopt_hf.integrations.transformers.callback import AdoptMonitor
+
+        return AdoptMonitor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from adopt_hf.identity import innermost, is_adopt_optimizer
 from adopt_hf.integrations import guard, patching
 from adopt_hf.integrations.after_import import when_imported, when_imported_no_more
 from adopt_hf.integrations.deepspeed.ds_config import FILLED, forget_auto, is_adopt_block, is_auto, keep_adopt
 from adopt_hf.integrations.patching import Package, Patch
-from adopt_hf.optimizer import is_adopt_optimizer
 
 
 def prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
@@ -28,7 +28,7 @@ def prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
             keep_adopt(config)
     result = original(accelerator, *args, **kwargs)
     for given, got in zip(args, result if isinstance(result, tuple) else (result,), strict=False):
-        inner = guard.innermost(got)
+        inner = innermost(got)
         if is_adopt_optimizer(given) and not is_adopt_optimizer(inner):
             raise RuntimeError(
                 f"Accelerator.prepare was given {type(given).__name__} and returned {type(inner).__name__}, which "

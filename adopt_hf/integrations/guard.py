@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from adopt_hf.identity import innermost, is_adopt_optimizer
 from adopt_hf.integrations import patching
 from adopt_hf.integrations.patching import Patch
-from adopt_hf.optimizer import is_adopt_optimizer
 from adopt_hf.state import saved_groups
 
 
@@ -36,14 +36,6 @@ def refuse(optimizer: Any, state_dict: Any) -> None:
     inner = innermost(optimizer)
     if not is_adopt_optimizer(inner) and not saved_groups.is_adopt(optimizer.param_groups):
         raise ValueError(refusal(type(inner).__name__))
-
-
-def innermost(optimizer: Any) -> Any:
-    """Return the optimizer inside Accelerate's and other wrappers."""
-    inner = getattr(optimizer, "optimizer", None)
-    while not is_adopt_optimizer(optimizer) and inner is not None and inner is not optimizer:
-        optimizer, inner = inner, getattr(inner, "optimizer", None)
-    return optimizer
 
 
 def refusal(name: str, what: str = "the saved state") -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 import adopt_hf
 from adopt_hf import ADOPT, ADOPTW, LayerwiseADOPT, LayerwiseADOPTW, algorithm, hyperparameters
 from adopt_hf.hyperparameters import HYPERPARAMETERS, OF_ADOPTW, RUNNING_MEAN, WARMUP_EXPONENT
-from adopt_hf.optimizer import is_adopt_optimizer
+from adopt_hf.identity import is_adopt_optimizer
 
 PAIRS = [(ADOPT, ADOPTW), (LayerwiseADOPT, LayerwiseADOPTW)]
 

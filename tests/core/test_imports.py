@@ -14,13 +14,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "adopt_hf"
 ROOMS = (  # rooms of one line may import each other
-    ("algorithm", "hyperparameters", "distributed", "first_steps"),
+    ("algorithm", "hyperparameters", "distributed", "first_steps", "identity"),
     ("state",),
     ("backends", "memory", "memory_models", "param_groups"),
     ("plan",),
     ("torch_compile",),
     ("optimizer",),
-    ("layerwise",),
+    ("layerwise", "monitor"),
     ("integrations",),
     ("commands",),
     ("__init__", "__main__", "startup"),

@@ -39,6 +39,7 @@ from adopt_hf.integrations.deepspeed import config as deepspeed_config
 from adopt_hf.integrations.transformers import optim_args
 
 STEPS, SAVED = 20, 10
+OBSERVED = 5  # steps from one to the next whose figures are compared
 GLOBAL_BATCH = 8
 HYPERPARAMETERS = {"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 1.0, "warmup_steps": 3}
 
@@ -181,6 +182,7 @@ def look(accelerator: Accelerator, model: Any, optimizer: Any, before: int) -> d
         "dtensors": all(isinstance(t, DTensor) for t in moments),
         "digest": digest(moments),
         "started_at": before,
+        "figures": {},
         "parameters": sum(p.numel() for p in make_model().parameters()),
     }
 
@@ -204,12 +206,17 @@ def with_trainer(folder: Path, options: argparse.Namespace) -> None:
         args=arguments(folder / "run", options),
         train_dataset=make_data(),
         data_collator=default_data_collator,
+        callbacks=[adopt_hf.AdoptMonitor()] if options.optim == "adopt" else [],
     )
     resume = str(options.resume / "trainer" / "run" / f"checkpoint-{SAVED}") if options.resume else None
     trainer.train(resume_from_checkpoint=resume)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     seen = look(trainer.accelerator, trainer.model_wrapped, trainer.optimizer, SAVED if resume else 0)
-    write(folder, seen, weights, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for entry in logged:
+        if entry["step"] % OBSERVED == 0:
+            seen["figures"][entry["step"]] = {name: x for name, x in entry.items() if name.startswith("adopt/")}
+    write(folder, seen, weights, [entry["loss"] for entry in logged])
 
 
 def with_accelerate(folder: Path, options: argparse.Namespace) -> None:
@@ -239,6 +246,9 @@ def with_accelerate(folder: Path, options: argparse.Namespace) -> None:
         accelerator.load_state(str(options.resume / "accelerate" / f"checkpoint-{SAVED}"))
         done = SAVED
     before, losses = done, []
+    adopt = options.optim == "adopt"
+    monitor = adopt_hf.Monitor(optimizer, model, every=OBSERVED) if adopt else None
+    figures = {}
     model.train()
     for batch in accelerator.skip_first_batches(loader, done) if done else loader:
         loss = model(**batch).loss
@@ -249,12 +259,14 @@ def with_accelerate(folder: Path, options: argparse.Namespace) -> None:
         optimizer.zero_grad()
         losses.append(accelerator.reduce(loss.detach(), "mean").item())
         done += 1
+        if monitor is not None and (found := monitor.figures()):
+            figures[done] = found
         if done == SAVED:
             accelerator.save_state(str(folder / f"checkpoint-{SAVED}"))
         if done == STEPS:
             break
     weights = accelerator.get_state_dict(model)
-    write(folder, look(accelerator, model, optimizer, before), weights, losses)
+    write(folder, look(accelerator, model, optimizer, before) | {"figures": figures}, weights, losses)
 
 
 LOOPS = {"trainer": with_trainer, "accelerate": with_accelerate}

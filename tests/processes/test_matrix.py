@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from experiments.launches.matrix import BF16_SHARE, FP32_TOLERANCE, LOOPS, MODES, Matrix, Mode, seen_as
-from tests.processes.job import SAVED, STEPS, make_model
+from tests.processes.job import OBSERVED, SAVED, STEPS, make_model
 
 pytestmark = pytest.mark.distributed
 
@@ -112,6 +112,26 @@ def test_resume(mode: Mode, loop: str, launched: Launched, matrix: Matrix) -> No
         for same in ("digest", "steps", "moments", "groups", "world_size", "distributed_type", "wrapper", "optimizer"):
             assert before[same] == after[same], same
     matrix.note(mode, loop, "resume", "bit for bit")
+
+
+@pytest.mark.parametrize(("mode", "loop"), CELLS)
+def test_the_monitor_sees_whole_tensors(mode: Mode, loop: str, launched: Launched) -> None:
+    """Every process has the figures of one process on the same global batch."""
+    single = ranks(launched("cpu", processes=1), loop)[0]["figures"]
+    assert list(single) == [str(step) for step in range(OBSERVED, STEPS + 1, OBSERVED)]
+    for rank in ranks(launched(mode.config, *arguments(mode), processes=mode.world_size), loop):
+        assert list(rank["figures"]) == list(single)
+        for step, wanted in single.items():
+            found = rank["figures"][step]
+            for name in ("clipped", "update_to_weight", "rms_sqrt_v", "unobserved", "nonfinite_v"):
+                for key in (f"adopt/{name}", f"adopt/group_0/{name}", f"adopt/group_1/{name}"):
+                    # An element whose ratio is next to its bound may fall on either side.
+                    near = 0.05 if mode.bf16 else 1e-3 if name == "clipped" else 0.0
+                    assert found[key] == pytest.approx(wanted[key], rel=0.05 if mode.bf16 else 1e-4, abs=near), key
+            if not mode.bf16:
+                layers = [{name for name in one if name.startswith("adopt/clipped/")} for one in (found, wanted)]
+                assert layers[0] == layers[1]
+    assert len({json.dumps(rank["figures"]) for rank in ranks(launched(mode.config), loop)}) == 1
 
 
 @pytest.mark.parametrize("loop", LOOPS)

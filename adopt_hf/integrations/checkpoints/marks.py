@@ -11,10 +11,9 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from adopt_hf.integrations import guard
+from adopt_hf.identity import innermost, is_adopt_optimizer
 from adopt_hf.integrations.checkpoints.folders import MARK, checkpoints_in, missing, step_of
 from adopt_hf.integrations.checkpoints.layouts import layout
-from adopt_hf.optimizer import is_adopt_optimizer
 
 logger = logging.getLogger("adopt_hf")
 
@@ -68,7 +67,7 @@ def mark(checkpoint: Path, step: int, optimizer: Any = None) -> None:
     """
     written: dict[str, Any] = {"layout": layout()}
     if optimizer is not None:
-        inner = guard.innermost(optimizer)
+        inner = innermost(optimizer)
         written["optimizer"] = {"class": type(inner).__name__, "is_adopt": is_adopt_optimizer(inner)}
     write_mark(checkpoint, step, **written)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import TrainerState, TrainingArguments
 
+from adopt_hf.identity import is_adopt_optimizer
 from adopt_hf.integrations import guard
 from adopt_hf.integrations.checkpoints.folders import MARK, last_complete, missing
-from adopt_hf.optimizer import is_adopt_optimizer
 from adopt_hf.state.saved_groups import CONVERT, WEIGHTS_ONLY
 
 logger = logging.getLogger("adopt_hf")

@@ -5,9 +5,8 @@ import inspect
 import logging
 from typing import Any
 
-from adopt_hf.integrations import guard
+from adopt_hf.identity import innermost, is_adopt_optimizer
 from adopt_hf.integrations.deepspeed import internals
-from adopt_hf.optimizer import is_adopt_optimizer
 
 logger = logging.getLogger("adopt_hf")
 
@@ -19,7 +18,7 @@ def one_cycle(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         ValueError: If `cycle_momentum` is set to true.
     """
     call = inspect.signature(original).bind(scheduler, *args, **kwargs)
-    if is_adopt_optimizer(guard.innermost(call.arguments["optimizer"])):
+    if is_adopt_optimizer(innermost(call.arguments["optimizer"])):
         if call.arguments.get("cycle_momentum"):
             raise ValueError(
                 "the optimizer is ADOPT, and cycle_momentum=True makes DeepSpeed's OneCycle scheduler set beta2 to 0.99"

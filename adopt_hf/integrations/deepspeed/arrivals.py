@@ -133,7 +133,7 @@ class Arrivals:
             self.agreed[i], known = known[: len(self.shared[i].tensors)], known[len(self.shared[i].tensors) :]
 
     def total(self, index: int, counts: Tensor) -> None:
-        """Sum `counts`, an int64 tensor on the CPU, in place over the processes that share `shared[index]`."""
+        """Sum `counts`, of int64 or float64 and on the CPU, in place over the processes that share `shared[index]`."""
         reduce_on_host(counts, dist.ReduceOp.SUM, self.hosts[self.ranks[index]])
 
 

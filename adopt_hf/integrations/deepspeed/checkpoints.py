@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from adopt_hf.identity import is_adopt_optimizer
 from adopt_hf.integrations import guard
 from adopt_hf.integrations.deepspeed import internals
-from adopt_hf.optimizer import is_adopt_optimizer
 from adopt_hf.state import differences
 from adopt_hf.state.saved_groups import WEIGHTS_ONLY, is_adopt, translated_group
 

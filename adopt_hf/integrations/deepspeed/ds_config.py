@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adopt_hf.hyperparameters import OPTIONS
+from adopt_hf.identity import is_adopt_optimizer
 from adopt_hf.integrations.deepspeed.refused import REPLACEMENTS
 from adopt_hf.memory import OFFLOAD
-from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
+from adopt_hf.optimizer import ADOPT, ADOPTW
 
 CLASSES: dict[str, type[ADOPT]] = {"adopt": ADOPT, "adoptw": ADOPTW}  # by "type" of a block, in lower case
 FILLED = ("lr", "weight_decay")  # where the block has "auto", the Trainer and Accelerate fill these in

@@ -39,6 +39,7 @@ def follow(engine: Any) -> None:
         + [Shared([model for model, _ in pairs], process_group) for process_group, pairs in whole],
     )
     engine.adopt_arrivals = arrivals
+    names = {p: name for name, p in engine.module.named_parameters()}
     for number, group in enumerate(flat_groups):
         partition = Partition(
             tensors=len(group.tensors),
@@ -46,6 +47,7 @@ def follow(engine: Any) -> None:
             arrived=functools.partial(arrivals.take, number),
             total=functools.partial(arrivals.total, number),
             number=number * torch.distributed.get_world_size() + torch.distributed.get_rank(),
+            names=[names.get(tensor, "") for tensor in group.tensors],
         )
         optimizer.set_partition(group.flat, partition)
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 
+from adopt_hf.identity import is_adopt_optimizer
 from adopt_hf.integrations.deepspeed import gradients, internals
 from adopt_hf.integrations.deepspeed.ds_config import (
     CLASSES,
@@ -20,7 +21,7 @@ from adopt_hf.integrations.deepspeed.ds_config import (
     offloads,
     replacements,
 )
-from adopt_hf.optimizer import ADOPT, is_adopt_optimizer
+from adopt_hf.optimizer import ADOPT
 from adopt_hf.param_groups import embeddings
 from adopt_hf.state import formats
 

@@ -1,11 +1,11 @@
 """The functions of DeepSpeed that are replaced, a row each, and the check of its version."""
 
+from adopt_hf.identity import is_adopt_optimizer
 from adopt_hf.integrations import patching
 from adopt_hf.integrations.after_import import when_imported, when_imported_no_more
 from adopt_hf.integrations.deepspeed import adam, checkpoints, initialize, internals
 from adopt_hf.integrations.deepspeed.ds_config import CLASSES
 from adopt_hf.integrations.patching import Package, Patch
-from adopt_hf.optimizer import is_adopt_optimizer
 
 ENGINE = "Every engine is made, saved and loaded by these methods, however `initialize` was imported."
 PATCHES = (

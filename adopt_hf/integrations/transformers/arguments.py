@@ -5,12 +5,13 @@ import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adopt_hf.hyperparameters import DEFAULTS, HYPERPARAMETERS, LORAPLUS, OF_ADOPTW, OF_OPTIMIZER
+from adopt_hf.identity import is_adopt_optimizer
 from adopt_hf.integrations import peft
-from adopt_hf.integrations.transformers import fields, names, optim_args
+from adopt_hf.integrations.transformers import fields, monitor, names, optim_args
 from adopt_hf.integrations.transformers.groups import Regroup
 from adopt_hf.integrations.transformers.names import EIGHT_BITS, LAYERWISE, NAME
 from adopt_hf.layerwise import LayerwiseADOPTW
-from adopt_hf.optimizer import ADOPT, ADOPTW, is_adopt_optimizer
+from adopt_hf.optimizer import ADOPT, ADOPTW
 from adopt_hf.param_groups import embeddings
 from adopt_hf.state import formats
 
@@ -135,6 +136,8 @@ def resolve(args: "TrainingArguments") -> Resolved:
     `lr` and `weight_decay` always count as set, because no value of these two fields means "not set".
     """
     given = optim_args.parse(args.optim_args)
+    if given.pop("monitor", False):
+        monitor.check_trainer()
     loraplus = peft.take_loraplus(given)
     values: dict[str, Any] = {
         **{name: HYPERPARAMETERS[name].default for name in OF_OPTIMIZER},

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adopt_hf.identity import is_adopt_optimizer
 from adopt_hf.integrations import peft
 from adopt_hf.integrations.deepspeed import ds_config
 from adopt_hf.integrations.transformers import arguments, names, weights
 from adopt_hf.integrations.transformers.names import NAME
-from adopt_hf.optimizer import ADOPTW, is_adopt_optimizer
+from adopt_hf.optimizer import ADOPTW
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

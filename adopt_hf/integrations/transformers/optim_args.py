@@ -7,10 +7,10 @@ loraplus_lr_ratio=16
 import difflib
 import re
 
-from adopt_hf.hyperparameters import HYPERPARAMETERS, LORAPLUS, OF_OPTIMIZER, Hyperparameter
+from adopt_hf.hyperparameters import HYPERPARAMETERS, LORAPLUS, OF_OPTIMIZER, OF_TRAINER, Hyperparameter
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-KEYS = (*OF_OPTIMIZER, "betas", *LORAPLUS)
+KEYS = (*OF_OPTIMIZER, "betas", *LORAPLUS, *OF_TRAINER)
 ALLOWED = f"allowed keys: {', '.join(KEYS)}"
 
 Value = float | bool | str | None

@@ -12,6 +12,7 @@ from adopt_hf.integrations.transformers import (
     arguments,
     deepspeed,
     fields,
+    monitor,
     names,
     weights,
 )
@@ -67,6 +68,16 @@ PATCHES = (
         "and no weights.",
         why="Only this method loads the weights of the best model.",
         remove_when="The Trainer keeps the precision of an adapter, and DeepSpeed can load weights without the state.",
+    ),
+    Patch(
+        target=monitor.TARGET,
+        around=monitor.add_where_asked_for,
+        takes="self, args, state, control",
+        issue="`optim_args` can ask for a monitor, and a monitor that stands behind the callbacks of `report_to` adds "
+        "its figures to the logs when TensorBoard and W&B have written them.",
+        why="The handler has the optimizer and the list of callbacks, which it calls in their order.",
+        remove_when="A callback can say that it goes first.",
+        optional=True,
     ),
     Patch(
         target=f"{TRAINER}:load_fsdp_optimizer",

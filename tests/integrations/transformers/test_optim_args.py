@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adopt_hf import ADOPT, backends
-from adopt_hf.hyperparameters import LARGEST, LORAPLUS, WARMUP_EXPONENT
+from adopt_hf.hyperparameters import LARGEST, LORAPLUS, OF_TRAINER, WARMUP_EXPONENT
 from adopt_hf.integrations.transformers.optim_args import KEYS, parse
 
 GOOD: list[tuple[str | None, dict[str, Any]]] = [
@@ -124,6 +124,7 @@ VALUES = {
     "seed": st.integers(0, 2**63 - 1),
     "loraplus_lr_ratio": st.floats(1, LARGEST, exclude_max=True),
     "loraplus_lr_embedding": numbers,
+    "monitor": st.booleans(),
 }
 
 
@@ -154,10 +155,10 @@ PIECES = st.sampled_from([*KEYS, *"=, ()[]\n\x1c", "0.9", "1e-8", "true", "none"
 
 
 def test_keys_are_the_arguments_of_adopt() -> None:
-    """Whatever ADOPT takes can be written, the betas also one by one; and what LoRA+ makes of its learning rate."""
+    """Whatever ADOPT takes can be written, the betas also one by one; LoRA+'s rates, and the monitor."""
     constructor = set(inspect.signature(ADOPT).parameters) - {"params", "unknown"}
     constructor -= {"float32_apart", "regroup"}  # depend on DeepSpeed and the Trainer, not on the user
-    assert set(KEYS) == constructor | {"beta1", "beta2", *LORAPLUS}
+    assert set(KEYS) == constructor | {"beta1", "beta2", *LORAPLUS, *OF_TRAINER}
     assert set(VALUES) == set(KEYS) - {"betas"}, "the properties below leave a key out"
 
 

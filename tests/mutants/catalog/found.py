@@ -5,9 +5,10 @@ from tests.mutants.mutant import Mutant
 MUTANTS = (
     Mutant(
         "one-copy-of-the-module",
-        "adopt_hf/optimizer.py",
-        'return getattr(thing, "_is_adopt", False) is True',
-        "return isinstance(thing, ADOPT) or (isinstance(thing, type) and issubclass(thing, ADOPT))",
+        "adopt_hf/identity.py",
+        '    return getattr(thing, "_is_adopt", False) is True',
+        "    from adopt_hf.optimizer import ADOPT\n\n"
+        "    return isinstance(thing, ADOPT) or (isinstance(thing, type) and issubclass(thing, ADOPT))",
         (
             "tests/integrations/test_accelerate.py",
             "tests/integrations/test_compat.py",

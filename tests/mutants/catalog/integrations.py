@@ -120,8 +120,8 @@ MUTANTS = (
     Mutant(
         "import-of-checkpoints",
         f"{INTEGRATIONS}guard.py",
-        "import torch\n\nfrom adopt_hf.integrations import patching\n",
-        "import torch\nimport torch.distributed.checkpoint\n\nfrom adopt_hf.integrations import patching\n",
+        "import torch\n\nfrom adopt_hf.identity",
+        "import torch\nimport torch.distributed.checkpoint\n\nfrom adopt_hf.identity",
         (*OF_ORDERS, "-k", "own_loop"),
         "an own loop would wait for imports that it does not use",
     ),
