@@ -27,6 +27,7 @@ from rich.table import Table
 from examples.llama_instruct import adapters, questions
 from examples.shared.cli import run
 from examples.shared.errors import InputError, one_line
+from examples.shared.launch import make_folder
 from examples.shared.plots import PALE, STRONG
 
 STDLIB = "stdlib"
@@ -50,10 +51,7 @@ def main() -> None:
     if adapter:
         adapters.check_adapter(args.model, base)
     out = Path(args.out or args.model)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out {out} cannot be written: {error.strerror}") from None
+    make_folder(out, "out")
     tokenizer = args.model
     scores = {"before": score(args, pretrained=base, tokenizer=tokenizer)}
     tuned = {"pretrained": base, "peft": args.model} if adapter else {"pretrained": args.model}

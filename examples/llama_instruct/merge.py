@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the pa
 from examples.llama_instruct import adapters
 from examples.shared.cli import run
 from examples.shared.errors import InputError
+from examples.shared.launch import make_folder
 
 
 def main() -> None:
@@ -26,10 +27,7 @@ def main() -> None:
     if Path(args.output_dir).exists():
         raise InputError(f"output_dir {args.output_dir} exists already; choose another")
     model, tokenizer = adapters.load(args.adapter, args.base, dtype="auto")
-    try:
-        Path(args.output_dir).mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"output_dir {args.output_dir} cannot be written: {error.strerror}") from None
+    make_folder(Path(args.output_dir), "output_dir")
     merged = model.merge_and_unload(progressbar=True, safe_merge=True)
     merged.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)

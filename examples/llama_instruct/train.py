@@ -15,12 +15,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `python FILE` finds the pa
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import TrainerState
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before the parser is built
 from adopt_hf.backends import cache
 from adopt_hf.integrations.checkpoints import AlreadyFinishedError, MarkComplete, names_a_full_disk
-from examples.llama_instruct import adapters, alone, data, pretrain, report, settings
+from examples.llama_instruct import adapters, alone, data, pretrain, settings
 from examples.llama_instruct.arguments import RecipeArguments
 from examples.shared import cli, launch, plots, text
 from examples.shared.errors import InputError, one_line
@@ -133,6 +134,14 @@ def save(trainer: SFTTrainer) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
+def summary(state: TrainerState, output_dir: Path) -> str:
+    """Return a line with the held-out loss before and after training, if there is one."""
+    held_out = plots.curve(state.log_history, "eval_loss")
+    first, last = min(held_out, default=0), max(held_out, default=0)
+    figures = f"held-out loss {held_out[first]:.4f} (step {first}) -> {held_out[last]:.4f}; " if held_out else ""
+    return f"step {state.global_step}: {figures}model and curves ({launch.PICTURE}) in {output_dir}"
+
+
 def tune(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> None:
     """Train, and save the model or the adapter in the output folder. Raise InputError before anything is written."""
     output_dir = Path(args.output_dir)
@@ -153,7 +162,7 @@ def tune(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> N
     trainer = make_trainer(base, recipe, args, model_args, [mark])
     launch.check_launch(trainer.accelerator, checkpoint)
     launch.take_folder(output_dir / adapters.RUN, json.dumps(this, indent=1) + "\n", new=checkpoint is None)
-    trained = sum(getattr(p, "ds_numel", p.numel()) for p in report.trainable(trainer.model))
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
     logger.info(
         "%s parameters trained; %s training records, %s",
         f"{trained:,}",
@@ -171,7 +180,7 @@ def tune(recipe: RecipeArguments, args: SFTConfig, model_args: ModelConfig) -> N
         if trainer.accelerator.is_main_process:
             title = f"{Path(base).name}, {args.optim.value}"
             plots.plot(state.log_history, output_dir / launch.PICTURE, title, of="on the responses")
-            print(report.summary(state, output_dir))
+            print(summary(state, output_dir))
 
 
 def main() -> None:

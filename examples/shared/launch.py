@@ -174,6 +174,14 @@ def check_not_finished(checkpoint: Path, args: TrainingArguments) -> None:
         )
 
 
+def make_folder(folder: Path, option: str) -> None:
+    """Make `folder`, the value of `option`, if it does not exist. Raise InputError if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option} {folder} cannot be written: {error.strerror}; choose another") from None
+
+
 def take_folder(file: Path, text: str, new: bool) -> None:
     """Write `text` into `file` of the output folder, which marks the folder as taken. All processes call this.
 
@@ -182,8 +190,8 @@ def take_folder(file: Path, text: str, new: bool) -> None:
     """
     PartialState().wait_for_everyone()  # every process has looked at the folder before the first one writes
     if PartialState().is_main_process:
+        make_folder(file.parent, "output_dir")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
             with open(file, "x" if new else "w", encoding="utf-8") as opened:
                 opened.write(text)
         except FileExistsError:
