@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.harness import paired
+from experiments.harness import pages, paired
 from experiments.harness.paired import Difference
 
 FIRST, BLOCK, MARGIN = 10, 20, 0.05  # steps, steps, nats
@@ -49,9 +49,10 @@ def table(rows: Sequence[Row]) -> str:
         f"first {FIRST} steps, less AdamW's loss",
         "all steps",
         "largest, of a step",
+        "blocks within AdamW's interval",
+        "verdict",
     ]
-    head += ["blocks within AdamW's interval", "verdict"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for beta2 in dict.fromkeys(row["settings"]["beta2"] for row in rows):
         some = [row for row in rows if row["settings"]["beta2"] == beta2]
         for arm, title in ARMS.items():
@@ -65,10 +66,10 @@ def table(rows: Sequence[Row]) -> str:
             cells = [f"{beta2:g}", title, jump(some, arm).text(), all_steps.text(), f"{largest:+.3f}"]
             lines.append([*cells, f"{inside} of {blocks}", f"**{verdict(some, arm)}**"])
     last, settings = rows[-1]["conditions"], rows[-1]["settings"]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return (
-        f"{text}\n\nNats of training loss, means over seeds with their 95 % intervals, paired by seed and step. AdamW "
-        f"trained for {settings['saved']} of {settings['steps']} steps, and each run went on to step "
-        f"{settings['ended']}. Measured on {last['date']} on {last['processor']}, one thread, torch {last['torch']}, "
-        f"transformers {last['transformers']}, commit {last['commit']}; `python -m experiments convert`."
+    note = (
+        "Nats of training loss, means over seeds with their 95 % intervals, paired by seed and step. AdamW trained for "
+        f"{settings['saved']} of {settings['steps']} steps, and each run went on to step {settings['ended']}. Measured "
+        f"on {last['date']} on {last['processor']}, one thread, torch {last['torch']}, transformers "
+        f"{last['transformers']}, commit {last['commit']}; `python -m experiments convert`."
     )
+    return f"{pages.table(head, lines)}\n\n{note}"

@@ -16,7 +16,7 @@ The rule, written before the runs:
   within the 95 % interval of AdamW's own mean over the seeds;
 - "goes on" takes both; "jumps" is said of a jump; else it is "not shown".
 
-Results are in experiments/results/convert.jsonl, the table is in docs/migrate.md.
+Results are in experiments/results/convert.jsonl, and `make docs-numbers` writes the table of docs/migrate.md.
 """
 
 import argparse
@@ -26,7 +26,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.shared.errors import InputError
 from experiments.convert.report import table
+from experiments.harness import command
 from experiments.harness import runs as parts
 from experiments.harness.runs import Part
 
@@ -46,13 +48,24 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="runs at once, each with one thread")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--beta2", type=float, nargs="+", default=BETA2)
-    parser.add_argument("--steps", type=int, nargs=3, default=(SAVED, ENDED, STEPS), metavar="N", help="to try it out")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs=3,
+        default=(SAVED, ENDED, STEPS),
+        metavar=("SAVED", "ENDED", "ALL"),
+        help="of AdamW, at the end of the runs that go on, and of the schedule",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    tried = command.TRIED
+    quick = {"folder": tried, "results": tried / "convert.jsonl"}
+    args = command.parse(parser, steps=(20, 40, 50), seeds=(0, 1), beta2=(0.999,), **quick)
     if not args.report_only:
-        rows = parts.run(wanted(args.seeds, args.beta2, args.steps), one, args.folder, args.workers)
-        args.results.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(table([json.loads(line) for line in args.results.read_text(encoding="utf-8").splitlines()]))
+        parts.keep(args.results, parts.run(wanted(args.seeds, args.beta2, args.steps), one, args.folder, args.workers))
+    rows = parts.lines(args.results)
+    if not rows:
+        raise InputError(f"{args.results} has no results")
+    print(table(rows))
 
 
 def wanted(seeds: Sequence[int], betas: Sequence[float], steps: Sequence[int]) -> list[Part]:
@@ -120,9 +133,9 @@ def forget(checkpoint: Path) -> None:
     """Leave out the state of every parameter of a complete checkpoint; groups and schedule stay."""
     import torch
 
-    from adopt_hf.integrations import checkpoints
+    from adopt_hf.integrations.checkpoints.marks import MARK, write_mark
 
-    marked = json.loads((checkpoint / checkpoints.MARK).read_text(encoding="utf-8"))
+    marked = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
     saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     torch.save({**saved, "state": {}}, checkpoint / "optimizer.pt")
-    checkpoints.write_mark(checkpoint, marked["step"], layout=marked["layout"], optimizer=marked["optimizer"])
+    write_mark(checkpoint, marked["step"], layout=marked["layout"], optimizer=marked["optimizer"])

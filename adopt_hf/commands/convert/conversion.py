@@ -14,6 +14,7 @@ from adopt_hf.commands.convert.change import NAMES, Change, given_options
 from adopt_hf.commands.convert.layouts import Layout
 from adopt_hf.integrations import checkpoints
 from adopt_hf.integrations.checkpoints import MARK, TRAINER_STATE, DiskFullError, step_of
+from adopt_hf.integrations.checkpoints.marks import write_mark
 from adopt_hf.state import saved_groups
 
 RECORD = "converted.json"  # what a conversion has found, for one that goes back
@@ -134,7 +135,7 @@ def _mark(checkpoint: Path, target: Path, layout: Layout, to: str) -> None:
     elif (checkpoint / TRAINER_STATE).is_file():
         step = int(json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))["global_step"])
     if name is not None and step is not None:
-        checkpoints.write_mark(target, step, layout=name, optimizer={"class": NAMES[to], "is_adopt": to == "adopt"})
+        write_mark(target, step, layout=name, optimizer={"class": NAMES[to], "is_adopt": to == "adopt"})
 
 
 def _plain(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from adopt_hf.integrations.checkpoints.marks import (
     forget_later,
     mark,
     rotate,
-    write_mark,
 )
 from adopt_hf.integrations.checkpoints.resuming import (
     TRAINER_STATE,
@@ -56,5 +55,4 @@ __all__ = [
     "rotate",
     "step_of",
     "to_resume",
-    "write_mark",
 ]
