@@ -7,7 +7,6 @@ Each process writes OUT/rankR.json: the checkpoint -> a row for each step.
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from adopt_hf import param_groups
 from adopt_hf.integrations.deepspeed import config
 from tests.golden.cases import HALF, STEPS
 from tests.golden.tensors import digest, first_numbers, values
+from tests.support.processes import end, without_extensions
 
 RANKS = 2  # of the run that writes
 SAVED: dict[str, dict[str, Any]] = {
@@ -126,16 +126,12 @@ def main() -> None:
     """Do what the command line says."""
     what, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build
+    without_extensions()
     PartialState(cpu=True)
     found = {"write": write, "read": read, "universal": read_universal}[what](folder)
     (out / f"rank{dist.get_rank()}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # as in tests/processes/deepspeed_job.py
+    end()

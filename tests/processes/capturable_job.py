@@ -1,7 +1,6 @@
 """Two processes, a DTensor whose gradient is all zero at first, and then on one shard alone: torchrun ... FOLDER."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from adopt_hf import ADOPT
+from tests.support.processes import end
 
 STEPS = 6
 
@@ -44,9 +44,8 @@ def main(folder: Path) -> None:
         alone.step()
     seen["alone"] = (alone.state[whole]["step"].item(), whole.tolist())
     (folder / f"rank{rank}.json").write_text(json.dumps(seen))
-    torch.distributed.barrier()
-    os._exit(0)  # a library's thread may abort the interpreter's end
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end()

@@ -1,11 +1,6 @@
 """Real launches on two processes of this machine's CPU, each once for all the tests that look at it."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,101 +9,48 @@ import pytest
 
 from experiments.harness import machine as conditions
 from experiments.launches.matrix import Matrix
-from tests.support.forks import OF_RECIPE, forks, kill
+from tests.support import processes as python
+from tests.support.forks import OF_RECIPE
+from tests.support.processes import ROOT
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "examples" / "accelerate_configs"
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-HIDDEN_GPUS = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 MATRIX = pytest.StashKey[Matrix]()
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed")
 COLUMN_OF = {"test_parity": "parity", "test_resume": "resume", "test_really_adopt": "really ADOPT"}
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+def run(*command: Any, fails: bool = False, forked: bool = False, timeout: float = 400, **options: Any) -> str:
+    """Return what `python COMMAND` printed. Its exit code must be 0, or with `fails` another.
 
-
-def run(*command: Any, fails: bool = False, gpus: bool = False, forked: bool = False, timeout: float = 400) -> str:
-    """What a command printed; its exit code must be 0, or with `fails` another. GPUs are hidden unless asked for.
-
-    A command that takes longer than `timeout` seconds is killed with all that it has started. With `forked` its
-    processes are forks of one that has imported what they need, in place of new ones: see forks.py.
+    With `forked` its processes are forks of one that has imported what they need.
     """
-    environment = ENVIRONMENT | ({} if gpus else HIDDEN_GPUS) | {"PYTHONPATH": str(ROOT)}
-    arguments = [str(part) for part in command]
-    with tempfile.NamedTemporaryFile("r", errors="replace") as log:
-        if forked and not gpus:
-            code = forks(OF_RECIPE, environment).run(
-                arguments, os.environ | environment, ROOT, log.name, timeout=timeout
-            )
-        else:
-            code = run_anew(arguments, os.environ | environment, log.name, timeout)
-        output = log.read()
-    assert code is not None, f"no end after {timeout:.0f} s\n{output[-6000:]}"
-    assert (code != 0) == fails, f"exit code {code}\n{output[-6000:]}"
+    modules = OF_RECIPE if forked else ()
+    # Launch configs name files from the root.
+    done = python.run(*command, cwd=ROOT, modules=modules, timeout=timeout, **options)
+    output = done.stdout + done.stderr
+    assert (done.returncode != 0) == fails, f"exit code {done.returncode}\n{output[-6000:]}"
     return output
-
-
-def run_anew(command: list[str], environment: dict[str, str], log: str, timeout: float) -> int | None:
-    """The exit code, or None if it took too long."""
-    with open(log, "a") as file:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,  # launch configs name files from there
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        return process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        kill(process.pid)
-        process.wait()
-        return None
-
-
-def run_on_free_port(command: Callable[[int], tuple[Any, ...]], **options: Any) -> str:
-    """`run(*command(port))`, again if somebody else on this machine was faster at taking the port."""
-    for _ in range(2):
-        try:
-            return run(*command(free_port()), **options)
-        except AssertionError as error:
-            if "EADDRINUSE" not in str(error):
-                raise
-    return run(*command(free_port()), **options)
 
 
 FORKED = ("job.py", "dcp_job.py")  # jobs that do not care what has been imported before them, nor in which order
 
 
 def torchrun(processes: int, script: str, *args: Any, **options: Any) -> str:
-    """`torchrun --nproc_per_node PROCESSES tests/processes/SCRIPT ARGS`; what it printed."""
-    start = ("-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port")
+    """Return what `torchrun --nproc_per_node PROCESSES tests/processes/SCRIPT ARGS` printed."""
     options = {"forked": script in FORKED} | options
-    return run_on_free_port(lambda port: (*start, port, Path(__file__).parent / script, *args), **options)
+    return run(*python.torchrun(processes), Path(__file__).parent / script, *args, **options)
 
 
 def launch(config: str, script: str, *args: Any, processes: int = 2, **options: Any) -> str:
-    """`accelerate launch --config_file examples/accelerate_configs/CONFIG.yaml tests/processes/SCRIPT ARGS`."""
-    # Not `accelerate launch`: its other subcommands import timm, which needs torchvision.
-    start = ("-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{config}.yaml")
-    start += ("--num_processes", processes, "--main_process_port")
-    options = {"forked": script in FORKED} | options
-    return run_on_free_port(lambda port: (*start, port, Path(__file__).parent / script, *args), **options)
+    """Return what `accelerate launch --config_file CONFIG tests/processes/SCRIPT ARGS` printed."""
+    options = {"forked": script in FORKED and not options.get("gpus")} | options
+    return run(*python.accelerate(config, processes), Path(__file__).parent / script, *args, **options)
 
 
 @pytest.fixture(scope="session")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`launched(config, *args)`: the folder that job.py filled, launched once however many tests ask for it.
 
-    A job that failed is not launched again: whoever asks gets the same error.
+    A job that failed is not launched again: all tests get the same error.
     """
     results: dict[tuple[Any, ...], Path | AssertionError] = {}
 

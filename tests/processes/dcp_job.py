@@ -8,7 +8,6 @@ Steps FROM to TO, on the whole batch in one process without FSDP, on a share of 
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import adopt_hf
+from tests.support.processes import end
 
 ROWS, BATCH = 10, 8
 
@@ -93,12 +93,8 @@ def main() -> None:
             "pid": os.getpid(),
         }
         (options.folder / "seen.json").write_text(json.dumps(seen))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # the work is done; now and then a thread of a library aborts the interpreter's own end
+    end()

@@ -13,8 +13,6 @@ import functools
 import gc
 import json
 import logging
-import os
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +34,7 @@ early_initialize = deepspeed.initialize  # as `from deepspeed import initialize`
 import adopt_hf  # noqa: E402
 from adopt_hf import ADOPT  # noqa: E402
 from adopt_hf.integrations.deepspeed import config as adopt_config  # noqa: E402
+from tests.support.processes import end, without_extensions  # noqa: E402
 
 STEPS, BATCH, ROWS = 20, 8, 14
 NUMBERS = {"lr": 1e-2, "weight_decay": 0.1, "decouple": True}
@@ -564,7 +563,7 @@ def main() -> None:
     parser.add_argument("--other_half", type=int, metavar="STAGE", help="and the second, from a universal checkpoint")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build
+    without_extensions()
     PartialState(cpu=True)
     messages = Messages()
     deepspeed.utils.logger.addHandler(messages)
@@ -591,12 +590,8 @@ def main() -> None:
     found["untested"] = [text for text in messages.texts if "an untested" in text]
     found["messages"] = len(messages.texts)
     (options.folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(found, default=str))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # the work is done; now and then a thread of a library aborts the interpreter's own end
+    end()

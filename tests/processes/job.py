@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from transformers import (
 import adopt_hf
 from adopt_hf.integrations.deepspeed import config as deepspeed_config
 from adopt_hf.integrations.transformers import optim_args
+from tests.support.processes import end, without_extensions
 
 STEPS, SAVED = 20, 10
 OBSERVED = 5  # steps from one to the next whose figures are compared
@@ -288,22 +288,15 @@ def main() -> None:
 
     torch.set_num_threads(1)
     if deepspeed_is_on() or options.zero is not None:
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build
+        without_extensions()
     if options.use_cpu:
         PartialState(cpu=True)  # otherwise every process of DeepSpeed's on the CPU trains alone
     for loop in options.loops:
         LOOPS[loop](options.folder / loop, options)
         AcceleratorState._reset_state(reset_partial_state=False)
         GradientState._reset_state()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # the work is done; now and then a thread of a library aborts the interpreter's own end
+    end()

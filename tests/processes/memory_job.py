@@ -24,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from adopt_hf.integrations.deepspeed import config
 from experiments.launches.memory_model import Model
+from tests.support.processes import end, without_extensions
 
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compiler run of 100 seconds
+without_extensions()
 
 
 def groups_of(model: nn.Module) -> list[dict[str, Any]]:
@@ -120,11 +121,8 @@ def main(folder: Path) -> None:
     shapes = [[list(p.shape) for p in group["params"]] for group in groups_of(Model())]
     report = {"world_size": torch.distributed.get_world_size(), "shapes": shapes, "results": results}
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(report))
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # the work is done; now and then a thread of a library aborts the interpreter's own end
+    end()

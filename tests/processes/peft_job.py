@@ -8,11 +8,9 @@ Every process writes what it saw of them all, FOLDER/rankR.json, and the first o
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import peft
 import torch
 import transformers.trainer
@@ -22,6 +20,7 @@ from transformers import Trainer, default_data_collator
 
 from adopt_hf.integrations.deepspeed import config
 from tests.processes.job import CpuAccelerator, arguments, base, make_data, make_model
+from tests.support.processes import end, without_extensions
 
 BLOCK = {"lr": "auto", "weight_decay": "auto"}
 LR, RATIO = 1e-3, 10
@@ -65,7 +64,7 @@ def main() -> None:
     parser.add_argument("scenarios", nargs="+", choices=SCENARIOS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build
+    without_extensions()
     PartialState(cpu=True)
     transformers.trainer.Accelerator = CpuAccelerator
     rank, found = int(os.environ["RANK"]), {}
@@ -76,13 +75,8 @@ def main() -> None:
         AcceleratorState._reset_state(reset_partial_state=False)
         GradientState._reset_state()
     (options.folder / f"rank{rank}.json").write_text(json.dumps(found))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # the work is done; now and then a thread of a library aborts the interpreter's own end
+    end()

@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 
 import adopt_hf
 from tests.processes.job import CpuAccelerator, deepspeed_is_on
+from tests.support.processes import end, without_extensions
 
 PAUSE = 0.02  # seconds a step
 
@@ -61,17 +62,11 @@ def main() -> None:
     watch_steps(Path(folder))
     accelerate.Accelerator = transformers.trainer.Accelerator = CpuAccelerator
     if deepspeed_is_on():
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build
+        without_extensions()
     sys.argv = [script, *rest]
     runpy.run_path(script, run_name="__main__")
-    # At times a thread of a library outlives Python and aborts a process whose work is done (apache/arrow#45214, for
-    # one), and the launcher reports a failure.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":
     main()
+    end()

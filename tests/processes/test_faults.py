@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from adopt_hf.integrations.checkpoints import MARK, last_complete, missing
 from tests.examples.toy import write_toy
-from tests.processes.conftest import CONFIGS, ENVIRONMENT, HIDDEN_GPUS, ROOT, free_port
 from tests.support.forks import OF_RECIPE, forks
+from tests.support.processes import PORT, ROOT, accelerate, environment, free_port
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
@@ -124,15 +124,13 @@ class Launch:
         self.started = time.time_ns()
         self.notes = config.parent / f"notes-{self.started}"
         self.notes.mkdir()
-        command = ["-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{mode.config}.yaml"]
-        command += ["--num_processes", 2, "--main_process_port", free_port()]
-        command += [ROOT / "tests" / "processes" / "recipe.py", self.notes, EXAMPLE / mode.script, config]
-        command += ["--output_dir", output, "--use_cpu", "--log_level", "info", *args]
-        environment = ENVIRONMENT | HIDDEN_GPUS | {"PYTHONPATH": str(ROOT), "HF_HOME": str(config.parent / "hf")}
-        (self.notes / "log").touch()
-        self.process = forks(OF_RECIPE, environment).start(
-            list(map(str, command)), os.environ | environment, ROOT, self.notes / "log", self.notes / "log"
-        )
+        script = (ROOT / "tests" / "processes" / "recipe.py", self.notes, EXAMPLE / mode.script, config)
+        options = ("--output_dir", output, "--use_cpu", "--log_level", "info", *args)
+        port = str(free_port())
+        command = [str(part).replace(PORT, port) for part in (*accelerate(mode.config), *script, *options)]
+        log, variables = self.notes / "log", environment({"HF_HOME": str(config.parent / "hf")})
+        log.touch()
+        self.process = forks(OF_RECIPE, variables).start(command, variables, ROOT, log, log)
         self.launcher = psutil.Process(self.process.pid)
 
     def __enter__(self) -> "Launch":

@@ -6,27 +6,19 @@ memory_job.py counts, in every mode, the storages of what the optimizer keeps af
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adopt_hf.memory import MODES, state_bytes
+from tests.processes.conftest import torchrun
 
 pytestmark = [
     pytest.mark.distributed,
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
 ]
 
-ENVIRONMENT = {
-    "DS_ACCELERATOR": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1",
-}
 WORLD_SIZES = (1, 2)
 MEASURED = [  # mode, offload
     ("ddp", None),
@@ -40,25 +32,11 @@ MEASURED = [  # mode, offload
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """What each process wrote, by number of processes."""
-    job = Path(__file__).with_name("memory_job.py")
-    started = []
+    result = {}
     for n in WORLD_SIZES:
         folder = tmp_path_factory.mktemp(f"processes{n}")
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", f"{n}"]
-        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-        command = [sys.executable, *launcher, str(job), str(folder)]
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
-        started.append((n, folder, process))
-    result = {}
-    try:
-        for n, folder, process in started:
-            assert process.wait(timeout=300) == 0, (folder / "log").read_text()[-5000:]
-            result[n] = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(n)]
-    finally:
-        for *_, process in started:
-            process.terminate()
-            process.wait()
+        torchrun(n, "memory_job.py", folder)
+        result[n] = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(n)]
     return result
 
 

@@ -12,9 +12,10 @@ import pytest
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from adopt_hf.integrations.deepspeed.checkpoints import NO_NVME_RESUME
-from tests.processes.conftest import CONFIGS, launch, run, torchrun
+from tests.processes.conftest import launch, run, torchrun
 from tests.processes.job import STEPS
 from tests.processes.test_matrix import FP32_TOLERANCE, largest_difference, ranks, weights
+from tests.support.processes import CONFIGS
 
 pytestmark = [
     pytest.mark.distributed,

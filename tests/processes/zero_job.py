@@ -10,7 +10,6 @@ import copy
 import functools
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +46,7 @@ from tests.processes.deepspeed_job import (
     share,
     weights_of,
 )
+from tests.support.processes import end, without_extensions
 
 PACKAGE = str(Path(arrivals.__file__).parents[2])
 
@@ -456,7 +456,7 @@ def main() -> None:
     parser.add_argument("--nvme", action="store_true", help="only the scenario that needs libaio")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension, two minutes to build
+    without_extensions()
     PartialState(cpu=True)
     chosen = scenarios(options.folder)
     if options.nvme:
@@ -472,12 +472,8 @@ def main() -> None:
         print("done:", name, flush=True)
     found["world_size"] = dist.get_world_size()
     (options.folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(found, default=str))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # the work is done; now and then a thread of a library aborts the interpreter's own end
+    end()

@@ -1,11 +1,11 @@
-"""`python ARGS` again and again, in forks of one process that has imported what all of them import.
+"""Run `python ARGS` many times, in forks of one process that has imported what all of them import.
 
 forks.py MODULES... imports those of the modules that are installed, then reads lines of JSON from stdin, {"args",
-"env", "cwd", "out", "err"}, and answers each with {"pid"} when it has begun and {"exit_code"} when it has ended. ARGS
-are `-m MODULE ...` or `SCRIPT ...`. `forks` below is for those who ask.
+"env", "cwd", "out", "err", "own_end"}, and answers each with {"pid"} when it has begun and {"exit_code"} when it has
+ended. ARGS are `-m MODULE ...`, `-c CODE ...` or `SCRIPT ...`. Tests call `forks` below.
 
-A launcher, accelerate's or torch's, runs as it is, but for one thing: the processes that it starts are forks, too,
-made before the launcher has any threads or sockets.
+A launcher, accelerate's or torch's, runs unchanged, except that the processes that it starts are forks as well, made
+before the launcher has any threads or sockets.
 """
 
 import atexit
@@ -27,8 +27,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+from tests.support.processes import kill
 
 # What launchers and their processes import, in the order in which job.py does.
 LAUNCHED = ("tests.processes.job", "accelerate.commands.launch", "torch.distributed.run", "deepspeed")
@@ -84,12 +85,16 @@ class Waiting:
 
 
 def run(args: list[str], env: dict[str, str]) -> None:
-    """What `python ARGS` does, with its end."""
+    """Do what `python ARGS` does, and end this process."""
     os.environ.clear()
     os.environ.update(env)
     code = 1
     try:
-        if args[0] == "-m":
+        if args[0] == "-c":
+            sys.argv = ["-c", *args[2:]]
+            sys.path[0] = ""
+            exec(compile(args[1], "<string>", "exec"), {"__name__": "__main__"})
+        elif args[0] == "-m":
             sys.argv = args[1:]
             sys.path[0] = os.getcwd()
             runpy.run_module(args[1], run_name="__main__", alter_sys=True)
@@ -115,21 +120,30 @@ def launch_forks(count: int) -> None:
     SubprocessHandler._popen = lambda self, args, env: waiting.pop(0).start(args, env)  # type: ignore[method-assign]
 
 
-def in_child(args: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
+def run_to_its_own_end(args: list[str], env: dict[str, str]) -> None:
+    """Do what `python -m MODULE ...` does, in this process's `__main__`. What it raises ends the process."""
+    os.environ.clear()
+    os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = args[1:]
+    sys.path[0] = os.getcwd()
+    runpy._run_module_as_main(args[1])  # type: ignore[attr-defined]
+
+
+def begin(cwd: str, out: str, err: str) -> None:
+    """Go to the folder, and print into the files."""
     os.chdir(cwd)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    if args[0] == "-m" and args[1] in LAUNCHERS:
-        launch_forks(int(args[args.index(LAUNCHERS[args[1]]) + 1]))
-    run(args, env)
 
 
 def answer(**what: Any) -> None:
     print(json.dumps(what), flush=True)
 
 
-def main() -> None:
+def serve() -> dict[str, Any] | None:
+    """Return, in each fork, the line that it is about; in this process None, at the end of the lines."""
     for module in sys.argv[1:]:
         if importlib.util.find_spec(module.partition(".")[0]):
             importlib.import_module(module)
@@ -138,23 +152,18 @@ def main() -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            in_child(**json.loads(line))
+            told: dict[str, Any] = json.loads(line)
+            return told
         answer(pid=child)
         answer(exit_code=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return None
 
 
-# ----- for those who ask -----
-
-
-def kill(pid: int) -> None:
-    """The process and all that it has started."""
-    process = psutil.Process(pid)
-    for started in (*process.children(recursive=True), process):
-        started.kill()
+# ----- for tests -----
 
 
 class Started:
-    """What `Forks.start` has started, with some of what a `subprocess.Popen` has."""
+    """A process that `Forks.start` has started, with some of the methods of a `subprocess.Popen`."""
 
     def __init__(self, answers: "queue.SimpleQueue[dict[str, int]]"):
         self.answers = answers
@@ -176,7 +185,7 @@ class Started:
 
 
 class Forks:
-    """One at a time."""
+    """The process that is forked, for one command at a time."""
 
     def __init__(self, modules: tuple[str, ...], environment: dict[str, str]):
         self.process = subprocess.Popen(
@@ -195,41 +204,34 @@ class Forks:
         for line in self.process.stdout:
             self.answers.put(json.loads(line))
 
-    def start(self, args: list[str], env: dict[str, str], cwd: Path, out: str | Path, err: str | Path) -> Started:
-        """`python ARGS`, which prints into two files or one."""
-        told = {"args": args, "env": env, "cwd": str(cwd), "out": str(out), "err": str(err)}
+    def start(
+        self, args: list[str], env: dict[str, str], cwd: Path, out: str | Path, err: str | Path, own_end: bool = False
+    ) -> Started:
+        """Start `python ARGS`, which prints into two files or one.
+
+        Args:
+            own_end: Whether the interpreter ends as it does by itself, with the code in its `__main__`: with exit
+                handlers, death by a signal, and a second for what transformers has imported. For `-m MODULE ...` only.
+        """
+        told = {"args": args, "env": env, "cwd": str(cwd), "out": str(out), "err": str(err), "own_end": own_end}
         print(json.dumps(told), file=self.process.stdin, flush=True)
         return Started(self.answers)
 
-    def run(
-        self,
-        args: list[str],
-        env: dict[str, str],
-        cwd: Path,
-        out: str | Path,
-        err: str | Path | None = None,
-        timeout: float = 400,
-    ) -> int | None:
-        """The exit code; None if it took too long."""
-        started = self.start(args, env, cwd, out, err or out)
-        try:
-            return started.wait(timeout)
-        except subprocess.TimeoutExpired:
-            kill(started.pid)
-            started.wait(60)
-            return None
-
     def run_to_end(
-        self, args: list[str], env: dict[str, str], cwd: Path, timeout: float = 600
+        self, args: list[str], env: dict[str, str], cwd: Path, timeout: float = 600, own_end: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """As `subprocess.run` with what was printed."""
+        """Return the end of `python ARGS` and what it printed. It is killed if it takes too long."""
         with (
             tempfile.NamedTemporaryFile("r", errors="replace") as out,
             tempfile.NamedTemporaryFile("r", errors="replace") as err,
         ):
-            code = self.run(args, env, cwd, out.name, err.name, timeout)
-            if code is None:
-                raise subprocess.TimeoutExpired(args, timeout, out.read(), err.read())
+            started = self.start(args, env, cwd, out.name, err.name, own_end)
+            try:
+                code = started.wait(timeout)
+            except subprocess.TimeoutExpired:
+                kill(started.pid)
+                started.wait(60)
+                raise subprocess.TimeoutExpired(args, timeout, out.read(), err.read()) from None
             return subprocess.CompletedProcess(args, code, out.read(), err.read())
 
 
@@ -237,7 +239,7 @@ BEGUN: dict[tuple[str, ...], Forks] = {}
 
 
 def forks(modules: tuple[str, ...], environment: dict[str, str]) -> Forks:
-    """The process that has imported these, begun with this environment when it is first asked for."""
+    """Return the process that has imported these, begun with this environment when it is first asked for."""
     if modules not in BEGUN:
         BEGUN[modules] = Forks(modules, environment)
     return BEGUN[modules]
@@ -245,4 +247,13 @@ def forks(modules: tuple[str, ...], environment: dict[str, str]) -> Forks:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    main()
+    told = serve()
+    if told is not None:
+        begin(told["cwd"], told["out"], told["err"])
+        if told["own_end"]:
+            run_to_its_own_end(told["args"], told["env"])
+        else:
+            launched = told["args"][1] if told["args"][0] == "-m" else ""
+            if launched in LAUNCHERS:
+                launch_forks(int(told["args"][told["args"].index(LAUNCHERS[launched]) + 1]))
+            run(told["args"], told["env"])
