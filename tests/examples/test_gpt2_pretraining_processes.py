@@ -6,10 +6,8 @@ would pass everything else.
 
 import functools
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,20 +19,17 @@ import torch
 from safetensors.torch import load_file
 
 from adopt_hf.integrations.checkpoints import MARK
+from tests.examples.test_gpt2_pretraining import EXAMPLE, SCRIPTS
 from tests.examples.toy import write_toy
-from tests.support.forks import OF_RECIPE, forks
+from tests.support import processes
+from tests.support.forks import OF_RECIPE
+from tests.support.processes import ABORTED, CONFIGS, ROOT, Finished, accelerate, environment
 
-ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "gpt2_pretraining"
-LAUNCHERS = ROOT / "examples" / "accelerate_configs"
-SCRIPTS = ("train.py", "train_accelerate.py")
 OPTIMIZER = {"train.py": "optimizer.pt", "train_accelerate.py": "optimizer.bin"}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "{port}"]
-# Not `accelerate launch`: its other subcommands import timm, which cannot be imported without torchvision.
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-# Helps the recipe where CPUs need that; so it is not what users start, and runs in forks that have these imported.
-RECIPE = str(ROOT / "tests" / "processes" / "recipe.py")
-DDP = [*ACCELERATE, str(LAUNCHERS / "ddp.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
+TORCHRUN, DDP = processes.torchrun(2), accelerate("ddp")
+# It helps the recipe where CPUs need that. As users do not start it, it runs in forks.
+RECIPE = ROOT / "tests" / "processes" / "recipe.py"
+DONE = "model and curves (loss.png) in"
 
 
 # With what was reused, and where a run goes on.
@@ -46,41 +41,16 @@ def config(tmp_path: Path) -> Path:
     return write_toy(tmp_path, **MORE)
 
 
-def environment(config: Path) -> dict[str, str]:
-    return os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        "HF_HOME": str(config.parent / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "DS_ACCELERATOR": "cpu",
-    }
+def run(config: Path, script: str, *argv: object, launcher: tuple[object, ...] = ()) -> Finished:
+    modules = OF_RECIPE if RECIPE in launcher else ()
+    done = processes.run(*launcher, EXAMPLE / script, config, *argv, env=home(config), modules=modules)
+    if ABORTED in done.stderr and DONE in done.stdout:  # what the run has left is looked at
+        done.returncode = 0
+    return done
 
 
-# Once in a hundred launches a thread of a library aborts the interpreter's own end, after all work is done. What the
-# run has left is looked at all the same.
-ABORTED, DONE = "terminate called without an active exception", "model and curves (loss.png) in"
-
-
-def run_anew(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-
-
-def run_forked(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return forks(OF_RECIPE, environment).run_to_end(command[1:], environment, Path.cwd())
-
-
-def run(config: Path, script: str, *argv: object, launcher: list[str] | None = None) -> subprocess.CompletedProcess:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    command = [part.replace("{port}", port) for part in launcher or [sys.executable]]
-    command += [str(EXAMPLE / script), str(config), *map(str, argv)]
-    start = run_forked if RECIPE in command else run_anew
-    result = start(command, environment(config))
-    if ABORTED in result.stderr and DONE in result.stdout:
-        result.returncode = 0
-    return result
+def home(config: Path) -> dict[str, str]:
+    return {"HF_HOME": str(config.parent / "hf")}
 
 
 def history(output: Path) -> list[dict[str, float]]:
@@ -107,7 +77,8 @@ def test_killed_and_resumed_is_bit_for_bit_uninterrupted(script: str, config: Pa
     assert run(config, script, "--output_dir", whole, "--use_cpu").returncode == 0
 
     command = [sys.executable, str(EXAMPLE / script), str(config), "--output_dir", str(killed), "--use_cpu"]
-    process = subprocess.Popen(command, env=environment(config), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment(home(config)), **silent)
     deadline = time.monotonic() + 400
     while not (killed / "checkpoint-20" / MARK).exists():
         assert time.monotonic() < deadline
@@ -160,7 +131,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
 @pytest.mark.parametrize("launcher", [TORCHRUN, DDP], ids=["torchrun", "accelerate"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_two_processes_are_one_run(
-    script: str, launcher: list[str], alone: Callable[[str], tuple[Path, Path]], tmp_path: Path
+    script: str, launcher: tuple[object, ...], alone: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:
     """Two processes with half the accumulation see the same sequences a step and make the same curve, then resume."""
     (config, single), double = alone(script), tmp_path / "double"
@@ -225,9 +196,7 @@ def test_sharded_is_unsharded(
     """The same curve, a whole model at the end with a sample of it, and an exact resume."""
     pytest.importorskip("deepspeed")
     config, whole = unsharded(script)
-    launcher = [*ACCELERATE, str(LAUNCHERS / f"{mode}.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
-    launcher += [RECIPE, str(tmp_path)]
-    output = tmp_path / "output"
+    launcher, output = (*accelerate(mode), RECIPE, tmp_path), tmp_path / "output"
     result = run(config, script, "--output_dir", output, *OF_TWO, launcher=launcher)
     assert result.returncode == 0, result.stderr
     for rank in range(2):
@@ -258,8 +227,7 @@ def test_sharded_is_unsharded(
 @pytest.mark.distributed
 def test_a_launcher_that_contradicts_the_recipe_is_refused(config: Path) -> None:
     pytest.importorskip("deepspeed")
-    launcher = [*ACCELERATE, str(LAUNCHERS / "zero2.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
-    launcher += ["--gradient_accumulation_steps", "3"]
+    launcher = (*accelerate("zero2"), "--gradient_accumulation_steps", 3)
     output = config.parent / "out"
     result = run(config, "train_accelerate.py", "--use_cpu", "--output_dir", output, launcher=launcher)
     assert result.returncode != 0
@@ -270,8 +238,7 @@ def test_a_launcher_that_contradicts_the_recipe_is_refused(config: Path) -> None
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs it is FSDP")
 def test_fsdp_that_would_be_ddp_is_refused(config: Path) -> None:
-    launcher = [*ACCELERATE, str(LAUNCHERS / "fsdp2.yaml"), "--num_processes", "2", "--main_process_port", "{port}"]
-    result = run(config, "train.py", "--use_cpu", "--output_dir", config.parent / "out", launcher=launcher)
+    result = run(config, "train.py", "--use_cpu", "--output_dir", config.parent / "out", launcher=accelerate("fsdp2"))
     assert result.returncode != 0
     assert "FSDP was asked for, but Accelerate turns it off on CPUs" in result.stderr
 
@@ -287,7 +254,7 @@ def test_two_processes_prepare_the_data_once(config: Path) -> None:
 
 @pytest.mark.slow
 def test_the_cpu_launcher_config(config: Path) -> None:
-    launcher = [*ACCELERATE, str(LAUNCHERS / "cpu.yaml")]
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", CONFIGS / "cpu.yaml")
     output = config.parent / "out"
     result = run(config, "train_accelerate.py", "--max_steps", 2, "--output_dir", output, launcher=launcher)
     assert result.returncode == 0, result.stderr

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from adopt_hf.integrations.checkpoints import MARK, mark
 from examples.shared import cli
 from tests.examples.test_gpt2_pretraining import EXAMPLE, SCRIPTS
-from tests.examples.test_gpt2_pretraining_processes import environment
+from tests.examples.test_gpt2_pretraining_processes import home
 from tests.examples.toy import write_toy
+from tests.support import processes
+from tests.support.processes import environment
 
 
 @pytest.fixture(autouse=True)
@@ -69,15 +71,15 @@ def test_a_helper_of_a_run_says_nothing(capfd: pytest.CaptureFixture[str]) -> No
 def test_a_real_one(script: str, tmp_path: Path) -> None:
     """The command of the line ends where the uninterrupted run ends."""
     config = write_toy(tmp_path, use_cpu=True)
-    command = [sys.executable, str(EXAMPLE / script), str(config), "--disable_tqdm", "true"]
+    command = [str(EXAMPLE / script), str(config), "--disable_tqdm", "true"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    options = {"env": environment(config), "text": True}
-    subprocess.run([*command, "--output_dir", str(whole)], check=True, capture_output=True, **options)
+    processes.run(*command, "--output_dir", whole, env=home(config)).check_returncode()
     process = subprocess.Popen(
-        [*command, "--output_dir", str(stopped)],
+        [sys.executable, *command, "--output_dir", str(stopped)],
         stderr=subprocess.PIPE,
+        text=True,
+        env=environment(home(config)),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by what a shell starts with "&"
-        **options,
     )
     deadline = time.monotonic() + 400
     while not (stopped / "checkpoint-20" / MARK).exists():
@@ -91,6 +93,6 @@ def test_a_real_one(script: str, tmp_path: Path) -> None:
     line = said.strip().splitlines()[-1]
     assert line.startswith(f"{script}: stopped; go on from checkpoint-20 with: python ")
     _, *argv = shlex.split(line.split(" with: ")[1])
-    subprocess.run([sys.executable, *argv], check=True, capture_output=True, **options)
+    processes.run(*argv, env=home(config)).check_returncode()
     a, b = load_file(whole / "model.safetensors"), load_file(stopped / "model.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)

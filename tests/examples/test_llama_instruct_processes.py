@@ -6,10 +6,6 @@ would pass everything else.
 
 import functools
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +15,11 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.examples.test_llama_instruct import EXAMPLE, LORA, write_toy
-from tests.support.forks import LAUNCHED, forks
+from tests.support import processes
+from tests.support.forks import LAUNCHED
+from tests.support.processes import ABORTED, ROOT, Finished, accelerate
 
-ROOT = Path(__file__).parents[2]
-LAUNCHERS = ROOT / "examples" / "accelerate_configs"
-# Helps the recipe where CPUs need that; so it is not what users start, and runs in forks that have these imported.
+# It helps the recipe where CPUs need that. As users do not start it, it runs in forks that have these imported.
 RECIPE = ROOT / "tests" / "processes" / "recipe.py"
 MODULES = (
     *LAUNCHED,
@@ -34,32 +30,14 @@ MODULES = (
     "transformers.models.llama.modeling_llama",
     "trl.trainer.sft_trainer",
 )
-ABORTED = "terminate called without an active exception"  # by a thread of a library, after all work is done
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        "HF_HOME": str(folder / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "DS_ACCELERATOR": "cpu",
-    }
-
-
-def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    parts = [str(part).replace("{port}", port) for part in (sys.executable, *command)]
-    if str(RECIPE) in parts:
-        result = forks(MODULES, environment(folder)).run_to_end(parts[1:], environment(folder), Path.cwd())
-    else:
-        result = subprocess.run(parts, env=environment(folder), capture_output=True, text=True, timeout=900)
-    if ABORTED in result.stderr and "model and curves (loss.png) in" in result.stdout:  # the work is done
-        result.returncode = 0
-    return result
+def run(folder: Path, *command: object) -> Finished:
+    modules = MODULES if RECIPE in command else ()
+    done = processes.run(*command, env={"HF_HOME": str(folder / "hf")}, modules=modules, timeout=900)
+    if ABORTED in done.stderr and "model and curves (loss.png) in" in done.stdout:  # the work is done
+        done.returncode = 0
+    return done
 
 
 def losses(output: Path, key: str) -> list[float]:
@@ -158,11 +136,9 @@ def test_two_processes_are_one_run(
     """
     pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     folder, argv, whole = alone(kind)
-    launch = ["-m", "accelerate.commands.launch", "--config_file", LAUNCHERS / f"{mode}.yaml", "--num_processes", 2]
-    launch += ["--main_process_port", "{port}", RECIPE, tmp_path]
     options = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2]
     output = tmp_path / "out"
-    command = [*launch, EXAMPLE / "train.py", *argv, *options, "--output_dir", output]
+    command = [*accelerate(mode), RECIPE, tmp_path, EXAMPLE / "train.py", *argv, *options, "--output_dir", output]
     result = run(folder, *command)
     assert result.returncode == 0, result.stderr
     for rank in range(2):

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from adopt_hf.integrations.checkpoints import MARK, last_complete, missing
+from tests.examples.test_gpt2_pretraining import EXAMPLE
 from tests.examples.toy import write_toy
 from tests.support.forks import OF_RECIPE, forks
 from tests.support.processes import PORT, ROOT, accelerate, environment, free_port
@@ -36,7 +37,6 @@ SEED = 2411
 KILLS = int(os.environ.get("ADOPT_HF_KILLS", "20"))  # over the three modes; each takes some 10 s
 STEPS, SAVE = 48, 4
 TOO_LATE = 4  # how often a chain's run may end before it is killed
-EXAMPLE = ROOT / "examples" / "gpt2_pretraining"
 
 
 @dataclass(frozen=True)
