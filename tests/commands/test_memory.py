@@ -24,6 +24,7 @@ from adopt_hf.commands import memory as memory_command
 from adopt_hf.memory import MODES, PRECISIONS, Usage, state_bytes
 from adopt_hf.memory_models import MODELS, nearest
 from adopt_hf.state import formats
+from tests.support.processes import WITHOUT_TRANSFORMERS, python
 
 GROUPS = [[(5, 3), (4,)], [(7,)]]  # 19 and 7 elements
 
@@ -405,8 +406,8 @@ print([name for name in ("deepspeed", "transformers") if name in sys.modules])
 """
 
 
-def test_needs_neither_deepspeed_nor_transformers(python: Any, no_transformers: dict[str, str]) -> None:
+def test_needs_neither_deepspeed_nor_transformers() -> None:
     line = ["memory", "--params", "7B", "--zero", "3"]
-    out = python("-c", WITHOUT, *line, env=no_transformers)
+    out = python("-c", WITHOUT, *line, env=WITHOUT_TRANSFORMERS)
     assert "78.2 (84,000,000,000)" in out
-    assert out == python("-m", "adopt_hf", *line, env=no_transformers) + "[]\n"
+    assert out == python("-m", "adopt_hf", *line, env=WITHOUT_TRANSFORMERS) + "[]\n"

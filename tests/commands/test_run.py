@@ -9,21 +9,18 @@
 import json
 import re
 import signal
-import socket
 import sys
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any, NoReturn
 
 import pytest
 
 from adopt_hf.commands import run
+from tests.support.processes import PORT, ROOT, WITHOUT_TRANSFORMERS, Finished, python, torchrun
+from tests.support.processes import run as start
 
-Finished = CompletedProcess[str]
-Starter = Callable[..., "Future[Finished]"]
+SCRIPTS = ROOT / "tests" / "integrations" / "scripts"
 UTF8 = {"PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -137,21 +134,19 @@ CASES = {
 }
 
 
-def compared(code: int, stdout: str, stderr: str) -> tuple[int, str, str]:
+def compared(done: Finished) -> tuple[int, str, str]:
     """What must be the same. `python -m` shows its own frames, of runpy, where the script has none."""
     machinery = r'  File "(?:<frozen [\w.]+>|[^"]*/(?:runpy|importlib/util)\.py)", line .*\n(?:    .*\n)*'
-    return code, stdout, re.sub(machinery, "", stderr)
+    return done.returncode, done.stdout, re.sub(machinery, "", done.stderr)
 
 
 @pytest.fixture(scope="module")
-def both(
-    start: Starter, scripts: Path, no_transformers: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Finished, tuple[int, str, str]]]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Finished, Finished]]:
     """Every case, as run by `python` and by `python -m adopt_hf run`.
 
     Without transformers, which takes a second to be torn down at the end of each process.
     """
-    plain, todo = {}, []
+    found = {}
     for name, case in CASES.items():
         folder = tmp_path_factory.mktemp("case")
         for path, text in case.files.items():
@@ -159,46 +154,42 @@ def both(
             (folder / path).write_text(text, encoding="utf-8")
         for path, target in case.links.items():
             (folder / path).symlink_to(target)
-        plain[name] = start(*case.args, cwd=folder / case.folder, env=UTF8)
-        todo.append([case.args, str(folder / case.folder)])
-    forked = start(scripts / "fork.py", env=UTF8 | no_transformers, stdin=json.dumps(todo)).result()
-    assert forked.returncode == 0, forked.stderr
-    ours = map(tuple, json.loads(forked.stdout))
-    return {name: (plain[name].result(), result) for name, result in zip(CASES, ours, strict=True)}
+        options = {"cwd": folder / case.folder, "env": UTF8 | WITHOUT_TRANSFORMERS}
+        ours = start("-m", "adopt_hf", "run", *case.args, modules=("adopt_hf",), own_end=True, **options)
+        found[name] = start(*case.args, **options), ours
+    return found
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_same_as_python(name: str, both: dict[str, tuple[Finished, tuple[int, str, str]]]) -> None:
+def test_same_as_python(name: str, both: dict[str, tuple[Finished, Finished]]) -> None:
     plain, ours = both[name]
     assert plain.returncode == CASES[name].exit_code, plain.stderr
     assert CASES[name].says in plain.stdout + plain.stderr
-    assert compared(*ours) == compared(plain.returncode, plain.stdout, plain.stderr)
+    assert compared(ours) == compared(plain)
 
 
-def test_a_process_of_its_own_ends_as_python_does(start: Starter, tmp_path: Path) -> None:
+def test_a_process_of_its_own_ends_as_python_does(tmp_path: Path) -> None:
     """The table above without its fork: one case that has all of it, output, traceback and death by signal.
 
     The Trainer is not imported for it: it imports torch._dynamo, with which python itself ends in exit code 1.
     """
     (tmp_path / "script.py").write_text("import sys\nprint(sys.argv)\nraise KeyboardInterrupt\n")
-    plain = start("script.py", "-x", cwd=tmp_path).result()
-    ours = start("-m", "adopt_hf", "run", "script.py", "-x", cwd=tmp_path).result()
+    plain = start("script.py", "-x", cwd=tmp_path)
+    ours = start("-m", "adopt_hf", "run", "script.py", "-x", cwd=tmp_path)
     assert plain.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in plain.stderr
     assert (ours.returncode, ours.stdout, ours.stderr) == (plain.returncode, plain.stdout, plain.stderr)
 
 
-def test_main_is_the_scripts(start: Starter, scripts: Path, no_transformers: dict[str, str], tmp_path: Path) -> None:
+def test_main_is_the_scripts(tmp_path: Path) -> None:
     """Everything that hangs on `__main__`: its globals, pickling, sources, spawned and forked processes."""
-    (tmp_path / "script.py").write_text((scripts / "report.py").read_text())
+    (tmp_path / "script.py").write_text((SCRIPTS / "report.py").read_text())
     (tmp_path / "sibling.py").write_text(
         "def state_of_main():\n    import __main__\n    return __main__.state, __main__.Point.__module__\n"
     )
-    plain = start("script.py", "--optim", "x", cwd=tmp_path, env=no_transformers)
-    ours = start("-m", "adopt_hf", "run", "script.py", "--optim", "x", cwd=tmp_path, env=no_transformers)
-    assert plain.result().returncode == 0, plain.result().stderr
-    assert ours.result().returncode == 0, ours.result().stderr
-    expected, seen = json.loads(plain.result().stdout), json.loads(ours.result().stdout)
+    line = ("script.py", "--optim", "x")
+    commands = line, ("-m", "adopt_hf", "run", *line)
+    expected, seen = (json.loads(python(*c, cwd=tmp_path, env=WITHOUT_TRANSFORMERS)) for c in commands)
     assert expected["in child"] == "__mp_main__ __mp_main__ Point(x=1, y=None)"
     assert seen == expected
 
@@ -241,11 +232,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_worker_processes_know_the_name(start: Starter, tmp_path: Path) -> None:
+def test_worker_processes_know_the_name(tmp_path: Path) -> None:
     """Processes that the script itself starts and hands the arguments to, forked or spawned."""
     (tmp_path / "script.py").write_text(WORKERS)
     line = ["--output_dir", "out", "--use_cpu", "--optim", "adopt"]
-    done = start("-m", "adopt_hf", "run", "script.py", *line, cwd=tmp_path).result()
+    done = start("-m", "adopt_hf", "run", "script.py", *line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         str(["adopt"] * 4),
@@ -297,9 +288,9 @@ def test_what_is_not_there_is_refused(start_it: Any, name: str, monkeypatch: pyt
     ],
     ids=str,
 )
-def test_refusals_exit_with_2(args: list[str], says: str, start: Starter, no_transformers: Any, tmp_path: Path) -> None:
+def test_refusals_exit_with_2(args: list[str], says: str, tmp_path: Path) -> None:
     """argparse's usage, and one line."""
-    done = start("-m", "adopt_hf", *args, cwd=tmp_path, env=no_transformers).result()
+    done = start("-m", "adopt_hf", *args, cwd=tmp_path, env=WITHOUT_TRANSFORMERS, modules=("adopt_hf",))
     assert done.returncode == 2
     assert done.stdout == ""
     usage, message = done.stderr.splitlines()
@@ -314,30 +305,21 @@ ACCELERATE += ["--dynamo_backend", "no"]
 LAUNCHED = {  # the launcher -> the processes that it must start
     "accelerate, one process": ([*ACCELERATE, "--cpu", "--num_processes", "1"], 1),
     # Without --cpu: with it, accelerate starts one process, whatever --num_processes says.
-    "accelerate, two processes": ([*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port"], 2),
-    "torchrun, two processes": (["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"], 2),
+    "accelerate, two processes": ([*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", PORT], 2),
+    "torchrun, two processes": (torchrun(2), 2),
 }
-
-
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_behind_a_launcher(name: str, start: Starter, scripts: Path, tmp_path: Path) -> None:
+def test_behind_a_launcher(name: str, tmp_path: Path) -> None:
     launcher, world_size = LAUNCHED[name]
-    if launcher[-1].endswith("_port"):
-        launcher = [*launcher, free_port()]
-    script = (scripts / "train_clm.py").read_text()
+    script = (SCRIPTS / "train_clm.py").read_text()
     assert "adopt" not in script, "the script is not to know"
     (tmp_path / "script.py").write_text(script)
     line = "--output_dir out --n_layer 1 --max_steps 3 --per_device_train_batch_size 4 --use_cpu --report_to none"
     line += " --save_strategy no --disable_tqdm true --weight_decay 0.1 --optim adopt --optim_args clip_exp=0.3,lr=0.01"
-    done = start(*launcher, "-m", "adopt_hf", "run", "script.py", *line.split(), cwd=tmp_path).result()
-    assert done.returncode == 0, done.stderr
+    python(*launcher, "-m", "adopt_hf", "run", "script.py", *line.split(), cwd=tmp_path)
 
     ranks = [json.loads(path.read_text()) for path in sorted((tmp_path / "out").glob("rank*.json"))]
     assert len(ranks) == world_size

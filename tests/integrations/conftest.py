@@ -1,11 +1,6 @@
-"""A tiny GPT-2, data for it, and subprocesses."""
+"""A tiny GPT-2, data for it, and its Trainer."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,90 +9,6 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import adopt_hf
-
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONHASHSEED": "0",
-}
-
-# In a folder on PYTHONPATH, this hides transformers from a process as if it were not installed.
-WITHOUT_TRANSFORMERS = """
-import sys
-from importlib.machinery import PathFinder
-
-class WithoutTransformers(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name == "transformers" else super().find_spec(name, path, target)
-
-    @classmethod
-    def find_distributions(cls, context):
-        return iter(()) if context.name == "transformers" else super().find_distributions(context)
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutTransformers
-"""
-
-Finished = subprocess.CompletedProcess[str]
-Starter = Callable[..., "Future[Finished]"]
-
-
-@pytest.fixture(scope="session")
-def start() -> Iterator[Starter]:
-    """`start(args..., cwd=, env=, stdin=)` runs `python args...` beside the test, at most two at a time."""
-
-    def run(args: tuple[object, ...], cwd: Path | None, env: dict[str, str], stdin: str | None) -> Finished:
-        return subprocess.run(
-            [sys.executable, *map(str, args)],
-            cwd=cwd,
-            env=os.environ | ENVIRONMENT | env,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-
-    with ThreadPoolExecutor(2) as pool:
-        yield lambda *args, cwd=None, env=None, stdin=None: pool.submit(run, args, cwd, env or {}, stdin)
-
-
-@pytest.fixture(scope="session")
-def python(start: Starter) -> Callable[..., str]:
-    """`python(args...)`: the stdout of a process that must end well."""
-
-    def succeed(*args: object, **options: Any) -> str:
-        done = start(*args, **options).result()
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return succeed
-
-
-@pytest.fixture(scope="session")
-def scripts() -> Path:
-    return Path(__file__).parent / "scripts"
-
-
-@pytest.fixture(scope="session")
-def forked(python: Callable[..., str], scripts: Path) -> Callable[..., dict[str, tuple[int, str, str]]]:
-    """`forked({name: code}, cwd=)`: (exit code, stdout, stderr) of each, from processes of their own."""
-
-    def run(pieces: dict[str, str], cwd: Path) -> dict[str, tuple[int, str, str]]:
-        said = json.loads(python(scripts / "forked.py", cwd=cwd, stdin=json.dumps(pieces)))
-        return {name: tuple(result) for name, result in said.items()}
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def no_transformers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process for which transformers is not installed."""
-    folder = tmp_path_factory.mktemp("no_transformers")
-    (folder / "sitecustomize.py").write_text(WITHOUT_TRANSFORMERS)
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
 
 
 @pytest.fixture

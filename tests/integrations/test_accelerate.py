@@ -1,6 +1,5 @@
 """`Accelerator.prepare` with ADOPT, in one process; launches with several are in tests/processes."""
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from adopt_hf import ADOPT
+from tests.support.forks import BEFORE_TRANSFORMERS
+from tests.support.processes import free_port, python
 
 
 def test_float32_moments_of_bfloat16_parameters_survive_prepare() -> None:
@@ -66,14 +67,11 @@ for cls in (torch.optim.AdamW, adopt_hf.LayerwiseADOPT, adopt_hf.ADOPT, adopt_hf
 """
 
 
-def test_an_offloaded_adopt_is_not_replaced(python: Any, tmp_path: Path) -> None:
+def test_an_offloaded_adopt_is_not_replaced(tmp_path: Path) -> None:
     """The guard that keeps Accelerate from training Adam, which it does with every other optimizer, without a word."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment = alone | {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
-    said = python("-c", OFFLOADED, cwd=tmp_path, env=environment).splitlines()
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    variables = alone | {"MASTER_PORT": str(free_port()), "ACCELERATE_USE_DEEPSPEED": "true"}
+    said = python("-c", OFFLOADED, cwd=tmp_path, env=variables, modules=BEFORE_TRANSFORMERS).splitlines()
     assert said == ["DeepSpeedCPUAdam for AdamW", "LayerwiseADOPT", "ADOPT", "ADOPTW"]
 
 

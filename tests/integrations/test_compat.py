@@ -2,7 +2,6 @@
 
 import importlib.metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import Trainer
@@ -10,6 +9,8 @@ from transformers.training_args import OptimizerNames
 
 import adopt_hf
 from adopt_hf.integrations.transformers import names, patches
+from tests.support.forks import BEFORE_TRANSFORMERS
+from tests.support.processes import WITHOUT_TRANSFORMERS, python, run
 
 STEP = """
 def adopt_works():
@@ -255,49 +256,43 @@ print("fine")
     ],
     ids=["older", "changed", "broken"],
 )
-def test_an_unfit_transformers(simulated: str, words: list[str], start: Any, tmp_path: Path) -> None:
-    done = start("-c", simulated + STEP + UNFIT, *words, cwd=tmp_path).result()
+def test_an_unfit_transformers(simulated: str, words: list[str], tmp_path: Path) -> None:
+    done = run("-c", simulated + STEP + UNFIT, *words, cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
     assert "all but the parser" in done.stdout, done.stderr
     assert done.returncode == 0, done.stderr
     assert "\nthe parser" in done.stdout
 
 
-def test_broken_training_arguments(start: Any, tmp_path: Path) -> None:
+def test_broken_training_arguments(tmp_path: Path) -> None:
     """One's own loop works, and when transformers is imported a line in the log says why the name does not."""
     broken = BROKEN.replace("trainer_optimizer", "trainer_utils")
-    done = start("-c", broken + STEP + NO_ARGUMENTS, cwd=tmp_path).result()
+    done = run("-c", broken + STEP + NO_ARGUMENTS, cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
     assert done.stdout == "fine\n", done.stderr
     before, after = done.stderr.split("no word yet\n")
     assert "adopt" not in before
     assert after.count("transformers.training_args cannot be imported") == 1, after
 
 
-@pytest.fixture(scope="module")
-def later(forked: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
-    argv = "import sys\nwords = {0!r}\nsys.argv += words\n"
-    codes = {name: argv.format(words) + code + "print('fine')\n" for name, (code, words, _) in LATER.items()}
-    return forked(codes, cwd=tmp_path_factory.mktemp("later"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LATER)
-def test_an_unfit_transformers_that_is_imported_later(name: str, later: dict[str, tuple[int, str, str]]) -> None:
-    _, words, is_warned = LATER[name]
-    code, out, err = later[name]
-    assert code == 0, err
-    assert out.endswith("fine\n")
-    before, _, after = err.rpartition("no word yet\n")
-    assert all(word in after for word in words) == is_warned, err
+def test_an_unfit_transformers_that_is_imported_later(name: str, tmp_path: Path) -> None:
+    code, words, is_warned = LATER[name]
+    code = "import sys\nwords = sys.argv[1:]\n" + code + "print('fine')\n"
+    done = run("-c", code, *words, cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("fine\n")
+    before, _, after = done.stderr.rpartition("no word yet\n")
+    assert all(word in after for word in words) == is_warned, done.stderr
     assert "adopt" not in before
 
 
 @pytest.mark.parametrize("code", [STAND_INS, OLD_ACCELERATE], ids=["stand-ins", "an old accelerate"])
-def test_the_import_never_fails_for_another_package(code: str, python: Any, tmp_path: Path) -> None:
-    assert python("-c", STEP + code, cwd=tmp_path) == "fine\n"
+def test_the_import_never_fails_for_another_package(code: str, tmp_path: Path) -> None:
+    assert python("-c", STEP + code, cwd=tmp_path, modules=BEFORE_TRANSFORMERS) == "fine\n"
 
 
-def test_without_transformers(python: Any, no_transformers: dict[str, str], tmp_path: Path) -> None:
-    assert python("-c", STEP + MISSING, cwd=tmp_path, env=no_transformers) == "fine\n"
+def test_without_transformers(tmp_path: Path) -> None:
+    assert python("-c", STEP + MISSING, cwd=tmp_path, env=WITHOUT_TRANSFORMERS) == "fine\n"
 
 
 @pytest.mark.parametrize(
@@ -412,6 +407,6 @@ print("fine")
 """
 
 
-def test_copies_of_the_module_know_each_other(python: Any, tmp_path: Path) -> None:
+def test_copies_of_the_module_know_each_other(tmp_path: Path) -> None:
     """Of a reload, a notebook or a test runner: ADOPT is known by a mark, not by its class."""
-    assert python("-c", TWO_COPIES, cwd=tmp_path) == "fine\n"
+    assert python("-c", TWO_COPIES, cwd=tmp_path, modules=BEFORE_TRANSFORMERS) == "fine\n"

@@ -1,20 +1,20 @@
 """`import adopt_hf` imports torch only, and its patches of other packages are complete in every order of imports.
 
-Each order is a piece of code in a process of its own (`scripts/forked.py`). After it the same checks follow: the name
+Each order is a piece of code in a process of its own. After it the same checks follow: the name
 works in the parser, in the Trainer and in pickles, every function that has to be patched is, and `unregister()` leaves
 nothing. Imports that are under way are met by a finder that imports adopt_hf while another package is half imported.
 """
 
 import pickle
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import TrainingArguments
 
 from adopt_hf.integrations.transformers import registration
+from tests.support.forks import BEFORE_TRANSFORMERS
+from tests.support.processes import python, run
 
 HEAVY = (
     *("transformers", "accelerate", "peft", "datasets", "deepspeed"),
@@ -284,54 +284,25 @@ EVERYDAY = (
     "while the Trainer is half imported",
     FROM_FILE,
 )
-OTHERS = [name for name in ORDERS if name not in EVERYDAY]
 
 
-@pytest.fixture(scope="module")
-def run_orders(forked: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, tuple[int, str, str]]]:
-    """`run_orders(names)`: exit code, stdout, stderr of each of these orders."""
-
-    def run(names: Iterable[str]) -> dict[str, tuple[int, str, str]]:
-        folder = tmp_path_factory.mktemp("orders")
-        arguments = TrainingArguments(str(folder / "x"), optim="adopt", use_cpu=True)
-        with (folder / "training_args.bin").open("wb") as file:
-            pickle.dump(arguments, file)
-        orders = ORDERS | {FROM_FILE: UNPICKLED.format(path=file.name)}
-        return forked({name: BEGIN + orders[name] + CHECK for name in names}, cwd=folder)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def everyday(run_orders: Any) -> Any:
-    return run_orders(EVERYDAY)
-
-
-@pytest.fixture(scope="module")
-def others(run_orders: Any) -> Any:
-    return run_orders(OTHERS)
-
-
-def check(order: str, result: tuple[int, str, str]) -> None:
-    code, out, err = result
-    assert code == 0, err
-    assert out.endswith("fine\n")
-    assert ("transformers.training_args cannot be imported (RuntimeError: not today)" in err) == (FAILS in order)
-
-
-@pytest.mark.parametrize("order", EVERYDAY)
-def test_orders(order: str, everyday: dict[str, tuple[int, str, str]]) -> None:
-    check(order, everyday[order])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("order", OTHERS)
-def test_other_orders(order: str, others: dict[str, tuple[int, str, str]]) -> None:
-    check(order, others[order])
+@pytest.mark.parametrize(
+    "order", [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in (*ORDERS, FROM_FILE)]
+)
+def test_orders(order: str, tmp_path: Path) -> None:
+    file = tmp_path / "training_args.bin"
+    file.write_bytes(pickle.dumps(TrainingArguments(str(tmp_path / "x"), optim="adopt", use_cpu=True)))
+    code = ORDERS.get(order) or UNPICKLED.format(path=str(file))
+    done = run("-c", BEGIN + code + CHECK, cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("fine\n")
+    assert ("transformers.training_args cannot be imported (RuntimeError: not today)" in done.stderr) == (
+        FAILS in order
+    )
 
 
 @pytest.mark.parametrize("imports", ["torch, adopt_hf", "adopt_hf, torch"])
-def test_an_own_loop_imports_torch_only(imports: str, python: Callable[..., str], tmp_path: Path) -> None:
+def test_an_own_loop_imports_torch_only(imports: str, tmp_path: Path) -> None:
     assert python("-c", LIGHT.format(imports=imports), cwd=tmp_path) == "[]\n"
 
 

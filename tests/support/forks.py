@@ -42,6 +42,12 @@ OF_RECIPE = (  # and examples/gpt2_pretraining
     "torch.distributed.fsdp",
     "transformers.models.gpt2.modeling_gpt2",
 )
+# What transformers, accelerate, peft, datasets and deepspeed import, and none of them: adopt_hf meets their imports.
+BEFORE_TRANSFORMERS = (
+    *("torch._dynamo", "torch.distributed.checkpoint", "torch.nn.attention.flex_attention", "sklearn.metrics"),
+    *("huggingface_hub.errors", "huggingface_hub.hf_api", "tokenizers", "safetensors.torch", "PIL.Image", "jinja2"),
+    *("scipy.stats", "pandas", "pyarrow.dataset", "pyarrow.parquet", "fsspec.asyn", "multiprocess", "regex", "xxhash"),
+)
 LAUNCHERS = {"accelerate.commands.launch": "--num_processes", "torch.distributed.run": "--nproc_per_node"}
 
 

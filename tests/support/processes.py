@@ -1,7 +1,6 @@
 """Start Python processes for tests: one environment, free ports, launchers, and what to do at the end of a job.
 
-Tests call `run`, or the fixtures of a conftest that do. With `modules` the process is a fork of one that has imported
-these (`forks.py`), which saves the seconds of their imports.
+With `modules` a process is a fork of one that has imported these (`forks.py`), which saves seconds.
 """
 
 import os
@@ -11,13 +10,14 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"
 PORT = "{port}"  # an argument of `run` that stands for a free port
+WITHOUT_TRANSFORMERS = {"PYTHONPATH": str(Path(__file__).parent / "without_transformers")}
 HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -74,6 +74,7 @@ def run(
     stdin: str | None = None,
     gpus: bool = False,
     modules: tuple[str, ...] = (),
+    own_end: bool = False,
     timeout: float = 600,
 ) -> Finished:
     """Return the end of `python ARGS`, again on another port if a process was faster at taking it.
@@ -85,6 +86,7 @@ def run(
         stdin: The text that it reads, not with `modules`.
         gpus: Whether it sees GPUs.
         modules: What the process is a fork of, once they are imported. Without any the process is new.
+        own_end: Whether a fork ends as Python does by itself, see `Forks.start`.
         timeout: The seconds after which it is killed with all that it has started.
 
     Raises:
@@ -97,12 +99,19 @@ def run(
         if modules:
             from tests.support.forks import forks
 
-            done = forks(modules, variables).run_to_end(command, variables, cwd or Path.cwd(), timeout)
+            done = forks(modules, variables).run_to_end(command, variables, cwd or Path.cwd(), timeout, own_end)
         else:
             done = run_new(command, variables, cwd, stdin, timeout)
         if done.returncode == 0 or "EADDRINUSE" not in done.stderr:
             break
     return done
+
+
+def python(*args: object, **options: Any) -> str:
+    """Return what `python ARGS` prints on stdout. Its exit code must be 0."""
+    done = run(*args, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def run_new(

@@ -27,6 +27,8 @@ import adopt_hf
 from adopt_hf import ADOPTW, backends
 from adopt_hf.hyperparameters import WARMUP_EXPONENT
 from tests.integrations.bitwise import equal
+from tests.support.forks import BEFORE_TRANSFORMERS
+from tests.support.processes import ROOT, python, run
 
 DEFAULTS = {
     "lr": 1e-2,
@@ -314,15 +316,16 @@ print("fine")
 """
 
 
-def test_fresh_interpreter_reads_training_args(python: Any, arguments: Any, tmp_path: Path) -> None:
+def test_fresh_interpreter_reads_training_args(arguments: Any, tmp_path: Path) -> None:
     """... and there, with transformers as it came, `register()` and `unregister()` are compared before and after."""
     torch.save(arguments(), tmp_path / "training_args.bin")
-    assert python("-c", FRESH, tmp_path / "training_args.bin", cwd=tmp_path) == "fine\n"
+    said = python("-c", FRESH, tmp_path / "training_args.bin", cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
+    assert said == "fine\n"
 
 
-def test_three_lines(python: Any, tmp_path: Path) -> None:
+def test_three_lines(tmp_path: Path) -> None:
     lines = 'import adopt_hf\nfrom transformers import TrainingArguments\nprint(TrainingArguments(optim="adopt").optim)'
-    assert python("-c", lines, cwd=tmp_path).strip() in ("adopt", "OptimizerNames.ADOPT")
+    assert python("-c", lines, cwd=tmp_path, modules=BEFORE_TRANSFORMERS).strip() in ("adopt", "OptimizerNames.ADOPT")
 
 
 # -- others, and errors ------------------------------------------------------------------------------------------------
@@ -380,15 +383,14 @@ def test_a_backend_that_cannot_run_is_an_error(
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_is_bit_for_bit_uninterrupted(start: Any, scripts: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_bit_for_bit_uninterrupted(tmp_path: Path) -> None:
+    script = ROOT / "tests" / "integrations" / "scripts" / "resume.py"
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    full = start(scripts / "resume.py", whole, "full", cwd=tmp_path)
-    killed = start(scripts / "resume.py", parts, "killed", cwd=tmp_path).result()
+    python(script, whole, "full", cwd=tmp_path)
+    killed = run(script, parts, "killed", cwd=tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [folder.name for folder in parts.iterdir()] == ["checkpoint-20"]
-    resumed = start(scripts / "resume.py", parts, "resumed", cwd=tmp_path).result()
-    assert resumed.returncode == 0, resumed.stderr
-    assert full.result().returncode == 0, full.result().stderr
+    python(script, parts, "resumed", cwd=tmp_path)
 
     def checkpoint(folder: Path) -> dict[str, Any]:
         from safetensors.torch import load_file

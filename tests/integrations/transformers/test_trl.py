@@ -7,19 +7,15 @@
 - a name or a key that is misspelt ends in an error that says which;
 - two processes behind accelerate train together: the weights of one process that takes both their batches.
 
-sft and the two processes are started as a user would; the rest are forks of a process that has imported TRL (fork.py).
+sft and the two processes are started as a user would; the rest are forks of a process that has imported TRL.
 """
 
 import importlib.util
 import json
 import re
 import shlex
-import socket
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -28,11 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adopt_hf.hyperparameters import WARMUP_EXPONENT
+from tests.support.processes import ABORTED, ROOT, Finished, accelerate
+from tests.support.processes import run as start
 
-Starter = Callable[..., "Future[CompletedProcess[str]]"]
-
-ROOT = Path(__file__).parents[3]
-DDP = ROOT / "examples" / "accelerate_configs" / "ddp.yaml"
 MISSING = [package for package in ("trl", "peft") if importlib.util.find_spec(package) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
@@ -56,17 +50,13 @@ CASES: dict[str, tuple[str, list[str]]] = {  # the script, and what is appended 
     "unknown name": ("sft", ["--optim", "adoptt"]),
     "unknown key": ("sft", ["--optim_args", "beta3=1"]),
 }
-TRAINERS = [f"trl.trainer.{name}_trainer" for name in ("sft", "dpo", "grpo", "reward")]
+IMPORTED = ("adopt_hf", *(f"trl.trainer.{name}_trainer" for name in ("sft", "dpo", "grpo", "reward")))
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 JUDGE = "def by_position(completions, **_):\n    return [float(i) for i in range(len(completions))]\n"
-
-
-# Once in a hundred launches a thread of a library aborts the interpreter's own end, after all work is done.
-ABORTED = "terminate called without an active exception"
 
 
 # -- What the scripts are given ----------------------------------------------------------------------------------------
@@ -179,6 +169,10 @@ class Run:
     stderr: str
     out: Path
 
+    @classmethod
+    def of(cls, done: Finished, out: Path) -> "Run":
+        return cls(done.returncode, done.stdout, done.stderr, out)
+
     def check(self) -> "Run":
         assert self.exit_code == 0, self.stderr
         assert "Training completed" in self.stdout
@@ -192,20 +186,20 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def sft(start: Starter, folder: Path, environment: dict[str, str]) -> Run:
+def sft(folder: Path, environment: dict[str, str]) -> Run:
     """A process of its own, `python -m adopt_hf run -m trl.scripts.sft ...`."""
     line = command("sft", "out/sft", *SFT_ARGS)
-    done = start("-m", "adopt_hf", "run", *line, cwd=folder, env=environment).result()
-    return Run(done.returncode, done.stdout, done.stderr, folder / "out" / "sft")
+    return Run.of(start("-m", "adopt_hf", "run", *line, cwd=folder, env=environment), folder / "out" / "sft")
 
 
 @pytest.fixture(scope="module")
-def forked(start: Starter, scripts: Path, folder: Path, environment: dict[str, str]) -> dict[str, Run]:
-    todo = [[command(script, f"out/{name}", *more), str(folder)] for name, (script, more) in CASES.items()]
-    done = start(scripts / "fork.py", *TRAINERS, cwd=folder, env=environment, stdin=json.dumps(todo)).result()
-    assert done.returncode == 0, done.stderr
-    results = zip(CASES, json.loads(done.stdout), strict=True)
-    return {name: Run(*result, folder / "out" / name) for name, result in results}
+def forked(folder: Path, environment: dict[str, str]) -> dict[str, Run]:
+    options = {"cwd": folder, "env": environment, "modules": IMPORTED, "own_end": True}
+    lines = {name: command(script, f"out/{name}", *more) for name, (script, more) in CASES.items()}
+    return {
+        name: Run.of(start("-m", "adopt_hf", "run", *line, **options), folder / "out" / name)
+        for name, line in lines.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -315,23 +309,16 @@ def test_what_is_misspelt_is_named(name: str, says: str, forked: dict[str, Run])
 # -- Two processes -----------------------------------------------------------------------------------------------------
 
 
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
 @pytest.mark.distributed
 def test_two_processes_are_one_run(
-    sft: Run, start: Starter, folder: Path, environment: dict[str, str], initial: dict[str, Tensor]
+    sft: Run, folder: Path, environment: dict[str, str], initial: dict[str, Tensor]
 ) -> None:
     """Two processes with batches of 2 train the weights that one with batches of 4 has trained."""
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(DDP), "--num_processes", "2"]
-    launcher += ["--main_process_port", free_port(), "-m", "adopt_hf", "run"]
     line = command("sft", "out/ddp", *SFT_ARGS, "--per_device_train_batch_size", "2")
-    done = start(*launcher, *line, cwd=folder, env=environment).result()
-    aborted = ABORTED in done.stderr and "Model saved" in done.stdout
-    run = Run(0 if aborted else done.returncode, done.stdout, done.stderr, folder / "out" / "ddp").check()
+    done = start(*accelerate("ddp"), "-m", "adopt_hf", "run", *line, cwd=folder, env=environment)
+    if ABORTED in done.stderr and "Model saved" in done.stdout:
+        done.returncode = 0
+    run = Run.of(done, folder / "out" / "ddp").check()
 
     assert len(list((run.out / f"checkpoint-{STEPS}").glob("rng_state_*.pth"))) == 2, "not one run of two processes"
     assert run.stdout.count("Training completed") == 1
