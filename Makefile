@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest $(IN_TWO)
 PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct paper test test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report test-tritons
+.PHONY: demo demo-instruct paper test test-quick test-all test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report test-tritons
 
 demo: $(EXAMPLES)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -28,6 +28,13 @@ paper: $(STAMP)
 
 test: $(STAMP)
 	$(PYTEST)
+
+# The equations, the state, the plan of a step and the backends but Triton's, which the CPU interprets.
+QUICK := $(addprefix tests/, core state plan distributed backends golden/test_trajectories.py test_layout.py)
+test-quick: $(STAMP)
+	$(PYTEST) $(QUICK) -m "not everyday and not slow and not distributed" --ignore tests/backends/triton
+
+test-all: test test-long
 
 test-slow: $(STAMP)
 	$(PYTEST) -m slow

@@ -89,6 +89,7 @@ KINDS = {
 }
 
 
+@pytest.mark.everyday
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_the_kernel_passes(kind: Kind, plant: Any) -> None:
     plant()
@@ -182,6 +183,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.everyday
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_planted_fault_is_found(fault: Fault, plant: Any) -> None:
     plant(fault.module, (fault.old, fault.new))

@@ -362,10 +362,12 @@ def peaks(backend: str, *dtypes: str) -> list[int]:
     return [int(line) for line in subprocess.check_output(command, text=True, env=environment).split()]
 
 
+@pytest.mark.everyday
 def test_foreach_needs_under_2_mib_of_temporaries_on_the_cpu() -> None:
     assert max(peaks("foreach", "float32", "bfloat16", "float64")) < 2 * 2**20
 
 
+@pytest.mark.everyday
 def test_the_fused_kernel_needs_no_temporaries_on_the_cpu() -> None:
     """But for a table of 40 bytes a tensor, and the touched pages of stacks."""
     runs_on("cpu", "cpu")

@@ -279,6 +279,7 @@ def test_options_that_a_group_is_given_later_are_refused(written: dict[str, Any]
         torch.testing.assert_close(optimizer.state_dict()["state"], before[2], rtol=0, atol=0)
 
 
+@pytest.mark.everyday
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["lr float", "lr tensor"])
 def test_compiled(tensor_lr: bool) -> None:
     """Of one device and without a late gradient it is compiled once."""

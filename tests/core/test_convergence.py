@@ -5,10 +5,12 @@ The optimum is -1. Where beta2 is small Adam's normalised steps average to the w
 t^(1/4) still cuts off the rare gradients (up to t = k^4 for the smallest beta2); then it turns round.
 """
 
+import pytest
 import torch
 
 from adopt_hf import ADOPT
 
+pytestmark = pytest.mark.everyday
 K, STEPS, RUNS = 10, 30_000, 64
 
 

@@ -135,6 +135,7 @@ def test_an_import_from_a_later_folder_is_found() -> None:
     assert wrong_folders("import experiments.harness", "examples") == ["experiments.harness"]
 
 
+@pytest.mark.everyday
 @pytest.mark.parametrize("triton", ["there", "missing"])
 def test_the_kernels_for_gpus_are_not_imported_before_they_are_used(triton: str) -> None:
     """And where there is none, or one that is broken, the package works and says so."""
@@ -154,6 +155,7 @@ assert "adopt_hf.backends.triton.kernels" not in sys.modules
     assert said.startswith("Triton cannot be imported (ModuleNotFoundError: ") == (triton == "missing")
 
 
+@pytest.mark.everyday
 def test_importing_the_package_does_not_import_dynamo() -> None:
     """Which takes a second, and with which a process that dies of SIGINT ends in another exit code."""
     code = """

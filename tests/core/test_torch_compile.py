@@ -30,6 +30,7 @@ from torch._dynamo.utils import counters
 from adopt_hf import ADOPT, backends
 from adopt_hf.algorithm import StepScalars
 
+pytestmark = pytest.mark.everyday
 STEPS = 8
 needs_cxx = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None,

@@ -7,6 +7,7 @@ table, and with it the clip, must be the whole tensor's on both.
 import os
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -67,6 +68,7 @@ def sharded(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.everyday
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     mp.spawn(sharded, (str(tmp_path),), nprocs=WORLD)

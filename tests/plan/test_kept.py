@@ -247,6 +247,7 @@ def both(events: list[tuple[str, str]], **options: Any) -> None:
 MOST = st.one_of(st.just("nothing"), st.sampled_from(sorted(EVENTS)))
 
 
+@pytest.mark.everyday
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(MOST, st.sampled_from(GRADIENTS)), min_size=2, max_size=12))
 def test_a_kept_plan_is_one_made_anew(events: list[tuple[str, str]]) -> None:
@@ -346,6 +347,7 @@ def test_another_cut_of_a_flat_parameter_is_used() -> None:
     assert cut.steps(optimizer.state[flat]) == [6, 3]
 
 
+@pytest.mark.everyday
 def test_what_is_kept_keeps_nothing_else_alive() -> None:
     params = [Parameter(torch.ones(5)) for _ in range(3)]
     optimizer = ADOPT(params)

@@ -59,6 +59,7 @@ def test_bytes_of_odd_rows(columns: int) -> None:
     assert size <= 2.1 * 64 * columns
 
 
+@pytest.mark.everyday
 def test_the_mean_is_the_value() -> None:
     m, v = moments((8, 300))
     n = 3000

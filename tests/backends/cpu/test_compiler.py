@@ -17,7 +17,10 @@ import pytest
 
 from adopt_hf.backends.cpu import compiler
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, cc")
+pytestmark = [
+    pytest.mark.everyday,
+    pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, cc"),
+]
 
 PACKAGE = Path(__file__).parents[3] / "adopt_hf" / "backends"
 

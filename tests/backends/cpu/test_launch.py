@@ -159,6 +159,7 @@ for n in (1, 3):
 """
 
 
+@pytest.mark.everyday
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 @pytest.mark.parametrize("omp_num_threads", [1, 2])
 def test_as_many_threads_as_torch_has(omp_num_threads: int) -> None:
@@ -430,6 +431,7 @@ print(bool((p == before).all()))
 """
 
 
+@pytest.mark.everyday
 def test_small_float16_numbers_survive_where_subnormal_floats_are_flushed() -> None:
     """They are normal float32 numbers, and are read without a subnormal one on the way. A first step moves nothing."""
     assert subprocess.check_output([sys.executable, "-c", FLUSHED], text=True).split() == ["True"]
