@@ -17,10 +17,9 @@ from typing import Any, NoReturn
 import pytest
 
 from adopt_hf.commands import run
-from tests.support.processes import PORT, ROOT, WITHOUT_TRANSFORMERS, Finished, python, torchrun
+from tests.support.processes import PORT, SCRIPTS, WITHOUT_TRANSFORMERS, Finished, python, torchrun
 from tests.support.processes import run as start
 
-SCRIPTS = ROOT / "tests" / "integrations" / "scripts"
 UTF8 = {"PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"}
 
 

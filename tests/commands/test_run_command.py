@@ -11,11 +11,8 @@ TRL's command: tests/integrations/transformers/test_trl_command.py. The hook its
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,9 +20,9 @@ import pytest
 
 from adopt_hf import commands
 from adopt_hf.commands import run
+from tests.support.processes import PORT, SCRIPTS, python, torchrun
+from tests.support.processes import run as start
 
-Starter = Callable[..., "Future[subprocess.CompletedProcess[str]]"]
-ROOT = Path(__file__).parents[2]
 RUN = ["-m", "adopt_hf", "run"]
 HAS_NAMES = "import sys; print(any(hasattr(finder, 'adopt_hf_at_startup') for finder in sys.meta_path), flush=True)"
 posix = pytest.mark.skipif(os.name != "posix", reason="shells and signals")
@@ -76,12 +73,12 @@ def test_arguments_are_passed_as_they_are(
 
 
 @posix
-def test_the_process_becomes_the_command(start: Starter, tmp_path: Path) -> None:
+def test_the_process_becomes_the_command(tmp_path: Path) -> None:
     """Exit code, standard input, a name that begins with a dash, and the signals that Python ignores for itself."""
     tool = executable(tmp_path / "bin" / "-tool", '#!/bin/sh\ncat; echo "$@"; kill -PIPE $$; echo alive; exit 7\n')
     environment = {"PATH": os.pathsep.join([str(tool.parent), os.environ["PATH"]])}
     words = [["sh", "-c", "cat; exit 7"], ["--", "-tool", "a b"]]
-    exits, dies = (start(*RUN, *w, cwd=tmp_path, env=environment, stdin="in ").result() for w in words)
+    exits, dies = (start(*RUN, *w, cwd=tmp_path, env=environment, stdin="in ") for w in words)
     assert (exits.returncode, exits.stdout, exits.stderr) == (7, "in ", "")
     assert (dies.returncode, dies.stdout, dies.stderr) == (-signal.SIGPIPE, "in a b\n", "")
 
@@ -168,9 +165,9 @@ def test_a_command_that_does_not_exist_is_refused(name: str, executed: list[Any]
 @pytest.mark.parametrize(
     ("text", "reason"), [("echo\n", "Exec format error"), ("#!/nowhere\n", "No such file or directory")]
 )
-def test_a_command_that_cannot_be_executed_is_refused(text: str, reason: str, tmp_path: Path, start: Starter) -> None:
+def test_a_command_that_cannot_be_executed_is_refused(text: str, reason: str, tmp_path: Path) -> None:
     tool = executable(tmp_path / "tool", text)
-    done = start(*RUN, "./tool", cwd=tmp_path).result()
+    done = start(*RUN, "./tool", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     usage, message = done.stderr.splitlines()
     assert usage == "usage: python -m adopt_hf run [-m | --] WHAT [ARGS ...]"
@@ -195,7 +192,7 @@ def test_the_usage_is_that_of_what_was_called(
 
 
 @posix
-def test_every_python_below_has_the_hook(start: Starter, tmp_path: Path) -> None:
+def test_every_python_below_has_the_hook(tmp_path: Path) -> None:
     """A shell that starts a Python that starts a Python; the children of a script and of a module."""
     (tmp_path / "has.py").write_text(HAS_NAMES)
     (tmp_path / "script.py").write_text(
@@ -208,8 +205,7 @@ def test_every_python_below_has_the_hook(start: Starter, tmp_path: Path) -> None
         "script": ["script.py"],
         "module": ["-m", "script"],
     }
-    done = {name: start(*RUN, *words, cwd=tmp_path) for name, words in trees.items()}
-    said = {name: future.result().stdout.splitlines() for name, future in done.items()}
+    said = {name: python(*RUN, *words, cwd=tmp_path).splitlines() for name, words in trees.items()}
     assert said == {"command": ["True", "True"], "script": ["True"], "module": ["True"]}
 
 
@@ -235,47 +231,32 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_spawned_process_knows_the_names(start: Starter, tmp_path: Path) -> None:
+def test_a_spawned_process_knows_the_names(tmp_path: Path) -> None:
     """The parent has imported neither transformers nor adopt_hf, and hands over nothing that would."""
     (tmp_path / "script.py").write_text(SPAWNED)
-    done = start(*RUN, sys.executable, "script.py", cwd=tmp_path).result()
-    assert (done.returncode, done.stdout) == (0, "adopt\n"), done.stderr
+    assert python(*RUN, sys.executable, "script.py", cwd=tmp_path) == "adopt\n"
 
 
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
-TORCHRUN = ["--nproc_per_node", "2", "--master_port"]
 LAUNCHED = {
-    "the command torchrun": [str(Path(sys.executable).with_name("torchrun")), *TORCHRUN],
-    "torchrun as a module": ["-m", "torch.distributed.run", *TORCHRUN],
+    "the command torchrun": [Path(sys.executable).with_name("torchrun"), *torchrun(2)[2:]],
+    "torchrun as a module": torchrun(2),
     "accelerate as a module": [
         *("-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"),
-        *("--dynamo_backend", "no", "--multi_gpu", "--num_processes", "2", "--main_process_port"),
+        *("--dynamo_backend", "no", "--multi_gpu", "--num_processes", "2", "--main_process_port", PORT),
     ],
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_a_launcher_below_us_trains_adopt_in_two_processes(
-    name: str, start: Starter, scripts: Path, tmp_path: Path
-) -> None:
-    script = (scripts / "train_clm.py").read_text()
+def test_a_launcher_below_us_trains_adopt_in_two_processes(name: str, tmp_path: Path) -> None:
+    script = (SCRIPTS / "train_clm.py").read_text()
     assert "adopt" not in script, "the script is not to know"
     (tmp_path / "script.py").write_text(script.replace("os._exit(0)", "sys.exit()"))  # the hook writes at the end
     line = "--output_dir out --max_steps 3 --per_device_train_batch_size 4 --use_cpu --report_to none"
     line += " --save_strategy no --disable_tqdm true --weight_decay 0.1 --optim adopt --optim_args clip_exp=0.3,lr=0.01"
-    environment = {
-        "PYTHONPATH": os.pathsep.join([str(scripts / "watched"), str(ROOT)]),
-        "STEPPED": str(tmp_path),
-    }
-    words = [*LAUNCHED[name], free_port(), "script.py", *line.split()]
-    done = start(*RUN, *words, cwd=tmp_path, env=environment).result()
-    assert done.returncode == 0, done.stderr
+    environment = {"PYTHONPATH": str(SCRIPTS / "watched"), "STEPPED": str(tmp_path)}
+    python(*RUN, *LAUNCHED[name], "script.py", *line.split(), cwd=tmp_path, env=environment)
     ranks = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
     assert len(ranks) == 2
     for ((optimizer, steps, groups),) in ranks:

@@ -12,16 +12,15 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import adopt_hf
 from adopt_hf.commands import run
+from tests.support.processes import ROOT, python
+from tests.support.processes import run as start
 
-ROOT = Path(__file__).parents[2]
 VERSION = adopt_hf.__version__
 ARGUMENTS, ENGINE = "transformers.training_args", "deepspeed.runtime.engine"
 # A package of a test's own, in the place of transformers or DeepSpeed: importing them takes a second or more.
@@ -60,7 +59,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- until transformers is imported ------------------------------------------------------------------------------------
 
 
-def test_a_process_without_transformers_pays_for_one_small_module(python: Callable[..., str], other: Path) -> None:
+def test_a_process_without_transformers_pays_for_one_small_module(other: Path) -> None:
     """The bound on the time at the start, by what is imported: our file, and nothing that was not in memory."""
     plain, *_ = json.loads(python("-c", SEEN, env=path(other)))
     ours, *_ = json.loads(python("-c", SEEN, env=path(run.STARTUP, other)))
@@ -68,7 +67,7 @@ def test_a_process_without_transformers_pays_for_one_small_module(python: Callab
     assert not {"torch", "transformers", "adopt_hf", "importlib.metadata", "logging"} & set(ours)
 
 
-def test_another_sitecustomize_is_imported_as_without_ours(python: Callable[..., str], other: Path) -> None:
+def test_another_sitecustomize_is_imported_as_without_ours(other: Path) -> None:
     plain = json.loads(python("-c", SEEN, env=path(other, ROOT)))
     ours = json.loads(python("-c", SEEN, env=path(run.STARTUP, other, ROOT)))
     assert ours == plain
@@ -76,7 +75,7 @@ def test_another_sitecustomize_is_imported_as_without_ours(python: Callable[...,
     assert python("-c", "import sys; print(sys.theirs)", env=path(run.STARTUP, other)) == "1\n"
 
 
-def test_without_another_one_ours_stays(python: Callable[..., str], bare: Path) -> None:
+def test_without_another_one_ours_stays(bare: Path) -> None:
     out = subprocess.check_output([bare, "-c", SEEN], env=path(run.STARTUP), text=True)
     assert json.loads(out)[2] == f"{run.STARTUP}/sitecustomize.py"
     assert run.STARTUP not in json.loads(out)[1]
@@ -85,15 +84,15 @@ def test_without_another_one_ours_stays(python: Callable[..., str], bare: Path) 
 @pytest.mark.parametrize(
     "fails", ["1/0", "import nowhere_to_be_found", "raise ImportError('no')", "raise SystemExit(3)"]
 )
-def test_another_sitecustomize_fails_as_without_ours(fails: str, start: Any, other: Path) -> None:
+def test_another_sitecustomize_fails_as_without_ours(fails: str, other: Path) -> None:
     write(other, {"sitecustomize.py": fails})
     plain, ours = (start("-c", "print(1)", env=path(*entries)) for entries in ((other,), (run.STARTUP, other)))
-    assert (ours.result().returncode, ours.result().stdout) == (plain.result().returncode, plain.result().stdout)
-    assert ours.result().stderr.splitlines()[-1:] == plain.result().stderr.splitlines()[-1:]
-    assert fails == "raise SystemExit(3)" or plain.result().stderr
+    assert (ours.returncode, ours.stdout) == (plain.returncode, plain.stdout)
+    assert ours.stderr.splitlines()[-1:] == plain.stderr.splitlines()[-1:]
+    assert fails == "raise SystemExit(3)" or plain.stderr
 
 
-def test_two_copies_are_one(python: Callable[..., str], other: Path, tmp_path: Path) -> None:
+def test_two_copies_are_one(other: Path, tmp_path: Path) -> None:
     """Of two versions, or of one that is reached by two names: one hook, that of the first copy."""
     (tmp_path / "link").symlink_to(run.STARTUP)
     code = "import sys; print(sum(hasattr(f, 'adopt_hf_at_startup') for f in sys.meta_path), sys.theirs)"
@@ -101,8 +100,8 @@ def test_two_copies_are_one(python: Callable[..., str], other: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(("value", "is_right"), [("1", True), ("0", True), ("", True), ("yes", False)])
-def test_a_value_that_means_nothing_is_named(value: str, is_right: bool, start: Any) -> None:
-    done = start("-c", "print(1)", env=path(run.STARTUP) | {"ADOPT_HF_REGISTER": value}).result()
+def test_a_value_that_means_nothing_is_named(value: str, is_right: bool) -> None:
+    done = start("-c", "print(1)", env=path(run.STARTUP) | {"ADOPT_HF_REGISTER": value})
     assert done.stdout == "1\n"
     assert ("ADOPT_HF_REGISTER must be 1 or 0, got 'yes'" in done.stderr) is not is_right
 
@@ -137,11 +136,11 @@ print("fine")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
-def test_orders(order: str, python: Callable[..., str]) -> None:
+def test_orders(order: str) -> None:
     assert python("-c", KNOWN.format(first=ORDERS[order]), env=path(run.STARTUP, ROOT)).endswith("fine\n")
 
 
-def test_only_the_names_are_added_with_the_arguments(python: Callable[..., str]) -> None:
+def test_only_the_names_are_added_with_the_arguments() -> None:
     code = f"""
 import sys, accelerate
 assert "adopt_hf" not in sys.modules                                  # accelerate has looked for DeepSpeed
@@ -152,7 +151,7 @@ print(arguments.OptimizerNames("adopt").value, sorted({{"transformers.trainer", 
 
 
 @pytest.mark.parametrize("user", [ARGUMENTS, ENGINE])
-def test_both_users_bring_adopt(user: str, python: Callable[..., str], tmp_path: Path) -> None:
+def test_both_users_bring_adopt(user: str, tmp_path: Path) -> None:
     """DeepSpeed takes ADOPT from a config, in a loop without transformers."""
     package = user.split(".")[0]
     write(tmp_path, {f"{package}/__init__.py": "", f"{package}/runtime/__init__.py": ""})
@@ -205,12 +204,10 @@ def test_another_copy_of_the_same_version_is_fine(bare: Path, tmp_path: Path) ->
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\nwent on\n", "")
 
 
-def test_a_real_transformers_passes_the_error_on(start: Any, tmp_path: Path) -> None:
+def test_a_real_transformers_passes_the_error_on(tmp_path: Path) -> None:
     """Its lazy modules turn some errors into others, which say nothing."""
     write(tmp_path, {"adopt_hf/__init__.py": "__version__ = '0.0.7'\n"})
-    done = start(
-        "-c", "from transformers import TrainingArguments", cwd=tmp_path, env=path(run.STARTUP, tmp_path)
-    ).result()
+    done = start("-c", "from transformers import TrainingArguments", cwd=tmp_path, env=path(run.STARTUP, tmp_path))
     assert done.returncode == 1
     assert "has adopt_hf 0.0.7" in done.stderr.splitlines()[-1]
     assert sys.executable in done.stderr.splitlines()[-1]

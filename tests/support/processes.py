@@ -16,6 +16,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"
+SCRIPTS = ROOT / "tests" / "integrations" / "scripts"  # that a user could have written
 PORT = "{port}"  # an argument of `run` that stands for a free port
 WITHOUT_TRANSFORMERS = {"PYTHONPATH": str(Path(__file__).parent / "without_transformers")}
 HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}

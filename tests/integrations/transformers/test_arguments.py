@@ -28,7 +28,7 @@ from adopt_hf import ADOPTW, backends
 from adopt_hf.hyperparameters import WARMUP_EXPONENT
 from tests.integrations.bitwise import equal
 from tests.support.forks import BEFORE_TRANSFORMERS
-from tests.support.processes import ROOT, python, run
+from tests.support.processes import SCRIPTS, python, run
 
 DEFAULTS = {
     "lr": 1e-2,
@@ -384,7 +384,7 @@ def test_a_backend_that_cannot_run_is_an_error(
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_bit_for_bit_uninterrupted(tmp_path: Path) -> None:
-    script = ROOT / "tests" / "integrations" / "scripts" / "resume.py"
+    script = SCRIPTS / "resume.py"
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     python(script, whole, "full", cwd=tmp_path)
     killed = run(script, parts, "killed", cwd=tmp_path)

@@ -4,22 +4,18 @@ The command is the README's, on the model and the data of test_trl.py. torch's o
 """
 
 import json
-import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 
 from tests.integrations.transformers.test_trl import MISSING, ROOT, STEPS, TINY, environment, folder
+from tests.support.processes import SCRIPTS, python, run
 
 __all__ = ["environment", "folder"]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-Starter = Callable[..., "Future[CompletedProcess[str]]"]
 
 
 def readme_command(out: Path) -> list[str]:
@@ -31,13 +27,10 @@ def readme_command(out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_command_trains_adopt(
-    start: Starter, scripts: Path, folder: Path, environment: dict[str, str], tmp_path: Path
-) -> None:
-    watched = {"PYTHONPATH": os.pathsep.join([str(scripts / "watched"), str(ROOT)]), "STEPPED": str(tmp_path)}
+def test_the_command_trains_adopt(folder: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    watched = {"PYTHONPATH": str(SCRIPTS / "watched"), "STEPPED": str(tmp_path)}
     line = [*readme_command(tmp_path / "out"), "--optim_args", "beta2=0.95, clip_exp=0.3"]
-    done = start("-m", "adopt_hf", "run", *line, cwd=folder, env=environment | watched).result()
-    assert done.returncode == 0, done.stderr
+    python("-m", "adopt_hf", "run", *line, cwd=folder, env=environment | watched)
     (path,) = tmp_path.glob("*.json")
     ((optimizer, steps, groups),) = json.loads(path.read_text())
     assert (optimizer, steps) == ("adopt_hf.optimizer.ADOPTW", STEPS)
@@ -49,10 +42,8 @@ def test_the_command_trains_adopt(
 
 
 @pytest.mark.slow
-def test_without_us_it_does_not_know_the_name(
-    start: Starter, folder: Path, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_without_us_it_does_not_know_the_name(folder: Path, environment: dict[str, str], tmp_path: Path) -> None:
     """What the test above would see if nothing of ours reached the command."""
-    done = start(*readme_command(tmp_path / "out"), cwd=folder, env=environment).result()
+    done = run(*readme_command(tmp_path / "out"), cwd=folder, env=environment)
     assert done.returncode != 0
     assert "adopt" in done.stderr.splitlines()[-1]
