@@ -1,7 +1,6 @@
 """Checkpoints of real runs, converted: they resume, and what cannot be converted is one line and changes nothing."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,8 @@ from adopt_hf import ADOPTW, commands
 from adopt_hf.commands.convert import conversion, folder, layouts
 from adopt_hf.integrations import checkpoints
 from adopt_hf.integrations.checkpoints import MARK, MarkComplete, missing
-from tests.integrations.conftest import ENVIRONMENT, make_model
+from tests.integrations.conftest import make_model
+from tests.support.processes import environment, start
 
 SAVED, STEPS = 4, 8
 AFTER = ("complete.json", "converted.json", "optimizer.pt")
@@ -384,20 +384,14 @@ def halfway(checkpoint: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """`halfway(words...)`: a process that converts, and has written a part of the new checkpoint."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*words: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SLOW, *map(str, words)],
-            env=os.environ | ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def begin(*words: object) -> subprocess.Popen[str]:
+        process = start(["-c", SLOW, *map(str, words)], environment())
         started.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "copied\n"
         return process
 
-    yield start
+    yield begin
     for process in started:
         process.kill()
         process.wait()
