@@ -1,4 +1,4 @@
-"""The optimizer that a checkpoint is converted to, and what becomes of a saved state: param groups and parameters."""
+"""Convert a saved state to the other optimizer: its param groups, and the state of each parameter."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ Group = Mapping[str, Any]
 
 
 class Change(NamedTuple):
-    """How groups and states change.
+    """A conversion of groups and states.
 
     Args:
         to: A key of `NAMES`.

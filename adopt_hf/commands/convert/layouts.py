@@ -1,4 +1,4 @@
-"""Where the optimizer's state lies in a checkpoint, layout by layout: find it, read it, write the converted one."""
+"""Find the optimizer's state in a checkpoint, read it, and write the converted one, for each layout."""
 
 import re
 import warnings
