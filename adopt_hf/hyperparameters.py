@@ -89,17 +89,17 @@ class Hyperparameter:
 
 
 HYPERPARAMETERS = {
-    "lr": Hyperparameter(float, 1e-3, "update", "float or one-element tensor"),
-    "beta1": Hyperparameter(float, 0.9, "update", "in [0, 1)", high=1.0),
-    "beta2": Hyperparameter(float, 0.9999, "update", "in [0, 1)", high=1.0),
+    "lr": Hyperparameter(float, 1e-3, "update", "learning rate: a float or a one-element tensor"),
+    "beta1": Hyperparameter(float, 0.9, "update", "decay rate of the first moment, in [0, 1)", high=1.0),
+    "beta2": Hyperparameter(float, 0.9999, "update", "decay rate of the second moment, in [0, 1)", high=1.0),
     "eps": Hyperparameter(float, 1e-6, "update", "lower bound of sqrt(v)"),
-    "weight_decay": Hyperparameter(float, 0.0, "update", ""),
-    "decouple": Hyperparameter(bool, False, "update", "weight decay as in AdamW; else L2", of_adoptw=True),
+    "weight_decay": Hyperparameter(float, 0.0, "update", "L2 term of the gradient, or decoupled decay"),
+    "decouple": Hyperparameter(bool, False, "update", "decoupled weight decay as in AdamW; else L2", of_adoptw=True),
     "clip_exp": Hyperparameter(
         float,
         0.25,
         "update",
-        "the normalised gradient is clipped to t^clip_exp; `None`: not at all",
+        "exponent of the clip t^clip_exp of the normalised gradient; `None`: no clip",
         high=5.0,  # t counts in float32 up to 2**24
         optional=True,
     ),
@@ -107,12 +107,12 @@ HYPERPARAMETERS = {
         float,
         False,
         "update",
-        f"min(beta2, 1 - (t+1)^-k): a memory that grows; k in (0, 1], or True: {WARMUP_EXPONENT:g}",
+        f"exponent k of the warm-up min(beta2, 1 - (t+1)^-k), in (0, 1]; True: {WARMUP_EXPONENT:g}",
         high=1.0,
         true=WARMUP_EXPONENT,
         of_adoptw=True,
     ),
-    "maximize": Hyperparameter(bool, False, "update", "ascend"),
+    "maximize": Hyperparameter(bool, False, "update", "ascend instead of descend"),
     "backend": Hyperparameter(
         str,
         "auto",
@@ -121,17 +121,17 @@ HYPERPARAMETERS = {
         values=("auto", "fused", "foreach", "reference"),
     ),
     "capturable": Hyperparameter(
-        bool, False, "execution", "the step's numbers on the device, for CUDA graphs (not run on a GPU by us)"
+        bool, False, "execution", "keep the step's numbers on the device, for CUDA graphs (we have not run it on a GPU)"
     ),
-    "state_bits": Hyperparameter(int, 32, "storage", "bits of a moment: 32, 16 or 8", values=(8, 16, 32)),
-    "block_size": Hyperparameter(int, 256, "storage", "elements of a block of 8-bit moments", values=BLOCK_SIZES),
+    "state_bits": Hyperparameter(int, 32, "storage", "bits of each moment: 32, 16 or 8", values=(8, 16, 32)),
+    "block_size": Hyperparameter(int, 256, "storage", "elements per block of 8-bit moments", values=BLOCK_SIZES),
     "bf16_stochastic_round": Hyperparameter(
-        bool, False, "storage", "round bfloat16 parameters so that small updates are not lost"
+        bool, False, "storage", "round bfloat16 parameters stochastically, which keeps small updates"
     ),
-    "seed": Hyperparameter(int, 0, "update", "of stochastic rounding", high=2.0**63),
+    "seed": Hyperparameter(int, 0, "update", "seed of stochastic rounding", high=2.0**63),
     # peft's range and default: B learns as fast as A, or faster
-    "loraplus_lr_ratio": Hyperparameter(float, 1.0, "recipe", "LoRA+: the learning rate of B over that of A", low=1.0),
-    "loraplus_lr_embedding": Hyperparameter(float, 1e-6, "recipe", "LoRA+: the learning rate of embeddings"),
+    "loraplus_lr_ratio": Hyperparameter(float, 1.0, "recipe", "LoRA+: learning rate of B over that of A", low=1.0),
+    "loraplus_lr_embedding": Hyperparameter(float, 1e-6, "recipe", "LoRA+: learning rate of embeddings"),
     "monitor": Hyperparameter(bool, False, "trainer", "log what the steps do ([monitor](docs/monitor.md))"),
 }
 LORAPLUS = tuple(name for name, row in HYPERPARAMETERS.items() if row.kind == "recipe")
@@ -195,7 +195,7 @@ def check_betas(betas: object) -> tuple[float, float]:
         ValueError: If `betas` is not a pair, or a beta is outside [0, 1).
     """
     if isinstance(betas, Tensor) and betas.is_meta:
-        raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}, which holds none")
+        raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}, without numbers")
     pair = betas.tolist() if hasattr(betas, "tolist") else betas  # numpy arrays are not sequences
     if not isinstance(pair, Sequence) or isinstance(pair, str | bytes | bytearray) or len(pair) != 2:
         raise ValueError(f"betas must be a pair (beta1, beta2) of numbers in [0, 1), got {betas!r}")
@@ -213,7 +213,7 @@ def check_lr(lr: object) -> float | Tensor:
     if not lr.is_floating_point():
         raise ValueError(f"Tensor lr must be floating point, got {lr.dtype}")
     if lr.is_meta:
-        raise ValueError("Tensor lr must hold a number, got one on the meta device")
+        raise ValueError("Tensor lr must hold a number, got a tensor on the meta device, which holds none")
     HYPERPARAMETERS["lr"].check("lr", lr.item())
     return lr
 
