@@ -54,9 +54,9 @@ def _begin(optimizer: Stepped) -> _Life:
     if _short_lives.get(kind, 0) >= SHORT_LIVES and life.steps == 0:
         _warn(
             "short lives",
-            "%d ADOPT optimizers in a row were thrown away after their first step, and a first step only initialises "
-            "the second moment: no parameter moved. If every round makes an optimizer, as in federated learning, keep "
-            "one and its state over the rounds (optimizer.state_dict()), or take more than one local step",
+            "%d ADOPT optimizers in a row were deleted after their first step. A first step only initialises the "
+            "second moment, so no parameter has changed. If each round creates an optimizer, as in federated learning, "
+            "keep its state over the rounds (optimizer.state_dict()), or take more than one local step",
             _short_lives[kind],
         )
     return life
@@ -74,9 +74,9 @@ def _check_gradients(optimizer: Stepped) -> None:
     if parameters and not optimizer.state and all(p.grad is None for p in parameters):
         _warn(
             "no gradients",
-            "step() was called, and none of the %d parameters of this ADOPT has or had a gradient: nothing is trained. "
-            "The optimizer holds other parameters than the model if it was made before the model was loaded, or moved "
-            "from the meta device by to_empty(): make it afterwards. Otherwise backward() was not called",
+            "step() was called, and none of the %d parameters of this ADOPT has or had a gradient, so nothing is "
+            "trained. The optimizer does not hold the model's parameters if it was created before the model was loaded "
+            "or moved from the meta device by to_empty(): create it afterwards. Otherwise backward() was not called",
             len(parameters),
         )
 

@@ -90,8 +90,8 @@ class LayerwiseADOPT(ADOPT):
         if _owners.get(id(p), self) is not self:
             raise RuntimeError(
                 f"a parameter of shape {tuple(p.shape)} belongs to another LayerwiseADOPT, which updates it in "
-                "backward(): call release() of that one, or delete all references to it (del optimizer). Two models "
-                "that share parameters take one LayerwiseADOPT over all of them, or ADOPT"
+                "backward(): call release() on that optimizer, or delete all references to it (del optimizer). For "
+                "two models that share parameters create one LayerwiseADOPT with all of them, or use ADOPT"
             )
 
     def _watch(self) -> None:
@@ -115,14 +115,14 @@ class LayerwiseADOPT(ADOPT):
         """Use a gradient that has just become ready."""
         if self._has_ended and p not in self._done:
             p.grad = None
-            raise RuntimeError(f"{_not_ended(len(self._done))} Call step() after each backward() of this optimizer's")
+            raise RuntimeError(f"{_not_ended(len(self._done))} Call step() after each backward() of its own loss")
         if p not in self._done and _is_shared(p):
             if "shared" not in warned:
                 warned.add("shared")
                 logger.warning(
                     "Another tensor shares the memory of a parameter of shape %s (its .data in the same graph, or a "
-                    "state_dict() that is kept): LayerwiseADOPT updates such parameters in step() and keeps their "
-                    "gradients until then, which takes memory.",
+                    "state_dict() that the caller keeps). LayerwiseADOPT updates such parameters in step() and "
+                    "keeps their gradients until then, which takes memory.",
                     tuple(p.shape),
                 )
             return
@@ -153,17 +153,17 @@ class LayerwiseADOPT(ADOPT):
             processes = torch.distributed.get_world_size()
             if processes > 1:
                 raise RuntimeError(
-                    f"a layerwise ADOPT updates parameters before {processes} processes could agree on their "
-                    "gradients: use ADOPT"
+                    f"LayerwiseADOPT cannot run on {processes} processes, because it updates parameters before the "
+                    "processes have exchanged gradients: use ADOPT"
                 )
         if p in self._done:
             p.grad = None
             raise RuntimeError(
-                f"a parameter of shape {tuple(p.shape)} got a second gradient before step(): a layerwise ADOPT cannot "
-                "accumulate gradients over several calls of backward(); use ADOPT, or a larger batch. Where the first "
-                "came from another loss (a GAN's generator, an actor through its critic) set requires_grad_(False) on "
-                "these parameters during that backward(). After a backward() that was interrupted call the optimizer's "
-                "zero_grad()"
+                f"a parameter of shape {tuple(p.shape)} got a second gradient before step(), and LayerwiseADOPT cannot "
+                "accumulate gradients over several calls of backward(): use ADOPT, or a larger batch. If the first "
+                "gradient came from another loss (a GAN's generator, an actor through its critic), set "
+                "requires_grad_(False) on these parameters during that backward(). After an interrupted backward() "
+                "call the optimizer's zero_grad()"
             )
         index, position, number = self._place(p)
         group = self.param_groups[index]
@@ -186,8 +186,8 @@ class LayerwiseADOPT(ADOPT):
         self._end_step()
         if moved:
             raise RuntimeError(
-                f"{_not_ended(moved)} It is too late to drop the gradients: set requires_grad_(False) on these "
-                "parameters during a backward() that is not theirs, or use ADOPT, and start from the weights of before"
+                f"{_not_ended(moved)} These updates cannot be undone: load the earlier weights, and set "
+                "requires_grad_(False) on these parameters during the backward() of another loss, or use ADOPT"
             )
 
     def _end_step(self) -> None:
@@ -197,8 +197,8 @@ class LayerwiseADOPT(ADOPT):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         raise RuntimeError(
-            "a layerwise ADOPT has made its updates with the gradients of the scaled loss: use bfloat16 without a "
-            "GradScaler, or ADOPT"
+            "LayerwiseADOPT does not work with a GradScaler, because it has already made its updates with the "
+            "gradients of the scaled loss: use bfloat16 without a GradScaler, or ADOPT"
         )
 
     @overload
@@ -220,7 +220,9 @@ class LayerwiseADOPT(ADOPT):
             RuntimeError: If `release()` has been called.
         """
         if self._is_released:
-            raise RuntimeError("release() has been called: this LayerwiseADOPT has no parameters to step with any more")
+            raise RuntimeError(
+                "step() was called after release(), which has removed all parameters: create a new optimizer"
+            )
         loss = None
         if closure is not None:
             capture.check(self.param_groups, self.state)
@@ -250,9 +252,9 @@ class LayerwiseADOPTW(LayerwiseADOPT, ADOPTW):
 
 def _not_ended(moved: int) -> str:
     return (
-        f"backward() has moved {moved} parameters of a LayerwiseADOPT and no step() has followed. If that was the "
-        "backward() of another loss (a GAN's generator, an actor through its critic), they have moved on gradients "
-        "that are not their own."
+        f"backward() has updated {moved} parameters of a LayerwiseADOPT, and no step() has followed. If that was the "
+        "backward() of another loss (a GAN's generator, an actor through its critic), the parameters were updated "
+        "with gradients of the wrong loss."
     )
 
 

@@ -95,7 +95,7 @@ class ADOPT(Optimizer):
         refuse("argument", unknown)
         if callable(weight_decay):  # torch-adopt's fifth positional argument
             raise TypeError(
-                f"weight_decay must be a number, got {weight_decay!r}; for a clip_lambda {INSTEAD['clip_lambda']}"
+                f"weight_decay must be a number, got {weight_decay!r}. For a clip_lambda, {INSTEAD['clip_lambda']}"
             )
         defaults = {
             "lr": lr,

@@ -43,13 +43,13 @@ def param_groups(model: nn.Module, weight_decay: float | None = None) -> list[di
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"param_groups takes a module, got a {type(model).__name__}: write param_groups(model, weight_decay=0.1), "
-            "and not model.parameters(); names and types of the layers say what is decayed"
+            f"param_groups takes a module, got a {type(model).__name__}: write param_groups(model, weight_decay=0.1) "
+            "and not model.parameters(), because names and types of the layers say which parameters are decayed"
         )
     weight_decay = HYPERPARAMETERS["weight_decay"].check("weight_decay", weight_decay)
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
-        raise ValueError(f"{type(model).__name__} has no parameter with requires_grad=True")
+        raise ValueError(f"{type(model).__name__} has no parameter with requires_grad=True: unfreeze some first")
     keep_float32(embeddings(model))
     return [
         {"params": [p for name, p in trainable if is_decayed(model, name)], "weight_decay": weight_decay},

@@ -158,11 +158,11 @@ def choose(
 
 def _why_not(backend: Backend, wanted: Wanted) -> str | None:
     if wanted.capturable and backend.step_capturable is None:
-        return "with capturable=True the numbers of a step are on the device, and it takes them from the host"
+        return "it does not support capturable=True"
     if wanted.rounded and backend.step_rounded is None:
-        return "it does not round stochastically, as state_bits below 32 and bf16_stochastic_round ask for"
+        return "it does not support stochastic rounding, which state_bits < 32 and bf16_stochastic_round require"
     if backend.on_addresses and not wanted.plain:
-        return "it works on memory, which tensors of a subclass hide"
+        return "it needs raw memory addresses, which tensor subclasses do not expose"
     return backend.why_not(wanted.device, wanted.dtype)
 
 

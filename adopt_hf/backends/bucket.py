@@ -85,7 +85,7 @@ def check_shapes(params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tenso
         if len({(t.shape, t.device) for t in four}) > 1:
             what = ", ".join(f"{tuple(t.shape)} on {t.device}" for t in four)
             raise RuntimeError(
-                f"a parameter, its gradient, exp_avg and exp_avg_sq must have one shape and device, and are {what}. "
-                "A parameter whose shape or device has changed needs a state of its own: delete the old one from "
-                "optimizer.state, or make a new optimizer"
+                f"a parameter, its gradient, exp_avg and exp_avg_sq are {what}, and must have one shape and device. "
+                "A parameter whose shape or device has changed needs a new state: delete the old one from "
+                "optimizer.state, or create a new optimizer"
             )

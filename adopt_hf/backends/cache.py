@@ -49,7 +49,7 @@ def folder() -> Path:
     create(path)
     reason = why_not_trusted(path)
     if reason is not None:
-        raise RuntimeError(f"the cache folder {path} cannot be trusted: {reason}. ADOPT_HF_CACHE names another")
+        raise RuntimeError(f"the cache folder {path} cannot be trusted: {reason}. Set ADOPT_HF_CACHE to another folder")
     return path
 
 
@@ -68,7 +68,7 @@ def create(path: Path) -> None:
             raise NotADirectoryError(f"{path} is not a folder")
     except OSError as error:
         raise RuntimeError(
-            f"the cache folder {path} cannot be created: {error}. ADOPT_HF_CACHE names another"
+            f"the cache folder {path} cannot be created: {error}. Set ADOPT_HF_CACHE to another folder"
         ) from error
 
 

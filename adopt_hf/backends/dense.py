@@ -84,7 +84,10 @@ def _with_memory(t: Tensor) -> Tensor:
     if t.data_ptr() != 0 or t.numel() == 0:
         return t
     if t.untyped_storage().nbytes() == 0:
-        raise RuntimeError(f"the memory of a gradient of shape {tuple(t.shape)} has been given back")
+        raise RuntimeError(
+            f"a gradient of shape {tuple(t.shape)} has no memory, because its storage was resized to 0: keep gradients "
+            "until step() has ended"
+        )
     return t.clone()
 
 

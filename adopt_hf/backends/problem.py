@@ -95,7 +95,7 @@ class Problem:
         for whole, first, end in self.guarded:
             for part in (whole[:first], whole[end:]):
                 if not bool(part.eq(GUARDED).all()):
-                    raise Wrong(f"memory beside a tensor of {end - first} elements was written")
+                    raise Wrong(f"memory next to a tensor of {end - first} elements was written")
 
     def _normal(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=torch.float32, device="cpu")

@@ -77,8 +77,8 @@ def check(device: torch.device, kind: Kind) -> Verdict:
         if keep:
             verdicts.write(about, verdict)
             raise RuntimeError(
-                f"{verdict.wrong}. Since then {device} cannot be used in this process: start it again, which will then "
-                "go without the Triton kernel"
+                f"{verdict.wrong}. {device} cannot be used in this process any more: start the program again, which "
+                "then runs without the Triton kernel"
             ) from error
     if keep:
         verdicts.write(about, verdict)

@@ -59,7 +59,10 @@ class Partition:
         if counts is None:
             return [float(state["step"])] * self.tensors
         if len(counts) != self.tensors:
-            raise ValueError(f"the state counts steps of {len(counts)} tensors, the model has {self.tensors} there")
+            raise ValueError(
+                f"the saved state counts the steps of {len(counts)} tensors, and the flat parameter holds "
+                f"{self.tensors}: this is the state of another model"
+            )
         return [float(count) for count in counts]
 
     def active(self, grad: Tensor, steps: Sequence[float]) -> list[bool]:

@@ -44,8 +44,8 @@ def locally(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> tup
     if any(sharded) and not all(sharded):
         kinds = ", ".join(type(t).__name__ for t in (p, grad, exp_avg, exp_avg_sq))
         raise RuntimeError(
-            f"a parameter of shape {tuple(p.shape)}, its gradient, exp_avg and exp_avg_sq are {kinds}: all of them "
-            "must be DTensors, or none"
+            f"a parameter of shape {tuple(p.shape)}, its gradient, exp_avg and exp_avg_sq are {kinds}: either all "
+            "of them must be DTensors, or none"
         )
     if needs_redistribution(p, grad):
         assert is_dtensor(p)

@@ -164,7 +164,7 @@ def _check(groups: Sequence[dict[str, Any]], partitions: Mapping[Tensor, Partiti
         if group["capturable"] and any(p in partitions for p in group["params"]):
             raise RuntimeError(
                 "capturable=True cannot run on the flat parameters of ZeRO, whose steps are counted tensor by tensor "
-                "on the host: leave it out"
+                "on the host: remove it"
             )
 
 

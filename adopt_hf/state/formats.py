@@ -119,13 +119,18 @@ def _check_capturable(group: Mapping[str, Any]) -> None:
     bits, rounds = group["state_bits"], group["bf16_stochastic_round"]
     if group["capturable"] and (bits < 32 or rounds):
         what = "bf16_stochastic_round=True" if bits == 32 else f"state_bits={bits}"
-        raise ValueError(f"{what} cannot be combined with capturable=True: its random bits are made on the host")
+        raise ValueError(
+            f"{what} cannot be combined with capturable=True, because its random bits are made on the host: remove one"
+        )
 
 
 def _check_dtype(p: Tensor, bits: int) -> None:
     if bits < 32 and p.dtype not in DTYPES:
         allowed = ", ".join(map(str, DTYPES))
-        raise ValueError(f"state_bits={bits} takes parameters of {allowed}, got {p.dtype} of shape {tuple(p.shape)}")
+        raise ValueError(
+            f"state_bits={bits} takes parameters of {allowed}, got {p.dtype} of shape {tuple(p.shape)}: put it into a "
+            "param group with state_bits=32"
+        )
 
 
 def _can_be_blocked(p: Tensor, block_size: int) -> bool:

@@ -34,14 +34,14 @@ def matched(saved: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]
     known, asked = (set(_flat(_without_wrappers(names))) for names in (there, ours))
     if not known & asked:
         logger.warning(
-            "None of the %d parameter names of the saved optimizer state is a name here (%s, here %s). The parameters "
-            "are paired by their order.",
+            "None of the %d parameter names of the saved optimizer state belongs to this optimizer (saved: %s, here: "
+            "%s). The parameters are paired by their order.",
             *(len(known), *sorted(known)[:1], *sorted(asked)[:1]),
         )
         return list(saved)
     raise ValueError(
         "the saved state and this optimizer name different parameters: "
-        f"{_some(known - asked)} in the state only, {_some(asked - known)} here only. "
+        f"{_some(known - asked)} only in the state, {_some(asked - known)} only here. "
         "Give the optimizer the same parameters, or delete param_names from the groups of the state to pair them by "
         "their order"
     )
@@ -106,7 +106,7 @@ def _pairs(there: Names, ours: Names) -> list[list[int]] | None:
             if known[name][0] != index:
                 raise ValueError(
                     f"parameter {name} is in param group {index} here and was in group {known[name][0]} when the state "
-                    "was saved, with other hyperparameters: make the param groups as they were"
+                    "was saved, with other hyperparameters: create the param groups as they were then"
                 )
     return [[known[name][1] for name in group] for group in ours]
 
@@ -118,4 +118,4 @@ def _in_order(saved: Sequence[Mapping[str, Any]], pairs: list[list[int]], ours: 
 
 def _some(names: set[str]) -> str:
     shown = sorted(names)
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") if shown else "nothing"
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") if shown else "none"

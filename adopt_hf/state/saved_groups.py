@@ -69,7 +69,7 @@ def _not_adopts(group: Mapping[str, Any]) -> str:
         why = "ADOPT's have clip_exp (timm's too), or decouple and maximize (torch-adopt's)"
     return (
         f"the saved state is not ADOPT's. Its param groups have {keys}: {why}. Another optimizer's moments are means "
-        "of other numbers (Adam's of raw gradients, not of normalised ones). If it is AdamW's, "
+        "of other numbers (Adam's of raw gradients, ADOPT's of normalised ones). If it is AdamW's, "
         f"{CONVERT.format('adopt')}; or start ADOPT without this state, with {WEIGHTS_ONLY}"
     )
 
@@ -92,7 +92,10 @@ def translated_group(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[
     group = {}
     for name, value in saved.items():
         if name in FOREIGN_VARIANT and value:
-            raise ValueError(f"the saved state was trained with {name}={value!r}, which ADOPT here does not have")
+            raise ValueError(
+                f"the saved state was trained with {name}={value!r}, which this ADOPT does not have: start it without "
+                f"the state, with {WEIGHTS_ONLY}"
+            )
         if name not in FOREIGN_VARIANT | FOREIGN_IMPLEMENTATION:
             group["decouple" if name == "decoupled" else name] = value
     keep_running_mean(group)

@@ -51,7 +51,9 @@ def translated_state(member: Member, saved: Any, partition: Partition | None) ->
             "it is not the state of an ADOPT optimizer"
         )
     if coded and saved.keys() & set(conversion.FLOATS):
-        raise ValueError(f"{what} has moments in 8 bits (scales) and in floating point (exp_avg): it must have one")
+        raise ValueError(
+            f"{what} has moments in 8 bits (scales) and in floating point (exp_avg): it must have one format"
+        )
     for name in wanted:
         _check_tensor(f"{what} has {name}", saved[name], p)
     formats.format_of(p, member.group, member.position, is_flat=partition is not None)

@@ -121,7 +121,7 @@ def test_links_in_a_circle_and_to_nowhere(folder: Path) -> None:
 
 def test_a_file_instead_of_a_folder_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.write_text("")
-    with pytest.raises(RuntimeError, match=rf"{folder} cannot be created: .*ADOPT_HF_CACHE names another"):
+    with pytest.raises(RuntimeError, match=rf"{folder} cannot be created: .*Set ADOPT_HF_CACHE to another folder"):
         cache.folder()
     monkeypatch.setenv("ADOPT_HF_CACHE", str(folder / "below"))
     with pytest.raises(RuntimeError, match="cannot be created"):

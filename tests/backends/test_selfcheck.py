@@ -200,7 +200,7 @@ def test_a_wrong_result_is_remembered_and_a_missing_compiler_is_not(gpu: Gpu) ->
 def test_a_device_that_the_check_has_broken_ends_the_process_and_not_the_next(gpu: Gpu) -> None:
     """After an illegal address nothing runs on a GPU any more."""
     gpu.finds, gpu.alive = RuntimeError("CUDA error: misaligned address"), False
-    with pytest.raises(RuntimeError, match=r"misaligned address.*start it again.*without the Triton kernel"):
+    with pytest.raises(RuntimeError, match=r"misaligned address.*start the program again.*without the Triton kernel"):
         gpu.choose()
     gpu.new_process()
     assert gpu.choose() is backends.FOREACH
@@ -277,7 +277,7 @@ def test_what_others_could_have_written_is_not_believed(
     gpu.new_process()
     assert gpu.choose() is backends.TRITON
     assert gpu.checks == 2
-    assert any("is not kept" in said for said in warnings_of(caplog)) == (what == "folder for others")
+    assert any("is not cached" in said for said in warnings_of(caplog)) == (what == "folder for others")
 
 
 def test_a_folder_that_cannot_be_written_costs_a_check_each_process(
@@ -291,7 +291,7 @@ def test_a_folder_that_cannot_be_written_costs_a_check_each_process(
     assert gpu.checks == 4
     (said,) = warnings_of(caplog)
     assert "every process checks it again" in said
-    assert "ADOPT_HF_CACHE names another" in said
+    assert "Set ADOPT_HF_CACHE to another folder" in said
 
 
 def test_many_write_and_read_at_once(tmp_path: Path) -> None:

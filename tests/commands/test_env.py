@@ -38,7 +38,7 @@ def test_it_names_versions_and_backends(tmp_path: Path) -> None:
 def test_without_a_compiler_it_says_why(tmp_path: Path) -> None:
     report = env(ADOPT_HF_CACHE=str(tmp_path), PATH=str(tmp_path), CC="")
     assert "backend='auto': foreach operations of torch\n" in report
-    assert "backend='fused': cannot run: no C compiler is there (looked for cc, gcc, clang" in report
+    assert "backend='fused': cannot run: no C compiler was found (looked for cc, gcc, clang" in report
 
 
 def test_the_check_does_steps_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def federated(cls: Callable[..., torch.optim.Optimizer], local_steps: int) -> fl
 def test_optimizers_that_end_after_their_first_step(said: Callable[[], list[str]]) -> None:
     assert federated(ADOPT, 1) == 0
     (line,) = said()
-    assert line.startswith("3 ADOPT optimizers in a row were thrown away after their first step")
+    assert line.startswith("3 ADOPT optimizers in a row were deleted after their first step")
 
 
 @pytest.mark.parametrize("local_steps", [2, 4])

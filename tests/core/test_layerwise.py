@@ -233,7 +233,7 @@ def gan(cls: type[ADOPT], freezes: bool, steps: int = 6) -> tuple[nn.Module, flo
 
 def test_a_gan_raises_unless_the_discriminator_is_frozen() -> None:
     with pytest.raises(
-        RuntimeError, match=r"moved 4 parameters .* no step\(\) has followed.*generator.*requires_grad_"
+        RuntimeError, match=r"updated 4 parameters .* no step\(\) has followed.*generator.*requires_grad_"
     ):
         gan(LayerwiseADOPT, freezes=False)
     (expected, still), (frozen, moved) = gan(ADOPT, freezes=False), gan(LayerwiseADOPT, freezes=True)
@@ -269,7 +269,7 @@ def test_a_backward_over_other_parameters_before_the_step_is_an_error() -> None:
     optimizer = LayerwiseADOPT(parts.parameters())
     before = copy.deepcopy(parts[1].state_dict())
     parts[0](torch.ones(2, 3)).sum().backward()
-    with pytest.raises(RuntimeError, match=r"moved 2 parameters .*Call step\(\) after each backward"):
+    with pytest.raises(RuntimeError, match=r"updated 2 parameters .*Call step\(\) after each backward"):
         parts[1](torch.ones(2, 3)).sum().backward()
     assert all(torch.equal(before[name], t) for name, t in parts[1].state_dict().items())
     optimizer.step()

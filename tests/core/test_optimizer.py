@@ -409,7 +409,7 @@ def test_goes_on_where_another_adopt_stopped(peer: str, backend: str) -> None:
         ({"clip_lambda": None}, TypeError, "write clip_exp=0.25 .* or clip_exp=None for clip_lambda=None"),
         ({"fused": True}, TypeError, "no argument 'fused': write backend='fused'"),
         ({"amsgrad": True}, TypeError, "no argument 'amsgrad'"),
-        ({"weight_decay": lambda step: step**0.25}, TypeError, "for a clip_lambda write clip_exp=0.25"),
+        ({"weight_decay": lambda step: step**0.25}, TypeError, "For a clip_lambda, write clip_exp=0.25"),
     ],
 )
 def test_bad_arguments_are_refused_at_construction_and_in_add_param_group(

@@ -201,5 +201,5 @@ def test_it_takes_a_module(given: Any) -> None:
 
 @pytest.mark.parametrize("model", [nn.ReLU(), nn.Linear(2, 2).requires_grad_(False)], ids=["none", "frozen"])
 def test_nothing_to_train(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match=rf"\A{type(model).__name__} has no parameter with requires_grad=True\Z"):
+    with pytest.raises(ValueError, match=rf"\A{type(model).__name__} has no parameter .*: unfreeze some first"):
         param_groups(model, 0.1)

@@ -189,7 +189,7 @@ def test_neighbours_with_one_count_are_one_span() -> None:
 def test_a_state_of_another_model_is_refused() -> None:
     partition = Partition(3, [], lambda: [None] * 3, lambda _: None)
     state = counted([True, False], [1.0, 1.0])
-    with pytest.raises(ValueError, match="counts steps of 2 tensors, the model has 3 there"):
+    with pytest.raises(ValueError, match="counts the steps of 2 tensors, and the flat parameter holds 3"):
         partition.steps(state)
 
 

@@ -430,7 +430,7 @@ def test_what_is_unfrozen_is_looked_at_when_it_gets_a_gradient() -> None:
 
 
 def test_foreach_says_that_it_cannot() -> None:
-    with pytest.raises(RuntimeError, match=r"backend='foreach' cannot run .* does not round stochastically"):
+    with pytest.raises(RuntimeError, match=r"backend='foreach' cannot run .* does not support stochastic rounding"):
         ADOPT(parameter(), state_bits=8, backend="foreach")
 
 

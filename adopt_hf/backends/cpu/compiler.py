@@ -79,10 +79,11 @@ def _load(source: Path) -> ctypes.CDLL:
         except OSError as error:
             raise RuntimeError(
                 f"{shlex.join(compiler)} compiles {source.name} to a library that cannot be loaded here: {error}. "
-                "CC names another compiler"
+                "Set CC to another compiler"
             ) from error
     logger.warning(
-        "the compiled CPU kernel is not kept, so every process spends a second or two on compiling it: %s", reason
+        "The compiled CPU kernel cannot be cached, so every process compiles it, for a second or two: %s",
+        reason,
     )
     return library
 
@@ -137,19 +138,19 @@ def _keep(path: Path, folder: Path, name: str) -> tuple[ctypes.CDLL | None, str]
 def _compiler() -> list[str]:
     """Return the command of the C compiler: CC, or the first installed one of `COMPILERS`."""
     if sys.platform == "win32":
-        raise RuntimeError("no C compiler is looked for on Windows")
+        raise RuntimeError("the CPU kernel is not compiled on Windows")
     named = os.environ.get("CC")
     if named:
         command = shlex.split(named)
         found = shutil.which(command[0]) if command else None
         if found is None:
-            raise RuntimeError(f"the C compiler that CC names is not there: {named!r}")
+            raise RuntimeError(f"CC is {named!r}, and this C compiler was not found. Set CC to an installed C compiler")
         return [found, *command[1:]]
     for name in COMPILERS:
         found = shutil.which(name)
         if found:
             return [found]
-    raise RuntimeError(f"no C compiler is there (looked for {', '.join(COMPILERS)}; CC names another)")
+    raise RuntimeError(f"no C compiler was found (looked for {', '.join(COMPILERS)}). Install one, or set CC to one")
 
 
 def _key(source: Path, compiler: list[str]) -> str:
@@ -186,7 +187,7 @@ def _temporary_folder(cache_folder: Path | None) -> "tempfile.TemporaryDirectory
     except OSError as error:
         reason = str(error)
     if cache_folder is None:
-        raise OSError(f"no folder for temporary files can be used: {reason}. TMPDIR names another")
+        raise OSError(f"no folder for temporary files can be used: {reason}. Set TMPDIR to another folder")
     return tempfile.TemporaryDirectory(prefix="adopt_hf_", dir=cache_folder)
 
 
@@ -236,7 +237,7 @@ def _check_target(library: Path, compiler: list[str]) -> None:
         what = "compiles for the C library musl, and this Python uses another one"
     else:
         return
-    raise RuntimeError(f"{shlex.join(compiler)} {what}; CC names another compiler")
+    raise RuntimeError(f"{shlex.join(compiler)} {what}. Set CC to another compiler")
 
 
 def _machine(head: bytes) -> str:

@@ -30,14 +30,14 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type not in ("cuda", "cpu"):
         return f"the Triton kernel takes no {device.type} tensors"
     if device.type == "cuda" and torch.version.hip is not None:
-        return "the Triton kernel has been compiled for NVIDIA GPUs alone, and this is ROCm"
+        return "the Triton kernel supports only NVIDIA GPUs, and this torch is built for ROCm"
     kernels = _kernels()
     if isinstance(kernels, str):
         return kernels
     if device.type == "cpu" and not kernels.INTERPRETED:
         return "the Triton kernel takes CPU tensors only under TRITON_INTERPRET=1"
     if device.type == "cuda" and kernels.INTERPRETED:
-        return "the Triton kernel takes CPU tensors alone under TRITON_INTERPRET=1"
+        return "the Triton kernel takes only CPU tensors under TRITON_INTERPRET=1"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < LOWEST:
         return f"the Triton kernel needs a GPU of compute capability {'.'.join(map(str, LOWEST))} or higher"
     if dtype not in kernels.TYPES:

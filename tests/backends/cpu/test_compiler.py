@@ -116,11 +116,11 @@ def test_without_a_compiler_auto_falls_back_and_fused_says_why(tmp_path: Path) -
     process = start(AUTO, tmp_path / "cache", PATH=str(tmp_path))
     out, err = process.communicate()
     assert out.strip() == "FOREACH False"
-    assert "RuntimeError: backend='fused' cannot run on cpu tensors of torch.float32: no C compiler is there" in err
-    assert "looked for cc, gcc, clang; CC names another" in err
+    assert "RuntimeError: backend='fused' cannot run on cpu tensors of torch.float32: no C compiler was found" in err
+    assert "(looked for cc, gcc, clang). Install one, or set CC to one" in err
     said = [line for line in err.splitlines() if line.startswith('backend="auto" updates cpu tensors by foreach')]
     assert len(said) == 1  # a warning: without a handler of the user's, nothing lower is printed
-    assert "more time or memory than the compiled kernel: no C compiler is there" in said[0]
+    assert "more time or memory than the compiled kernel: no C compiler was found" in said[0]
 
 
 def test_it_is_compiled_once(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
         process = start(LOAD, cache, TMPDIR=str(temporary))
         out, err = process.communicate()
         assert out.strip() == "loaded"
-        assert err.startswith("the compiled CPU kernel is not kept, so every process spends a second or two")
+        assert err.startswith("The compiled CPU kernel cannot be cached, so every process compiles it")
         assert f"the cache folder {cache} cannot be created: " in err
         assert list(temporary.iterdir()) == []
 
@@ -219,10 +219,10 @@ def test_what_a_killed_process_has_left_is_removed_later(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [
-        ("nonesuch -m64", "the C compiler that CC names is not there: 'nonesuch -m64'"),
+        ("nonesuch -m64", "CC is 'nonesuch -m64', and this C compiler was not found"),
         ("false", "/false cannot compile kernel.c: exit code 1"),
         ('"cc', "RuntimeError: kernel.c cannot be compiled and loaded: No closing quotation"),
-        ("/dev/null", "the C compiler that CC names is not there"),
+        ("/dev/null", "CC is '/dev/null', and this C compiler was not found"),
         ("cc -Dfloat=nonesuch", "error: unknown type name 'nonesuch'"),
     ],
 )
@@ -367,7 +367,7 @@ def test_a_compiler_for_another_machine_is_named(
     compiler.write_text(CROSS.format(machine=machine))
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    with pytest.raises(RuntimeError, match=rf"cross-cc compiles for {name}.*this Python runs on .*CC names another"):
+    with pytest.raises(RuntimeError, match=rf"cross-cc compiles for {name}.*this Python runs on .*Set CC to another"):
         loaded(tiny)
     assert compiled(tmp_path / "cache") == []
 

@@ -389,7 +389,7 @@ def test_sizes_that_do_not_fit_are_refused(backend: str) -> None:
     """A kernel would read and write beyond the end."""
     p, optimizer = stepped(backend)
     p.data = torch.ones(400_000)
-    with pytest.raises(RuntimeError, match=r"must have one shape and device, and are \(400000,\) on cpu, \(40,\)"):
+    with pytest.raises(RuntimeError, match=r"are \(400000,\) on cpu, \(40,\).* must have one shape and device"):
         optimizer.step()
     p.grad = torch.ones(400_000)
     with pytest.raises(RuntimeError, match=r"must have one shape and device"):
@@ -411,7 +411,7 @@ def test_a_whole_state_is_not_loaded_into_shards_nor_shards_into_a_whole(tmp_pat
         with pytest.raises(ValueError, match=r"exp_avg as a DTensor, the parameter is a Parameter: "):
             whole.load_state_dict(of_shards.state_dict())
         whole.state[plain]["exp_avg"] = of_shards.state[sharded]["exp_avg"]
-        with pytest.raises(RuntimeError, match="all of them must be DTensors, or none"):
+        with pytest.raises(RuntimeError, match="either all of them must be DTensors, or none"):
             whole.step()
     finally:
         torch.distributed.destroy_process_group()
