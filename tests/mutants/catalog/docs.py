@@ -48,7 +48,7 @@ MUTANTS = (
     Mutant(
         "docs-a-missing-argument",
         "adopt_hf/hyperparameters.py",
-        '    "maximize": Hyperparameter(bool, False, "update", "ascend"),\n',
+        '    "maximize": Hyperparameter(bool, False, "update", "ascend instead of descend"),\n',
         "",
         OF_DOCS,
         "an argument would be documented nowhere",

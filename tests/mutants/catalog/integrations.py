@@ -32,8 +32,8 @@ MUTANTS = (
     Mutant(
         "trainer-coupled-decay",
         "adopt_hf/hyperparameters.py",
-        '"weight decay as in AdamW; else L2", of_adoptw=True',
-        '"weight decay as in AdamW; else L2", of_adoptw=False',
+        '"decoupled weight decay as in AdamW; else L2", of_adoptw=True',
+        '"decoupled weight decay as in AdamW; else L2", of_adoptw=False',
         OF_TRAINER,
         "weight_decay would be L2 under the Trainer",
     ),
