@@ -54,7 +54,7 @@ def write(about: Mapping[str, str], verdict: Verdict) -> None:
 @cache
 def _warn(reason: str) -> None:
     logger.warning(
-        "The verdict on the Triton kernel cannot be cached, so every process checks it again, for some seconds: %s", reason
+        "The verdict on the Triton kernel is not cached, so every process checks it again, for some seconds: %s", reason
     )
 
 
