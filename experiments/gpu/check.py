@@ -4,7 +4,8 @@ import json
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,11 +64,17 @@ class Check:
             if self.left() <= 0:
                 self.say(None, "the whole section", "no time left")
                 continue
-            try:
+            with self.attempt("the section ended with an error"):
                 section(self)
-            except Exception as error:  # noqa: BLE001 - whatever a section raises is its verdict
-                traceback.print_exc()
-                self.say(False, "the section ended with an error", one_line(error)[:300])
+
+    @contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """Within this, an error is a FAIL of `name` and ends no more than the block."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever is raised is a verdict
+            traceback.print_exc()
+            self.say(False, name, one_line(error)[:300])
 
     def skipped_for_time(self, name: str) -> bool:
         """Whether there is no time left, which becomes a SKIP of `name`."""

@@ -13,8 +13,7 @@ from torch.nn import Parameter
 from adopt_hf import ADOPT
 from experiments.gpu.check import Check
 from experiments.gpu.problems import Make
-from experiments.harness.fresh import one_line
-from experiments.step import cuda, temporaries
+from experiments.step import clock, cuda, temporaries
 from experiments.step.shapes import GPT2_124M, GPT2_TOY, Size
 
 MOST_TEMPORARIES = 256 * 2**20  # bytes of foreach, at any size of the model
@@ -85,10 +84,8 @@ def speed(check: Check) -> None:
                 title = f"{case}, {dtype}, {name}"
                 if check.skipped_for_time(title):
                     return
-                try:
+                with check.attempt(title):
                     medians[name] = _timed(check, title, make, shapes, dtype)
-                except Exception as error:  # noqa: BLE001 - one optimizer that fails is one verdict
-                    check.say(False, title, one_line(error)[:200])
             if {"ADOPT fused", "AdamW fused"} <= medians.keys() and not check.dry:
                 base = medians["AdamW fused"]
                 ratios = ", ".join(f"{name} {ms / base:.2f}" for name, ms in medians.items())
@@ -134,20 +131,10 @@ def _timed(check: Check, title: str, make: Make, shapes: Sequence[Size], dtype: 
     check.synchronize()
     numbers = sum(math.prod(shape) for shape in shapes)
     grown = temporaries.on_cuda(made.step) / numbers
-    device_ms, host_ms = [], []
-    for _ in range(ROUNDS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        check.synchronize()
-        begun = time.perf_counter()
-        start.record()
-        made.step()
-        end.record()
-        host_ms.append(1e3 * (time.perf_counter() - begun))
-        check.synchronize()
-        device_ms.append(start.elapsed_time(end))
-    ms, moved = statistics.median(device_ms), sum(t.nbytes for t in _touched(made))
+    times = [clock.on_cuda(made.step) for _ in range(ROUNDS)]
+    ms, moved = statistics.median(one.ms for one in times), sum(t.nbytes for t in _touched(made))
     rate = moved / ms / 1e6
-    figures = f"{ms:.3f} ms on the device, {statistics.median(host_ms):.3f} ms of the host"
+    figures = f"{ms:.3f} ms on the device, {statistics.median(one.host_ms or 0.0 for one in times):.3f} ms of the host"
     check.say(True, title, f"{figures}, temporaries {grown:.1f} bytes a parameter, {rate:.0f} GB/s of 2p + g + 2m + 2v")
     return ms
 

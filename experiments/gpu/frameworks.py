@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from adopt_hf import ADOPT
 from experiments.gpu.check import Check
 from experiments.gpu.problems import apart
-from experiments.harness.fresh import one_line
 
 STEPS = 12
 FUSED = "backend=fused"
@@ -54,16 +53,12 @@ def trainer(check: Check) -> None:
                 continue
             if check.skipped_for_time(name):
                 return
-            try:
+            with check.attempt(name):
                 _judge(check, name, optim, optim_args, more, os.path.join(folder, name))
-            except Exception as error:  # noqa: BLE001 - one run that fails is one verdict
-                check.say(False, name, one_line(error)[:300])
-        try:
+        with check.attempt("LoRA+"):
             found = _run(check, "adopt", f"{FUSED},loraplus_lr_ratio=16", {}, os.path.join(folder, "lora"), lora=True)
             ends = f"{found.losses[0]:.3f} to {found.losses[-1]:.3f}"
             check.say(all(map(math.isfinite, found.losses)), "LoRA+", f"loss {ends}")
-        except Exception as error:  # noqa: BLE001 - as above
-            check.say(False, "LoRA+", one_line(error)[:300])
 
 
 def _judge(check: Check, name: str, optim: str, optim_args: str | None, more: Mapping[str, Any], folder: str) -> None:

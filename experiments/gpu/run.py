@@ -15,7 +15,7 @@ import importlib.metadata
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watch = threading.Timer(args.budget, _end, [check])
     watch.daemon = True
     watch.start()
-    with _as_on_a_gpu() if args.dry else _nothing():
+    with _as_on_a_gpu() if args.dry else nullcontext():
         check.run([SECTIONS[name] for name in args.only or SECTIONS])
     watch.cancel()
     print(f"\n{check.table()}\n\n{check.summary()}\nverdicts: {check.path}")
@@ -106,8 +106,3 @@ def _as_on_a_gpu() -> Iterator[None]:
         yield
     finally:
         backends.TABLE["fused"], Tensor.sqrt = table, root  # type: ignore[method-assign]
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -1,10 +1,11 @@
 """What all experiments are started with: python -m experiments <experiment> [--quick | --full] [--folder F]."""
 
 import argparse
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -96,6 +97,12 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def words(config: Path, options: Mapping[str, Any]) -> list[str]:
+    """Return the command line of a recipe with these options. An option that is None is left out."""
+    given = ([f"--{name}", str(value)] for name, value in options.items() if value is not None)
+    return ["--config", str(config), *itertools.chain.from_iterable(given)]
 
 
 def fail(message: object) -> NoReturn:

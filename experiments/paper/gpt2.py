@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from experiments.harness.fresh import ROOT
+from experiments.harness import command
+from experiments.harness.machine import ROOT
 from experiments.harness.runs import InputError
 
 RECIPE = ROOT / "examples" / "gpt2_pretraining"
@@ -49,15 +50,6 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def argv(config: Path, options: Mapping[str, Any]) -> list[str]:
-    """What the recipe's command line would be; an option that is None is left out."""
-    words = ["--config", str(config)]
-    for name, value in options.items():
-        if value is not None:
-            words += [f"--{name}", str(value)]
-    return words
-
-
 def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Train and evaluate as the recipe's train.py does; nothing is left on disk but its cache of tokens.
 
@@ -82,10 +74,10 @@ def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
     with quiet(), tempfile.TemporaryDirectory() as folder:
         try:
-            given = settings.parse([*argv(config, {**ALONE, **options}), "--output_dir", folder], __doc__)
+            given = settings.parse([*command.words(config, {**ALONE, **options}), "--output_dir", folder], __doc__)
             prepared = recipe.prepare(given, "train.py")
         except SystemExit:  # it has said why; a worker that exits would be waited for
-            raise InputError(f"{config.name} does not take {' '.join(argv(config, options)[2:])}") from None
+            raise InputError(f"{config.name} does not take {' '.join(command.words(config, options)[2:])}") from None
         args = prepared.args
         trainer: Trainer = RecipeTrainer(
             model=prepared.model,

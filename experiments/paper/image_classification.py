@@ -90,9 +90,7 @@ def one(config: str, optimizer: str, alpha: float, seed: int, epochs: int) -> di
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    words = ["--config", str(image_arguments.CONFIGS / config)]
-    for name, value in options.items():
-        words += [f"--{name}", str(value)]
+    words = command.words(image_arguments.CONFIGS / config, options)
     with tempfile.TemporaryDirectory() as folder:
         try:
             return image_training.train(*image_arguments.parse([*words, "--output_dir", folder], __doc__))

@@ -37,37 +37,19 @@ class Goal(NamedTuple):
         return f"{shown} {'met' if met else '**NOT met**'}"
 
 
-def _ours(case: Case) -> Mapping[str, Any]:
-    return case["rows"].get(OURS) or {}
-
-
-def _median(row: Mapping[str, Any], key: str) -> float | None:
-    found = row.get(key)
-    return None if found is None else found["median"]
-
-
-def _to(key: str, case: Case) -> float | None:
-    value = _median(_ours(case), key)
-    return None if value is None else round(value, 2)
+def _ratio(peer: str, key: str, digits: int, case: Case) -> float | None:
+    """Return the median of a row's ratio, rounded as it is shown."""
+    found = (case["rows"].get(peer) or {}).get(key)
+    return None if found is None else round(found["median"], digits)
 
 
 def _to_deepspeed(case: Case) -> float | None:
-    theirs = _median(case["rows"].get("deepspeed-cpu-adam") or {}, "to_ours")
-    return None if theirs is None else round(1 / theirs, 2)
-
-
-def _theirs(peer: str, digits: int, case: Case) -> float | None:
-    value = _median(case["rows"].get(peer) or {}, "to_ours")
-    return None if value is None else round(value, digits)
-
-
-def _to_dense(peer: str, case: Case) -> float | None:
-    value = _median(case["rows"].get(peer) or {}, "to_dense")
-    return None if value is None else round(value, 2)
+    theirs = (case["rows"].get("deepspeed-cpu-adam") or {}).get("to_ours")
+    return None if theirs is None else round(1 / theirs["median"], 2)
 
 
 def _number(key: str, factor: float, digits: int, case: Case) -> float | None:
-    value = _ours(case).get(key)
+    value = (case["rows"].get(OURS) or {}).get(key)
     return None if value is None else round(value * factor, digits)
 
 
@@ -77,7 +59,7 @@ def _others(limit: float) -> list[Goal]:
     return [
         Goal(
             f"{PEERS[name].title} / ours >= {limit:g}",
-            partial(_theirs, name, 1),
+            partial(_ratio, name, "to_ours", 1),
             limit,
             at_least=True,
             form="{:.1f}",
@@ -88,19 +70,19 @@ def _others(limit: float) -> list[Goal]:
 
 TEMPORARIES = Goal("temporaries 0 MiB", partial(_number, "temporaries_bytes", 2**-20, 1), limit=0.0, form="{:.1f}")
 UNOBSERVED = [
-    Goal(f"8-bit moments, {share} unobserved / all observed <= 1.30", partial(_to_dense, peer), limit=1.3)
+    Goal(f"8-bit moments, {share} unobserved / all observed <= 1.30", partial(_ratio, peer, "to_dense", 2), limit=1.3)
     for share, peer in (("1 in 256", FEW_UNOBSERVED), ("half", HALF_UNOBSERVED))
 ]
-TO_ADAMW = Goal("x AdamW fused <= 1.00", partial(_to, "to_adamw"), limit=1.0)
+TO_ADAMW = Goal("x AdamW fused <= 1.00", partial(_ratio, OURS, "to_adamw", 2), limit=1.0)
 
 GOALS: dict[str, list[Goal]] = {
     "cpu": [
         TO_ADAMW,
         Goal("x DeepSpeedCPUAdam <= 1.00", _to_deepspeed, limit=1.0),
-        Goal("x stream <= 1.10", partial(_to, "to_floor"), limit=1.1, smallest=MANY),
+        Goal("x stream <= 1.10", partial(_ratio, OURS, "to_floor", 2), limit=1.1, smallest=MANY),
         TEMPORARIES,
-        Goal("host, CPU time, x AdamW fused <= 0.50", partial(_to, "host_to_adamw"), limit=0.5),
-        Goal("8-bit moments / ours <= 1.30", partial(_theirs, EIGHT_BITS, 2), limit=1.3),
+        Goal("host, CPU time, x AdamW fused <= 0.50", partial(_ratio, OURS, "host_to_adamw", 2), limit=0.5),
+        Goal("8-bit moments / ours <= 1.30", partial(_ratio, EIGHT_BITS, "to_ours", 2), limit=1.3),
         *UNOBSERVED,
         *_others(8),
     ],
@@ -116,7 +98,7 @@ GOALS: dict[str, list[Goal]] = {
         ),
         Goal("launches a group <= 3", partial(_number, "launches", 1, 1), limit=3, form="{:g}"),
         TEMPORARIES,
-        Goal("8-bit moments / ours <= 1.00", partial(_theirs, EIGHT_BITS, 2), limit=1.0),
+        Goal("8-bit moments / ours <= 1.00", partial(_ratio, EIGHT_BITS, "to_ours", 2), limit=1.0),
         *UNOBSERVED,
         *_others(3),
     ],

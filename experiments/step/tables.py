@@ -14,12 +14,6 @@ Result = Mapping[str, Any]
 Case = Mapping[str, Any]
 
 
-def median(row: Mapping[str, Any], key: str, form: str = "{:.2f}") -> str:
-    """That of the quartiles under `key`, or a dash."""
-    found = row.get(key)
-    return DASH if found is None else form.format(found["median"])
-
-
 def span(values: Iterable[float | None], form: str = "{:.2f}") -> str:
     """The range over the runs that have a value, as shown; one number if they agree, a dash if there is none."""
     found = sorted(value for value in values if value is not None)
@@ -188,9 +182,9 @@ def train_table(case: Case) -> str:
         rows.append(
             [
                 title,
-                median(row, "tokens_per_s", "{:,.0f}"),
-                median(row, "ms", "{:,.0f}"),
-                median(row, "to_adamw", "{:.3f}"),
+                medians([row], "tokens_per_s", "{:,.0f}"),
+                medians([row], "ms", "{:,.0f}"),
+                medians([row], "to_adamw", "{:.3f}"),
                 DASH if peak is None else f"{peak / 2**20:,.0f}",
             ]
         )
