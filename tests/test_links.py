@@ -13,6 +13,7 @@ from experiments.table import EXPERIMENTS
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("adopt_hf", "docs", "examples", "experiments", "tests")
 PATH = re.compile(rf"(?<![\w/.:-])(?:{'|'.join(FOLDERS)})/(?:[\w./-]*\w/?)?")
+MAPS = ("CONTRIBUTING.md", "CHANGELOG.md")
 ANY = re.compile(r"(?<![A-Za-z])[A-Z]{3,}(?![A-Za-z]|\.md)")  # a part that stands for any name
 MODULE = re.compile(rf"-m ((?:{'|'.join(FOLDERS)})\.[.\w]+)")
 COMMANDS = {
@@ -44,13 +45,15 @@ def missing_files(page: Path, text: str) -> list[str]:
     """Return the paths and the names of Python files that do not exist.
 
     A part in capitals, as in `examples/accelerate_configs/CONFIG.yaml`, stands for any name. A path in backticks may be
-    relative to the page or to `adopt_hf/`.
+    relative to the page or to `adopt_hf/`. Outside the maps of the repository, a folder in backticks may be one that a
+    program writes.
     """
     found = []
     for path in [*PATH.findall(text), *re.findall(r"`([A-Z]\w*\.md)`", text)]:
         if not list(ROOT.glob(ANY.sub("*", path))):
             found.append(path)
-    for name in re.findall(r"`([\w/]+(?:\.py|/))`", text):
+    is_map = page.name in MAPS or page.parent.name == "tests"
+    for name in re.findall(r"`([\w/]+(?:\.py|/))`" if is_map else r"`([\w/]+\.py)`", text):
         pattern = ANY.sub("*", name)
         places = [(base, pattern) for base in (ROOT, page.parent, ROOT / "adopt_hf")]
         if "/" not in name:
@@ -106,6 +109,6 @@ def test_what_a_page_names_exists(page: Path) -> None:
     ],
 )
 def test_a_name_of_nothing_is_found(text: str, named: str, tmp_path: Path) -> None:
-    page = tmp_path / "README.md"
+    page = tmp_path / "CONTRIBUTING.md"
     page.write_text(f"# A title\n\n[here](#a-title): `examples/accelerate_configs/CONFIG.yaml`\n\n{text}\n")
     assert dead(page) == {named}
