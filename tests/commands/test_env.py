@@ -1,8 +1,6 @@
 """`python -m adopt_hf env`: what is there, what runs where, and why something cannot."""
 
 import math
-import os
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -12,21 +10,22 @@ import pytest
 import torch
 
 from adopt_hf import backends
-from adopt_hf.backends import selfcheck
+from adopt_hf.backends import cache, selfcheck
 from adopt_hf.commands import device_check, main
 from adopt_hf.commands import env as environment
+from tests.support.processes import python
 
 
 def env(**environment: str) -> str:
-    command = [sys.executable, "-m", "adopt_hf", "env"]
     # Under TRITON_INTERPRET, which the tests set, the Triton kernel takes CPU tensors.
-    return subprocess.check_output(command, text=True, env=os.environ | {"TRITON_INTERPRET": "0"} | environment)
+    return python("-m", "adopt_hf", "env", env={"TRITON_INTERPRET": "0"} | environment)
 
 
-def test_it_names_versions_and_backends(tmp_path: Path) -> None:
-    report = env(ADOPT_HF_CACHE=str(tmp_path))
+def test_it_names_versions_and_backends() -> None:
+    """With the kernel that other tests have compiled."""
+    report = env()
     assert f"torch {version('torch')}" in report
-    assert str(tmp_path) in report
+    assert str(cache.location()) in report
     on_cpu = report.split("\ncpu: ")[1]
     assert all(f"backend={name!r}: " in on_cpu for name in backends.NAMES)
     if backends.CPU.why_not(torch.device("cpu"), torch.float32) is None:

@@ -61,6 +61,7 @@ def losses(output: Path, key: str) -> list[float]:
     return [entry[key] for entry in history(output) if key in entry]
 
 
+@pytest.mark.slow
 def test_an_error_is_exit_code_2(config: Path) -> None:
     result = run(config, "train.py", "--max_stepz", "3")
     assert result.returncode == 2
