@@ -9,8 +9,6 @@
 - `choose` refuses what cannot run, and says why.
 """
 
-import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +26,7 @@ from adopt_hf.backends.bucket import Bucket
 from adopt_hf.hyperparameters import HYPERPARAMETERS
 from experiments.gpu import interpreter  # noqa: F401
 from tests.oracle import Settings
+from tests.support.processes import python
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -357,9 +356,8 @@ def peaks(backend: str, *dtypes: str) -> list[int]:
     """
     if not sys.platform.startswith("linux"):
         pytest.skip("reads the peak of the resident set from /proc")
-    command = [sys.executable, "-c", textwrap.dedent(MEASURE), backend, *dtypes]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
-    return [int(line) for line in subprocess.check_output(command, text=True, env=environment).split()]
+    said = python("-c", textwrap.dedent(MEASURE), backend, *dtypes, env={"MALLOC_MMAP_THRESHOLD_": str(2**17)})
+    return [int(line) for line in said.split()]
 
 
 @pytest.mark.everyday

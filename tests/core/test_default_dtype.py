@@ -1,11 +1,11 @@
 """torch.set_default_dtype reaches every tensor that is made without a dtype: the optimizer makes none."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.processes import run
 
 ROOT = Path(__file__).parents[2]
 MAKERS = {"zeros", "ones", "full", "empty", "tensor", "arange", "rand", "randn", "linspace", "logspace", "eye"}
@@ -44,7 +44,7 @@ def test_a_tensor_without_a_dtype_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_the_tables_of_tests_pass_under_another_default_dtype(dtype: str) -> None:
     files = [f"tests/{name}.py" for name in TABLES]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--default-dtype={dtype}", *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    options = ("-q", "-x", "-p", "no:cacheprovider", f"--default-dtype={dtype}")
+    done = run("-m", "pytest", *options, *files, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout

@@ -5,12 +5,13 @@ it they are left out.
 """
 
 import ast
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.processes import python
 
 PACKAGE = Path(__file__).parents[2] / "adopt_hf"
 ROOMS = (  # rooms of one line may import each other
@@ -151,7 +152,7 @@ p.grad = torch.ones(3)
 ADOPT([p]).step()
 assert "adopt_hf.backends.triton.kernels" not in sys.modules
 """
-    said = subprocess.check_output([sys.executable, "-c", code], text=True)
+    said = python("-c", code)
     assert said.startswith("Triton cannot be imported (ModuleNotFoundError: ") == (triton == "missing")
 
 
@@ -163,4 +164,4 @@ import sys
 import adopt_hf
 assert "torch._dynamo" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python("-c", code)

@@ -1,11 +1,11 @@
 """`python -m experiments <experiment>` in a process of its own, offline and on one thread."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.processes import Finished, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,11 +18,7 @@ def shared_home(factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def call(experiment: str, *argv: object, home: Path) -> subprocess.CompletedProcess[str]:
+def call(experiment: str, *argv: object, home: Path) -> Finished:
     """Run it with `home` for caches. Its output and its exit code are in the result."""
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hf"), "XDG_CACHE_HOME": str(home / "cache"),
-        "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "experiments", experiment, *map(str, argv)]
-    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=500)
+    caches = {"HF_HOME": str(home / "hf"), "XDG_CACHE_HOME": str(home / "cache")}
+    return run("-m", "experiments", experiment, *argv, env=caches, cwd=home)

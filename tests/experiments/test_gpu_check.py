@@ -6,9 +6,6 @@
 """
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,20 +19,14 @@ from adopt_hf import backends
 from experiments.gpu import kernels
 from experiments.gpu import run as gpu_check
 from experiments.gpu.check import Check
-from experiments.harness import fresh
+from tests.support import processes
 
 QUICK = ("environment", "specials", "scaler", "host")
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments", "gpu_check", *arguments],
-        cwd=fresh.ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run(*arguments: str, **environment: str) -> processes.Finished:
+    command = ("-m", "experiments", "gpu_check", *arguments)
+    return processes.run(*command, cwd=processes.ROOT, env={"TRITON_INTERPRET": "1", **environment})
 
 
 def verdicts(folder: Path) -> list[dict[str, Any]]:
@@ -64,8 +55,7 @@ def test_the_budget_ends_a_section_that_does_not_end(tmp_path: Path) -> None:
         f"sys.exit(gpu_check.main(['--dry', '--budget', '2', '--out', {str(tmp_path)!r}]))"
     )
     start = time.monotonic()
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=fresh.ROOT, env=environment, capture_output=True, text=True)
+    done = processes.run("-c", code, cwd=processes.ROOT, env={"TRITON_INTERPRET": "1"})
     assert done.returncode == 1
     assert time.monotonic() - start < 300
     (found,) = verdicts(tmp_path)

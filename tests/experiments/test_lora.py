@@ -1,9 +1,6 @@
 """experiments/lora: what it counts, what it writes, and that an interrupted one goes on."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ pytest.importorskip("trl", reason="trl is not installed")
 from experiments.harness import runs
 from experiments.lora import clipping, sweep
 from tests.examples.test_llama_instruct import EXAMPLE, make_base
+from tests.support.processes import python
 
 ROOT = Path(__file__).parents[2]
 MARKERS = "<!-- sweep: python -m experiments lora -->\nold\n<!-- end of sweep -->"
@@ -108,15 +106,12 @@ def test_a_sweep_that_goes_on(tmp_path: Path) -> None:
     settings |= {"model_name_or_path": str(make_base(tmp_path / "base")), "max_train_records": 64, "max_length": 96}
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "page.md").write_text(MARKERS)
-    command = [sys.executable, "-m", "experiments", "lora", "--config", tmp_path / "toy.yaml", "--max_steps", "2"]
+    command = ["-m", "experiments", "lora", "--config", tmp_path / "toy.yaml", "--max_steps", "2"]
     command += ["--seeds", "0", "--workers", "1", "--results", tmp_path / "results.jsonl"]
     command += ["--page", tmp_path / "page.md", "--plot", tmp_path / "plot.png", "--folder", tmp_path / "runs"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "CUDA_VISIBLE_DEVICES": ""}
 
     def run(*more: str) -> list[dict[str, Any]]:
-        subprocess.run(
-            [*map(str, command), *more], cwd=ROOT, env=environment, check=True, capture_output=True, timeout=600
-        )
+        python(*command, *more, cwd=ROOT, env={"HF_HOME": str(tmp_path / "hf")})
         return [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
 
     rows = run("--rates", "0.001")

@@ -1,7 +1,6 @@
 """The experiments low_bits and state_formats: real runs at toy size, and the docs are what the results give."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from experiments.low_bits import run as low_bits
 from experiments.low_bits import state_formats
 from experiments.low_bits.kahan import KahanADOPT
 from experiments.low_bits.run import RESULTS
+from tests.support.processes import python
 
 
 @pytest.mark.slow
@@ -21,21 +21,10 @@ def test_real_runs(tmp_path: Path) -> None:
     page, results = tmp_path / "page.md", tmp_path / "rows.jsonl"
     page.write_text("before\n<!-- low bits: a command -->\n\n<!-- end of low bits -->\nafter\n")
     variants = ["ADOPT", "ADOPT, bf16 parameters, stochastic, 8 bits"]
-    command = [
-        sys.executable,
-        "-m",
-        "experiments",
-        "low_bits",
-        "--recipes",
-        "gpt2",
-        "--seeds",
-        "0",
-        "--max_steps",
-        "4",
-    ]
+    command = ["-m", "experiments", "low_bits", "--recipes", "gpt2", "--seeds", "0", "--max_steps", "4"]
     command += ["--variants", *variants, "--folder", str(tmp_path / "runs"), "--results", str(results)]
     command += ["--page", str(page), "--plot", str(tmp_path / "plot.png")]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=500)
+    python(*command, cwd=ROOT)
     rows = {row["settings"]["variant"]: row["result"] for row in map(json.loads, results.read_text().splitlines())}
     assert list(rows) == variants
     assert all(4 < row["eval_loss"] < 8 for row in rows.values())

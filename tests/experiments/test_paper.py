@@ -19,6 +19,7 @@ from experiments.harness import runs as parts
 from experiments.harness.claims import Claim
 from experiments.harness.runs import InputError, Part
 from experiments.paper import evidence, experiments
+from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- results: python -m experiments evidence -->", "<!-- end of results -->"
@@ -29,7 +30,7 @@ def start(module: str, *arguments: object, **more: Any) -> "subprocess.Popen[str
     return subprocess.Popen(
         [sys.executable, "-m", "experiments", module, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        env=processes.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -37,10 +38,8 @@ def start(module: str, *arguments: object, **more: Any) -> "subprocess.Popen[str
     )
 
 
-def call(module: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    process = start(module, *arguments)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+def call(module: str, *arguments: object) -> processes.Finished:
+    return processes.run("-m", "experiments", module, *arguments, cwd=ROOT)
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, str]]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from experiments.step import run as step
 from experiments.step.peers import EIGHT_BITS, FEW_UNOBSERVED, HALF_UNOBSERVED, PEERS
 from experiments.step.rounds import Times
 from experiments.step.stepper import Stepper, gradients
+from tests.support import processes
 
 ALONE = [name for name, peer in PEERS.items() if peer.module is None]  # what torch and this package have
 
@@ -41,28 +41,10 @@ OPTIONAL = {peer.module for peer in PEERS.values() if peer.module} | {
 }
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "experiments",
-            "step",
-            "--scale",
-            "1e-4",
-            "--rounds",
-            "2",
-            "--threads",
-            "1",
-            *arguments,
-        ],
-        cwd=fresh.ROOT,
-        # heavyball goes through torch.compile, which takes longer than all else here
-        env=os.environ | {"TORCHDYNAMO_DISABLE": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run(*arguments: str, **environment: str) -> processes.Finished:
+    command = ("-m", "experiments", "step", "--scale", "1e-4", "--rounds", "2", "--threads", "1", *arguments)
+    # heavyball goes through torch.compile, which takes longer than all else here
+    return processes.run(*command, cwd=processes.ROOT, env={"TORCHDYNAMO_DISABLE": "1", **environment})
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:

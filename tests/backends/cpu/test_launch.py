@@ -9,7 +9,6 @@
 
 import math
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -29,6 +28,7 @@ from adopt_hf.backends.cpu import launch as cpu
 from adopt_hf.backends.dense import is_plain
 from tests.backends.test_backends import CASES, Case, state
 from tests.oracle import Settings
+from tests.support.processes import python
 
 NEUTRAL = StepScalars(scale=1.0, l2=0.0, decay=1.0, eps=1.0, clip=1.0, beta1=1.0, beta2=1.0, lr=1.0)
 
@@ -164,9 +164,7 @@ for n in (1, 3):
 @pytest.mark.parametrize("omp_num_threads", [1, 2])
 def test_as_many_threads_as_torch_has(omp_num_threads: int) -> None:
     """A watching Python thread sees them, which also shows that the kernel does not hold the interpreter's lock."""
-    out = subprocess.check_output(
-        [sys.executable, "-c", WATCH], text=True, env=os.environ | {"OMP_NUM_THREADS": str(omp_num_threads)}
-    )
+    out = python("-c", WATCH, env={"OMP_NUM_THREADS": str(omp_num_threads)})
     assert out.split("\n")[:3] == [f"{omp_num_threads} {omp_num_threads}", "1 1", "3 3"]
 
 
@@ -434,7 +432,7 @@ print(bool((p == before).all()))
 @pytest.mark.everyday
 def test_small_float16_numbers_survive_where_subnormal_floats_are_flushed() -> None:
     """They are normal float32 numbers, and are read without a subnormal one on the way. A first step moves nothing."""
-    assert subprocess.check_output([sys.executable, "-c", FLUSHED], text=True).split() == ["True"]
+    assert python("-c", FLUSHED).split() == ["True"]
 
 
 def test_all_buckets_of_a_step_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
