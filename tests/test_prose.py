@@ -11,9 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CLEAN = (  # add a file or folder as soon as it follows the rules
-    *("adopt_hf/backends", "adopt_hf/commands", "adopt_hf/distributed", "adopt_hf/plan", "adopt_hf/state"),
-    *("adopt_hf/algorithm.py", "adopt_hf/hyperparameters.py", "adopt_hf/layerwise.py", "adopt_hf/optimizer.py"),
-    "tests/support",
+    *("adopt_hf", "examples", "tests/support"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
 )
 SUFFIXES = (".py", ".c", ".h", ".md")
 QUESTIONS = ("What", "Which", "How", "Where", "Who", "Whoever")  # a docstring begins with a verb or a noun
