@@ -1,1 +1,1 @@
-"""What produced our numbers: benchmarks, the paper's experiments, and the passages of the pages made from them."""
+"""The benchmarks, the paper's experiments, and the passages of the pages that are made from their results."""

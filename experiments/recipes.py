@@ -92,7 +92,7 @@ def run(what: Run, seed: int, max_steps: int | None = None) -> dict[str, Any]:
 
 
 def read(output: Path) -> dict[str, Any]:
-    """What a finished run has left in its folder: held-out losses and, if there were questions, scores."""
+    """Return the held-out losses in the folder of a finished run and, if there were questions, the scores."""
     state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))
     losses = [(entry["step"], entry["eval_loss"]) for entry in state["log_history"] if "eval_loss" in entry]
     row: dict[str, Any] = {"steps": state["global_step"], "eval_loss": losses[-1][1]}
@@ -109,7 +109,7 @@ def read(output: Path) -> dict[str, Any]:
 
 
 def rows(recipe: str) -> list[Row]:
-    """The kept rows of a recipe, by config and optimizer."""
+    """Return the kept rows of a recipe, by config and optimizer."""
     found = runs.lines(ROWS)
     ours = [(one.config, one.optimizer) for one in RUNS.values() if one.recipe == recipe]
     order = {key: number for number, key in enumerate(ours)}
@@ -118,7 +118,7 @@ def rows(recipe: str) -> list[Row]:
 
 
 def table(recipe: str) -> str:
-    """Each run of a recipe, and what they were measured with."""
+    """Return the table of a recipe's runs, with their conditions."""
     found = rows(recipe)
     scored = any(row.get("score") is not None for row in found)
     head = ["config", "optimizer", "steps", "seed", "threads", "held-out loss" + ", before and after" * scored]
@@ -144,7 +144,7 @@ def _score(row: Row) -> str:
 
 
 def behind() -> str:
-    """The most by which the demo has ended behind its AdamW twin with the authors' rule, seed and threads alike."""
+    """Return the most by which the demo with the authors' rule has ended behind AdamW, with equal seed and threads."""
     found = rows("gpt2_pretraining")
     adamw = {(row["seed"], row["threads"]): row["eval_loss"] for row in found if row["optimizer"] == "AdamW"}
     pairs = [(row, adamw.get((row["seed"], row["threads"]))) for row in found if row["optimizer"] == "ADOPT"]

@@ -1,1 +1,1 @@
-"""What becomes of the loss when a run of AdamW goes on with ADOPT."""
+"""The loss of a run of AdamW that goes on with ADOPT."""

@@ -1,4 +1,4 @@
-"""ADOPT with atan2 in place of its bound of the divisor and its clip: one number less, and nothing to divide by.
+"""ADOPT with atan2 instead of the bound of its divisor and its clip: one number less, and no division.
 
 u = 4/pi * atan2(g, sqrt(v)) is g / sqrt(v) where that is small but for the factor, and never above 2 (Everett et al.,
 2024, arXiv 2407.05872, did so to Adam). Element by element, with decoupled weight decay, as `adopt_hf.ADOPTW`.
@@ -25,7 +25,7 @@ class Atan2ADOPT(TensorwiseOptimizer):
         beta2_warmup: the exponent k in beta2_t = min(beta2, 1 - (t+1)**-k), in (0, 1].
 
     Raises:
-        ValueError: a hyperparameter outside its range.
+        ValueError: If a hyperparameter is outside its range.
     """
 
     def __init__(

@@ -126,7 +126,7 @@ def outcome(ours: Losses, theirs: Losses, seeds: int) -> Outcome:
 
 
 class Score(NamedTuple):
-    """How an exponent does against AdamW: tasks by outcome, and the sum of standardised differences of those run."""
+    """The comparison of an exponent with AdamW: tasks by outcome, and the sum of their standardised differences."""
 
     exponent: float
     wins: tuple[str, ...]

@@ -117,7 +117,7 @@ def _instruct_loss(w: Named, ids: Tensor, labels: Tensor) -> Tensor:
 
 
 def _instruct_evaluate(w: Named) -> Tensor:
-    """Of the held-out records' responses, each token alike."""
+    """Return the mean loss over the tokens of the held-out responses."""
     _, records = instructed()
     seeds = len(next(iter(w.values())))
     total, count = torch.zeros(seeds), 0

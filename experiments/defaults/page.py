@@ -92,7 +92,7 @@ def verdicts(protocol: ModuleType, found: Found) -> list[str]:
 
 
 def _titles(protocol: ModuleType, names: Sequence[str]) -> str:
-    """How many tasks, and which."""
+    """Return the number of the tasks and their titles."""
     return f"{len(names)}: {'; '.join(protocol.TASKS[name].title for name in names)}" if names else "0"
 
 
@@ -104,7 +104,7 @@ def _repeated(protocol: ModuleType, one: Comparison) -> str:
 
 
 def behind(protocol: ModuleType, found: Found) -> str:
-    """Where ADOPTW ends behind the better AdamW at AdamW's rate, by the intervals, and by how much."""
+    """Name the tasks on which ADOPTW is behind the better AdamW by the interval, at AdamW's rate, and by how much."""
     name = protocol.adoptw(decisions.choose(scores(protocol, found)))
     pairs = {
         task.title: difference(found.at(task.name, name), found.at(task.name, better))

@@ -16,18 +16,18 @@ NOT_RUN = "not run yet"
 
 
 def gather(protocol: ModuleType, rows: Iterable[Mapping[str, Any]]) -> Found:
-    """The losses of the protocol's tasks."""
+    """Return the losses of the protocol's tasks."""
     tasks = protocol.TASKS.values()
     return Found(rows, {task.name: task.seeds for task in tasks}, {task.name: task.rates for task in tasks})
 
 
 def scores(protocol: ModuleType, found: Found) -> list[Score]:
-    """The exponents against AdamW, largest first."""
+    """Compare the exponents with AdamW, the largest first."""
     return [decisions.score(found, protocol.TASKS, k, protocol.adoptw(k), protocol.ADAMWS) for k in protocol.EXPONENTS]
 
 
 def task_table(protocol: ModuleType, found: Found, name: str) -> list[str]:
-    """All variants that have a row on this task."""
+    """Return the lines of a task: its title, its description, and a table of all variants that have a row."""
     task = protocol.TASKS[name]
     better = found.better_of(name, protocol.ADAMWS)
     own = {adamw: found.own_best(name, adamw) for adamw in protocol.ADAMWS if found.best_rate(name, adamw) is not None}
@@ -58,7 +58,7 @@ def task_table(protocol: ModuleType, found: Found, name: str) -> list[str]:
 
 
 def title(protocol: ModuleType, name: str) -> str:
-    """A variant in words."""
+    """Return a variant in words."""
     variant = protocol.VARIANTS[name]
     if variant.optimizer == "AdamW":
         words = [f"AdamW, beta2 {variant.beta2:g}"]
@@ -74,7 +74,7 @@ def title(protocol: ModuleType, name: str) -> str:
 
 
 def once(protocol: ModuleType, found: Found) -> str:
-    """What is tried once, against ADOPTW with the same k."""
+    """Compare what is tried once with ADOPTW of the same k."""
     tasks = protocol.ONCE_TASKS
     head = ["tried once, less ADOPTW's with the same k", *(protocol.TASKS[task].title for task in tasks), "adopted"]
     rows = []
@@ -90,7 +90,7 @@ def once(protocol: ModuleType, found: Found) -> str:
 
 
 def clip(protocol: ModuleType, found: Found) -> str:
-    """ADOPTW with a wider clip against ADOPTW and against AdamW, on all tasks."""
+    """Compare ADOPTW with a wider clip with ADOPTW and with AdamW, on all tasks."""
     name, ours = protocol.CLIP[0], protocol.adoptw(1.0)
     rows = []
     for task in protocol.TASKS:
@@ -101,7 +101,7 @@ def clip(protocol: ModuleType, found: Found) -> str:
 
 
 def short(protocol: ModuleType, found: Found) -> str:
-    """The table of the first screen: AdamW, ADOPT and ADOPTW on four tasks, at AdamW's rate."""
+    """Return the table of the first screen: AdamW, ADOPT and ADOPTW on four tasks, at AdamW's rate."""
     chosen = protocol.adoptw(decisions.choose(scores(protocol, found)))
     names = {"`ADOPT`": "adopt", '`ADOPTW`, `optim="adopt"`': chosen}
     rows = []
@@ -134,7 +134,7 @@ def _pair(found: Found, task: str, ours: str, theirs: str) -> tuple[Losses, Loss
 
 
 def _than(found: Found, task: str, ours: str, theirs: str) -> str:
-    """The difference of two variants at AdamW's rate."""
+    """Return the difference of two variants at AdamW's rate."""
     pair = _pair(found, task, ours, theirs)
     return _text(*pair) if all(len(losses) == found.seeds[task] for losses in pair) else NOT_RUN
 

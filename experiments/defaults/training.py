@@ -1,4 +1,4 @@
-"""How a task is trained: several seeds at once (stacked.py), in a plain loop.
+"""The training of a task: several seeds at once (stacked.py), in a plain loop.
 
 The loop does what a Trainer with these settings does: every seed has an order of the data of its own, the learning rate
 follows a schedule, the norm of each seed's gradient is clipped, and only matrices decay. All seeds are evaluated on the
@@ -61,7 +61,7 @@ class Task:
     ratio: Callable[[str], float] = field(default=lambda name: 1.0)
 
     def rate(self, step: int, steps: int, warmup: int | None = None) -> float:
-        """The factor on the learning rate of step `step`, which counts from 0, of `steps`."""
+        """Return the factor on the learning rate of step `step`, which counts from 0, of `steps`."""
         warmup = self.warmup if warmup is None else warmup
         if step < warmup:
             return step / warmup
@@ -136,7 +136,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def shuffled(count: int, batch: int, seed: int) -> Iterator[Tensor]:
-    """Batches of indices below `count`, every one once an epoch; the incomplete batch at the end is left out."""
+    """Yield batches of indices below `count`, each index once an epoch. The incomplete batch at the end is left out."""
     generator = seeded(seed)
     while True:
         yield from torch.randperm(count, generator=generator)[: count - count % batch].split(batch)

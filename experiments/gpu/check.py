@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
 
 
 class Check:
-    """What the sections are given: the device, and where their verdicts go.
+    """The record that the sections write their verdicts to.
 
     Args:
         device: The device that is checked.
@@ -46,7 +46,7 @@ class Check:
         self._lock = threading.Lock()
 
     def left(self) -> float:
-        """Seconds until the budget is used up."""
+        """Return the seconds until the budget is used up."""
         return self.budget - (time.monotonic() - self._start)
 
     def say(self, ok: bool | None, name: str, figure: object = "") -> None:
@@ -69,7 +69,7 @@ class Check:
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """Within this, an error is a FAIL of `name` and ends no more than the block."""
+        """Turn an error within the block into a FAIL of `name`. The error ends only the block."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever is raised is a verdict
@@ -77,14 +77,14 @@ class Check:
             self.say(False, name, one_line(error)[:300])
 
     def skipped_for_time(self, name: str) -> bool:
-        """Whether there is no time left, which becomes a SKIP of `name`."""
+        """Return whether there is no time left, and say a SKIP of `name` if so."""
         if self.left() > 0:
             return False
         self.say(None, name, "no time left")
         return True
 
     def skipped_when_dry(self) -> bool:
-        """Whether this is a dry run, in which the section has nothing to show."""
+        """Return whether this is a dry run, and say a SKIP of the whole section if so."""
         if self.dry:
             self.say(None, "the whole section", "needs a GPU")
         return self.dry
@@ -95,16 +95,16 @@ class Check:
             torch.cuda.synchronize()
 
     def failed(self) -> int:
-        """The number of FAIL."""
+        """Return the number of FAIL."""
         return sum(found.verdict == "FAIL" for found in self.verdicts)
 
     def table(self) -> str:
-        """All verdicts as Markdown, what failed first."""
+        """Return all verdicts as Markdown, the failed ones first."""
         order = sorted(self.verdicts, key=lambda found: found.verdict != "FAIL")
         return table(Verdict._fields, order)
 
     def summary(self) -> str:
-        """One line."""
+        """Return the counts and the time in one line."""
         counts = [f"{sum(v.verdict == word for v in self.verdicts)} {word}" for word in ("PASS", "FAIL", "SKIP")]
         return f"{', '.join(counts)} in {self.budget - self.left():.0f} s of {self.budget:.0f}"
 

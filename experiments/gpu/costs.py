@@ -1,4 +1,4 @@
-"""What a step costs beside torch's AdamW: launches, temporaries, time on the device, and time of the host."""
+"""The costs of a step next to torch's AdamW: launches, temporaries, time on the device, and time of the host."""
 
 import math
 import statistics
@@ -41,7 +41,7 @@ def foreach(check: Check) -> None:
 
 
 def _launches(check: Check, made: torch.optim.Optimizer) -> float | None:
-    """Kernels of one step; in a dry run the operations that torch's profiler sees, which shows that it can count."""
+    """Return the kernels of one step, or None in a dry run, which checks that torch's profiler can count."""
     if not check.dry:
         return cuda.launches(made.step)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -52,7 +52,7 @@ def _launches(check: Check, made: torch.optim.Optimizer) -> float | None:
 
 
 def host(check: Check) -> None:
-    """Host time of a step over many one-element tensors, beside AdamW fused; medians of ratios within rounds."""
+    """Compare the host time of a step over many one-element tensors with AdamW fused, by ratios within rounds."""
     for many in (20,) if check.dry else (448, 2000):
         steps = {name: _ready(make, _params(check, [(1,)] * many)) for name, make in makers(torch.float32).items()}
         times: dict[str, list[float]] = {name: [] for name in steps}
@@ -93,7 +93,7 @@ def speed(check: Check) -> None:
 
 
 def makers(dtype: torch.dtype) -> dict[str, Make]:
-    """The optimizers that are compared."""
+    """Return the optimizers that are compared."""
     found: dict[str, Make] = {
         "ADOPT auto": lambda params: ADOPT(params, **DECAY),
         "ADOPT fused": lambda params: ADOPT(params, backend="fused", **DECAY),
@@ -115,7 +115,7 @@ def _params(check: Check, shapes: Sequence[Size], dtype: torch.dtype = torch.flo
 
 
 def _ready(make: Make, params: list[Parameter]) -> torch.optim.Optimizer:
-    """An optimizer whose state exists."""
+    """Return an optimizer whose state exists."""
     made = make(params)
     for _ in range(WARMUP):
         made.step()
@@ -140,7 +140,7 @@ def _timed(check: Check, title: str, make: Make, shapes: Sequence[Size], dtype: 
 
 
 def _touched(made: torch.optim.Optimizer) -> list[Tensor]:
-    """What a step reads and writes at least, once for each time."""
+    """Return the tensors that a step reads and writes at least, once for each time."""
     found: list[Tensor] = []
     for group in made.param_groups:
         for p in group["params"]:

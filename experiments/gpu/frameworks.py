@@ -33,7 +33,7 @@ NOT_RESUMED = ("adopt_layerwise",)  # the Trainer saves no state of it
 
 
 class Trained(NamedTuple):
-    """What is left of a run."""
+    """The weights, losses and optimizer at the end of a run, and its folder."""
 
     weights: list[Tensor]
     losses: list[float]

@@ -41,7 +41,7 @@ else:
         set_attr(self, name, values)
 
     def element_size(dtype: Any) -> int:
-        """How far apart neighbours are: the bytes of what an address points to, or 1 between numbers."""
+        """Return the distance of neighbours: the bytes of an element for addresses, or 1 for numbers."""
         return dtype.element_ty.primitive_bitwidth // 8 if dtype.is_ptr() else 1
 
     interpreter._convert_float = as_gpus_do

@@ -35,7 +35,7 @@ DRY_SHAPES: list[tuple[int, ...]] = [(), (0,), (7,), (1025,)]
 
 
 def group(**options: Any) -> dict[str, Any]:
-    """A param group."""
+    """Return a param group with these options."""
     return BASE | options
 
 
@@ -46,7 +46,7 @@ def columns(
     grad_dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Columns:
-    """Parameters, gradients of all sizes, and moments, made on the CPU: the same numbers on every device."""
+    """Return parameters, gradients of all sizes, and moments. They are made on the CPU: the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     state = torch.float64 if dtype == torch.float64 else torch.float32
     found: Columns = [[], [], [], []]
@@ -61,12 +61,12 @@ def columns(
 
 
 def cloned(those: Columns) -> Columns:
-    """A copy with the same strides."""
+    """Return a copy with the same strides."""
     return [[t.clone(memory_format=torch.preserve_format) for t in column] for column in those]
 
 
 def ulps(a: Tensor, b: Tensor) -> float:
-    """The largest distance in representable numbers; inf if NaN stands at different places."""
+    """Return the largest distance in representable numbers, or inf if NaN stands at different places."""
     a, b = a.cpu(), b.cpu()
     if not a.numel():
         return 0.0
@@ -78,14 +78,14 @@ def ulps(a: Tensor, b: Tensor) -> float:
 
 
 def _place(x: Tensor) -> Tensor:
-    """Where each number stands in the order of all of its type."""
+    """Return the place of each number in the order of all numbers of its type."""
     integer = INTEGERS[x.dtype]
     bits = x.nan_to_num(0.0, math.inf, -math.inf).contiguous().view(integer).long()
     return torch.where(bits < 0, torch.iinfo(integer).min - bits, bits)
 
 
 def worst(got: Columns, want: Columns) -> float:
-    """The largest `ulps` of theta, m and v, and of what else is behind them."""
+    """Return the largest `ulps` of theta, m and v, and of the scales."""
     compared = [both for i, both in enumerate(zip(got, want, strict=True)) if i != 1]
     return max(ulps(a, b) for both in compared for a, b in zip(*both, strict=True))
 
@@ -99,20 +99,20 @@ LATE_FROM = 3
 
 
 def model(check: Check, dtype: torch.dtype = torch.float32) -> list[Parameter]:
-    """Parameters of several shapes, the same in every call."""
+    """Return parameters of several shapes, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     shapes = DRY_MODEL if check.dry else MODEL
     return [Parameter(torch.randn(shape, generator=generator).to(check.device, dtype)) for shape in shapes]
 
 
 def loss(params: Sequence[Parameter], x: Tensor) -> Tensor:
-    """A loss whose gradients differ from step to step; that of one parameter is zero until `x` reaches `LATE_FROM`."""
+    """Return a loss whose gradients differ between steps. One parameter's is zero until `x` reaches `LATE_FROM`."""
     parts = [((p - x.cos()) ** 2).mean() * (x >= LATE_FROM if i == LATE else 1) for i, p in enumerate(params)]
     return torch.stack(parts).sum()
 
 
 def train(optimizer: torch.optim.Optimizer, params: Sequence[Parameter], xs: Iterable[float]) -> None:
-    """Steps of an ordinary loop, whose gradients are allocated again in each."""
+    """Take the steps of an ordinary loop, which allocates the gradients again in each step."""
     for x in xs:
         optimizer.zero_grad(set_to_none=True)
         loss(params, torch.tensor(float(x), device=params[0].device)).backward()
@@ -120,12 +120,12 @@ def train(optimizer: torch.optim.Optimizer, params: Sequence[Parameter], xs: Ite
 
 
 def apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """The largest absolute difference."""
+    """Return the largest absolute difference."""
     return max(float((x.detach().float() - y.detach().float()).abs().max()) for x, y in zip(a, b, strict=True))
 
 
 def equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    """Whether all are, to the bit."""
+    """Return whether all tensors are equal to the bit."""
     return all(map(torch.equal, a, b))
 
 

@@ -1,4 +1,4 @@
-"""What a GPU has to show before adopt_hf's GPU path is trusted, in minutes: `python -m experiments gpu_check --help`.
+"""Check in minutes that a GPU computes what it should: `python -m experiments gpu_check --help`.
 
 On the GPU, in the root of a checkout:        python -m experiments gpu_check --budget 420
 Without one, in Triton's interpreter:         TRITON_INTERPRET=1 python -m experiments gpu_check --dry
@@ -94,7 +94,7 @@ def _end(check: Check) -> None:
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
-    """Within this, backend="fused" is the Triton kernel on CPU tensors, and numbers are rounded as on a GPU.
+    """Make backend="fused" the Triton kernel on CPU tensors, and round numbers as on a GPU, within the block.
 
     Triton's interpreter cuts bfloat16 off, and torch's root on a CPU can be one place off.
     """

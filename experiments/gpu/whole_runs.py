@@ -1,4 +1,4 @@
-"""Whole runs of the optimizer: beside the definition, resumed, on several streams, captured, with a GradScaler."""
+"""Whole runs of the optimizer: against the definition, resumed, on several streams, captured, with a GradScaler."""
 
 import copy
 import math

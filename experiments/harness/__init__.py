@@ -1,1 +1,1 @@
-"""What the experiments share: runs that are kept, conditions, statistics, text between markers."""
+"""The parts that the experiments share: kept runs, conditions, statistics, tables and text between markers."""

@@ -1,4 +1,4 @@
-"""What an experiment says of the paper: a claim, the paper's number and ours, and a verdict."""
+"""A claim of the paper, with the paper's number, ours, and a verdict."""
 
 from typing import Literal, NamedTuple
 

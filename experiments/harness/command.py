@@ -1,4 +1,4 @@
-"""What all experiments are started with: python -m experiments <experiment> [--quick | --full] [--folder F]."""
+"""The command line that the experiments share: python -m experiments NAME [--quick | --full] [--folder F]."""
 
 import argparse
 import itertools
@@ -18,7 +18,7 @@ TRIED = FOLDER.with_name("quick")  # where a short run is kept that is no result
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The options of one experiment and of all of them."""
+    """Return a parser with the options of all experiments of the paper."""
     found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = found.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="offline, minutes on two cores; the default")
@@ -66,10 +66,10 @@ def folder(args: argparse.Namespace) -> Path:
 
 
 def with_settings(wanted: Iterable[Part], assignments: Sequence[str]) -> list[Part]:
-    """The parts with these settings, NAME=VALUE each, in the place of their own; parts that become equal are one.
+    """Return the parts with these settings, NAME=VALUE each, instead of their own. Equal parts become one.
 
     Raises:
-        InputError: no part has a setting of that name, or the value is of another type than theirs.
+        InputError: If no part has a setting of that name, or the value has another type than the parts' value.
     """
     wanted = list(wanted)
     for assignment in assignments:
@@ -111,7 +111,7 @@ def fail(message: object) -> NoReturn:
 
 
 def main(experiment: ModuleType) -> None:
-    """Do what is left of the experiment; then print its table and its claims and draw its plot beside the runs."""
+    """Do the runs that are left, print the table and the claims, and draw the plot next to the runs."""
     args = parser(experiment.__doc__).parse_args()
     try:
         wanted = with_settings(experiment.parts(not args.full), args.set)

@@ -1,4 +1,4 @@
-"""Functions called in a process of their own: clean memory, its own environment, and a crash stays there."""
+"""Call functions in a new process, which has clean memory and its own environment, and may crash."""
 
 import importlib
 import json
@@ -14,13 +14,13 @@ from experiments.harness.machine import ROOT
 
 
 def call(function: Callable[..., Any], environment: Mapping[str, str], **arguments: Any) -> Any:
-    """What `function(**arguments)` returns in a new process with `environment` added to this one's.
+    """Return what `function(**arguments)` returns in a new process, with `environment` added to this one's.
 
     Args:
-        function: of a module of this package; its arguments and its result go as JSON.
+        function: A function of a module of this package. Its arguments and its result are passed as JSON.
 
     Raises:
-        RuntimeError: it raised, or the process died; the message is one line that says which.
+        RuntimeError: If it raised, or the process died. The message is one line that says which.
     """
     with tempfile.TemporaryDirectory(prefix="adopt_hf_benchmark_") as folder:
         answer = Path(folder) / "answer.json"
@@ -46,7 +46,7 @@ def call(function: Callable[..., Any], environment: Mapping[str, str], **argumen
 
 
 def one_line(text: object) -> str:
-    """`text` without line breaks; of an exception its type too."""
+    """Return `text` without line breaks. For an exception, its type comes first."""
     text = f"{type(text).__name__}: {text}" if isinstance(text, BaseException) else text
     return " ".join(str(text).split())
 

@@ -1,4 +1,4 @@
-"""When, where and with what something was measured."""
+"""The conditions of a measurement: date, machine, versions and commit."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ RESULTS = ROOT / "docs" / "results"
 
 
 def now(*packages: str) -> dict[str, Any]:
-    """The machine, the versions and the commit of a measurement that begins now.
+    """Return the machine, the versions and the commit of a measurement that begins now.
 
     Args:
         packages: The distributions whose versions matter; one that is not installed is left out.
@@ -32,7 +32,7 @@ def now(*packages: str) -> dict[str, Any]:
 
 
 def sentence(conditions: Mapping[str, Any]) -> str:
-    """The conditions as the pages show them."""
+    """Return the conditions as the pages show them."""
     versions = "".join(f", {name} {number}" for name, number in conditions["versions"].items())
     load = conditions.get("load")
     busy = "" if load is None else f", load of the machine before the start {load}"
@@ -43,7 +43,7 @@ def sentence(conditions: Mapping[str, Any]) -> str:
 
 
 def together(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The conditions of several measurements in one: each value that occurs, and the range of the load."""
+    """Return the conditions of several measurements in one: each value that occurs, and the range of the load."""
     loads = [row["load"] for row in found if row.get("load") is not None]
     names = list(dict.fromkeys(name for row in found for name in row["versions"]))
     load = f"{min(loads):g}" if len(set(loads)) == 1 else f"{min(loads):g} to {max(loads):g}" if loads else None
@@ -55,12 +55,12 @@ def together(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def listed(values: Any) -> str:
-    """Each of the values once."""
+    """Return each of the values once."""
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
 
 def processor() -> str:
-    """The name that the system gives it."""
+    """Return the name that the system gives the processor."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -68,7 +68,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, with "+" if something else than pages and results has changed since."""
+    """Return the commit of the checkout, with "+" if anything except pages and results has changed since."""
     name = _git("describe", "--always", "--exclude=*")
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!*.md", ":!*/results/*")
     return f"{name}{'+' if changed else ''}" if name else "unknown"

@@ -39,7 +39,7 @@ class Difference(NamedTuple):
         return self.mean - self.half > 0
 
     def text(self, form: str = ".3f") -> str:
-        """'-0.133 ± 0.143 (3 pairs)'; without an interval for one pair, and 'diverged' if a run did."""
+        """Return '-0.133 ± 0.143 (3 pairs)'. One pair has no interval; if a run diverged, the text says so."""
         if self.n == 0:
             return "no pairs"
         pairs = f"({self.n} pair{'s' if self.n > 1 else ''})"
@@ -71,7 +71,7 @@ def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float
 
 
 def interval(values: Sequence[float], form: str) -> str:
-    """The mean and the half-width of its 95 % interval; 'diverged' if one of the values is not finite."""
+    """Return the mean and the half-width of its 95 % interval, or 'diverged' if one of the values is not finite."""
     if not all(map(math.isfinite, values)):
         return "diverged"
     if len(values) < 2:
@@ -122,7 +122,7 @@ def all_of(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 class Pool(NamedTuple):
-    """What a run's loss scatters by beyond what its seed does to all: the standard deviation, and its degrees."""
+    """The scatter of a run's loss without its seed's effect: the standard deviation, and its degrees of freedom."""
 
     deviation: float
     df: int

@@ -1,6 +1,6 @@
-"""Parts of an experiment: a run each, kept in a file of its own when it is over, so that nothing finished is run again.
+"""Parts of an experiment. Each is a run that is kept in a file when it is over, so that it is not run again.
 
-runs/paper/<experiment>/<name>.json holds the settings of a part, what came out, and under what conditions.
+runs/paper/<experiment>/<name>.json holds the settings of a part, its result, and the conditions.
 """
 
 import functools
@@ -25,7 +25,7 @@ One = Callable[..., dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One run: `name` is that of its file, `settings` are plain values, all that decides what comes out."""
+    """One run. `name` is the name of its file; `settings` are plain values that determine the result."""
 
     experiment: str
     name: str
@@ -36,16 +36,16 @@ class Part:
 
 
 def run(parts: Iterable[Part], one: One, folder: Path = FOLDER, workers: int = 1) -> list[dict[str, Any]]:
-    """Do the parts that are not in `folder`, `one(**settings)` each; returns the rows of all of them, in order.
+    """Do the parts that are not in `folder`, with `one(**settings)` each. Return the rows of all parts, in order.
 
     A row is {"name", "settings", "result", "conditions"}.
 
     Args:
-        one: a function of a module, if there are several workers.
-        workers: how many parts run at once, in processes of one thread each; 1: in this process.
+        one: The function that does a part. With several workers, it must be a function of a module.
+        workers: The number of parts that run at once, in processes of one thread each. With 1, in this process.
 
     Raises:
-        InputError: a file is there with the name of a part and with other settings; says which. Or workers < 1.
+        InputError: If a file has the name of a part and other settings, or workers < 1.
     """
     from tqdm.auto import tqdm  # a step is measured where torch is all that there is
 
@@ -70,7 +70,7 @@ def run(parts: Iterable[Part], one: One, folder: Path = FOLDER, workers: int = 1
 
 
 def read(experiment: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """The rows of all finished parts of an experiment, by name."""
+    """Return the rows of all finished parts of an experiment, by name."""
     return [json.loads(file.read_text()) for file in sorted((folder / experiment).glob("*.json"))]
 
 
@@ -95,13 +95,13 @@ def key(settings: Mapping[str, Any]) -> str:
 
 
 def conditions() -> dict[str, Any]:
-    """Hardware, versions and date, the commit, and how busy the machine is: processes that run or wait to."""
+    """Return the hardware, the versions, the date, the commit, and the load of the machine."""
     found = machine.now(*PACKAGES)
     return {"cpus": found.pop("cores"), **found.pop("versions"), **found}
 
 
 def _do(part: Part, one: One, folder: Path) -> dict[str, Any]:
-    """Do a part, in a worker or not, and keep its row: what has been done stays when the other process is killed."""
+    """Do a part, in a worker or not, and keep its row, so that it stays if the parent process is killed."""
     start = time.perf_counter()
     before = conditions()  # the commit may be another one when it is over
     result = one(**part.settings)

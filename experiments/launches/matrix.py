@@ -44,7 +44,7 @@ class Mode:
 
 
 def seen_as(mode: Mode) -> str:
-    """The number of processes and the type, as the table has them."""
+    """Return the number of processes and the type, as the table has them."""
     return f"{mode.world_size}, {mode.distributed_type}{'' if mode.stage is None else f' {mode.stage}'}"
 
 
@@ -80,14 +80,14 @@ Cell = float | str  # a number that was measured, or words
 
 
 def shown(mode: Mode, cell: Cell) -> str:
-    """A cell of the table: numbers of parity as the mode has them."""
+    """Return a cell of the table, with the numbers of parity in the mode's form."""
     if isinstance(cell, str):
         return cell
     return f"{cell:.1%} of the way" if mode.bf16 else f"{cell:.0e}"
 
 
 def is_within_bounds(mode: Mode, column: str, cell: Cell) -> bool:
-    """Whether a cell is what the measurement itself is held to."""
+    """Return whether a cell is within the bounds of the measurement's own test."""
     if column != "parity":
         return cell == {"resume": "bit for bit", "really ADOPT": "yes"}[column]
     if mode.world_size == 1:
@@ -97,7 +97,7 @@ def is_within_bounds(mode: Mode, column: str, cell: Cell) -> bool:
 
 @dataclass
 class Matrix:
-    """What was measured: a cell for each mode, loop and column."""
+    """The measurements: a cell for each mode, loop and column."""
 
     cells: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
     seen: dict[str, str] = field(default_factory=dict)  # world size and distributed type, as found in the processes
@@ -109,7 +109,7 @@ class Matrix:
         self.cells[mode.name, loop, column] = cell
 
     def table(self) -> str:
-        """The matrix as a Markdown table."""
+        """Return the matrix as a Markdown table."""
         header = [
             "config, precision",
             "processes, type",
@@ -124,14 +124,14 @@ class Matrix:
         return pages.table(header, lines)
 
     def save(self, path: Path = RESULTS) -> None:
-        """Keep what was measured."""
+        """Keep the measurements."""
         cells = [[*key, cell] for key, cell in self.cells.items()]
         kept = {"conditions": self.conditions, "seen": self.seen, "cells": cells}
         path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path = RESULTS) -> "Matrix":
-        """Return what was kept."""
+        """Return the kept measurements."""
         kept = json.loads(path.read_text(encoding="utf-8"))
         cells = {(name, loop, column): cell for name, loop, column, cell in kept["cells"]}
         return cls(cells, kept["seen"], kept["conditions"])

@@ -1,4 +1,4 @@
-"""How much of what ADOPT is about to apply it will clip."""
+"""The share of the elements that ADOPT clips in a step."""
 
 import statistics
 from typing import Any
@@ -10,10 +10,10 @@ import adopt_hf
 
 
 class ClippedShare(TrainerCallback):
-    """Notes before every step which share of the elements is at the clip: |g| / max(sqrt(v), eps) >= t**clip_exp.
+    """Note before each step the share of the elements at the clip: |g| / max(sqrt(v), eps) >= t**clip_exp.
 
-    Of the elements that the step moves: with a second moment, in tensors that have made a step. `shares[i]` is that of
-    step i + 1, None where there were none, as for other optimizers.
+    Only the elements count that the step moves: those with a second moment, in tensors that have made a step.
+    `shares[i]` belongs to step i + 1. It is None if no element counts, as for other optimizers.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class ClippedShare(TrainerCallback):
         self.shares.append(clipped_share(inner) if isinstance(inner, adopt_hf.ADOPT) else None)
 
     def mean(self, first: int = 0, last: int | None = None) -> float | None:
-        """The mean of `shares[first:last]`."""
+        """Return the mean of `shares[first:last]`."""
         found = [share for share in self.shares[first:last] if share is not None]
         return statistics.fmean(found) if found else None
 

@@ -1,4 +1,4 @@
-"""What the sweep of learning rates with LoRA came to: a table and a plot, from the kept rows."""
+"""The table and the plot of the sweep of learning rates with LoRA, from the kept rows."""
 
 import math
 import statistics
@@ -20,7 +20,7 @@ COLOURS = {"AdamW": "#9aa7b5", "ADOPT": "#2c5f8a", "ADOPT, beta2_warmup": "#c039
 
 
 def spread(values: Iterable[float | None], form: str, scale: float = 1.0) -> str:
-    """The mean of the seeds and half their range; 'diverged' if one of them is not finite."""
+    """Return the mean of the seeds and half their range, or 'diverged' if one of them is not finite."""
     found = list(values)
     if not found or None in found:
         return "diverged" if found else "-"
@@ -48,7 +48,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def text(rows: list[dict[str, Any]]) -> str:
-    """The table, and what it was measured with."""
+    """Return the table and the conditions of the measurement."""
     last = rows[-1]
     versions = ", ".join(f"{package} {number}" for package, number in last["versions"].items())
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
@@ -59,7 +59,7 @@ def text(rows: list[dict[str, Any]]) -> str:
 
 
 def best_rate(rows: list[dict[str, Any]], name: str) -> float:
-    """The learning rate with the lowest mean loss."""
+    """Return the learning rate with the lowest mean loss."""
 
     def mean(lr: float) -> float:
         losses = [row["eval_loss"] for row in of(rows, name, lr)]

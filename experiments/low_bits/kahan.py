@@ -1,4 +1,4 @@
-"""ADOPT with Kahan summation, to compare with: what the rounding of a bfloat16 parameter has lost is kept, in bfloat16.
+"""ADOPT with Kahan summation, for comparison: the part of a bfloat16 parameter that rounding loses is kept in bfloat16.
 
 python -m experiments.low_bits.kahan SCRIPT ARGS...    # a recipe, whose optim="adopt" is this one
 """
@@ -12,7 +12,7 @@ from adopt_hf.integrations.transformers import arguments
 
 
 class KahanADOPT(ADOPT):
-    """`p + lost` is what is trained; the state has `lost`, of the parameter's shape and dtype, beside the moments."""
+    """ADOPT that trains `p + lost`. The state has `lost`, of the parameter's shape and dtype, next to the moments."""
 
     def step(self, closure: Any = None) -> Any:
         assert closure is None

@@ -1,4 +1,4 @@
-"""What fewer bits cost: final held-out loss and bytes of bfloat16 parameters and of moments in 16 and 8 bits.
+"""The cost of fewer bits: final held-out loss and bytes of bfloat16 parameters and of moments in 16 and 8 bits.
 
 python -m experiments low_bits                # the runs that have not been done, then the report
 python -m experiments low_bits --report_only
@@ -116,7 +116,7 @@ def found(package: str) -> bool:
 
 
 def one(recipe: str, variant: str, seed: int, max_steps: int | None) -> dict[str, Any]:
-    """One run of a recipe's script: its last held-out loss, and bytes."""
+    """Run a recipe's script once. Return its last held-out loss, and bytes."""
     _, script, options = RECIPES[recipe]
     path = ROOT / "examples" / script
     environment = os.environ | parts.THREADS | {"HF_HUB_OFFLINE": "1"}
@@ -154,7 +154,7 @@ def one(recipe: str, variant: str, seed: int, max_steps: int | None) -> dict[str
 
 
 def joined(words: Sequence[str]) -> list[str]:
-    """The options with all `--optim_args` in one; AdamW has none of them."""
+    """Return the options with all `--optim_args` in one. AdamW gets none of them."""
     kept: list[str] = []
     optim_args: list[str] = []
     rest = iter(words)
@@ -168,7 +168,7 @@ def joined(words: Sequence[str]) -> list[str]:
 
 
 def size(t: Any) -> int:
-    """Bytes of a tensor, of torchao's 8-bit tensors by what they are made of; 0 of what is none."""
+    """Return the bytes of a tensor, or 0 for another object. Of torchao's 8-bit tensors, the parts are counted."""
     if isinstance(t, dict):  # bitsandbytes has all but `step` in one
         return sum(size(value) for name, value in t.items() if not name.startswith("qmap"))
     if not isinstance(t, torch.Tensor):

@@ -1,4 +1,4 @@
-"""How well formats of few bits keep v at beta2 = 0.9999: `python -m experiments state_formats` (minutes, one thread).
+"""The error of v in formats of few bits at beta2 = 0.9999: `python -m experiments state_formats` (minutes, one thread).
 
 Each format holds v of the same elements over the same gradients; after 20,000 steps the table has, for each course of
 the gradients, the root mean square of log2(v / its float32 twin) in octaves, the mean of v / twin, and the share of v
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The numbers as a table, with their conditions below it."""
+    """Return the numbers as a table, with their conditions below it."""
     rows = [(name, *(cell(**courses[course]) for course in COURSES)) for name, courses in found["formats"].items()]
     return pages.table(["octaves RMS; mean of v / twin; % zero", *COURSES], rows) + (
         f"\n\n{BLOCK * BLOCKS:,} elements in blocks of {BLOCK}, {found['steps']:,} steps, beta2 = {BETA2}, seed 0. "
@@ -56,7 +56,7 @@ def cell(octaves: float, mean: float, zero: float) -> str:
 
 
 def measure(course: str, steps: int) -> dict[str, dict[str, float]]:
-    """What became of v in each format."""
+    """Return the errors of v in each format after `steps` steps."""
     generator = torch.Generator().manual_seed(0)
     size = torch.exp2(torch.empty(BLOCKS, BLOCK).uniform_(-3, 3, generator=generator))
     stores, held, exact = formats(), {}, torch.empty(0)
@@ -82,7 +82,7 @@ def measure(course: str, steps: int) -> dict[str, dict[str, float]]:
 
 
 def formats() -> dict[str, Format]:
-    """All that are compared, each with a state of its own."""
+    """Return all formats that are compared, each with a state of its own."""
     return {
         "bfloat16, nearest": lambda v, t: v.bfloat16().float(),
         "bfloat16, stochastic (`state_bits=16`)": lambda v, t: to_bfloat16(v, uniform(t), above_zero=True).float(),
@@ -98,17 +98,17 @@ def formats() -> dict[str, Format]:
 
 
 def uniform(t: int) -> Tensor:
-    """Random bits, new in each step."""
+    """Return random bits, new in each step."""
     return random_bits(key((t,)), BLOCK * BLOCKS)[0].view(BLOCKS, BLOCK)
 
 
 def low_discrepancy(t: int) -> Tensor:
-    """Bits of which an element has evenly spread ones in successive steps."""
+    """Return bits that are evenly spread over the successive steps of an element."""
     return random_bits(key((0,)), BLOCK * BLOCKS)[0].view(BLOCKS, BLOCK) + t * GOLDEN & WORD
 
 
 def dynamic_map() -> Tensor:
-    """Seven decades, the largest with 128 linear steps, the next with 64, and so on; of the kind bitsandbytes has."""
+    """Return seven decades, the largest with 128 linear steps, the next with 64, and so on, as in bitsandbytes."""
     values = [torch.zeros(1), torch.ones(1)]
     for i in range(7):
         bounds = torch.linspace(0.1, 1, 2 ** (i + 1) + 1)
@@ -117,12 +117,12 @@ def dynamic_map() -> Tensor:
 
 
 def logarithmic_map() -> Tensor:
-    """255 values with equal ratios, 24 octaves in all, and no zero."""
+    """Return 255 values with equal ratios, 24 octaves in all, and no zero."""
     return torch.exp2(-torch.arange(255).flip(0) * (24 / 254))
 
 
 def by_map(v: Tensor, values: Tensor, bits: Tensor | None) -> Tensor:
-    """v as one of `values` times the largest v of its block: the nearest, or, with bits, a neighbour by chance."""
+    """Return v as one of `values` times its block's largest v: the nearest, or by bits a neighbour."""
     scale = v.amax(-1, keepdim=True)
     x = v / scale
     above = torch.searchsorted(values, x).clamp(1, len(values) - 1)
@@ -133,7 +133,7 @@ def by_map(v: Tensor, values: Tensor, bits: Tensor | None) -> Tensor:
 
 
 def with_mantissa(v: Tensor, mantissa: int, bits: Tensor) -> Tensor:
-    """v cut to a few bits of mantissa, with an exponent of 5 bits below the block's largest."""
+    """Return v cut to a few bits of mantissa, with an exponent of 5 bits below the block's largest."""
     shift = 23 - mantissa
     word = word_of(v)
     lowest = (word.amax(-1, keepdim=True) >> 23) - (252 >> mantissa) + 1 << 23

@@ -1,6 +1,6 @@
-"""What it costs to observe a step of ADOPT, beside a whole training step of GPT-2: `python -m experiments monitor`.
+"""The cost of observing a step of ADOPT, next to a whole training step of GPT-2: `python -m experiments monitor`.
 
-Training steps of one model, some of them observed, in a drawn order. The cost at an interval is the difference of the
+Training steps of one model, some of them observed, in a random order. The cost at an interval is the difference of the
 medians, divided by the interval and by the median of a step that is not observed.
 """
 

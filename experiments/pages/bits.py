@@ -1,4 +1,4 @@
-"""What fewer bits cost, in sentences: from the rows of `low_bits` and `state_formats`."""
+"""The sentences on the cost of fewer bits, from the rows of `low_bits` and `state_formats`."""
 
 import statistics
 from collections.abc import Callable
@@ -19,12 +19,12 @@ MODELS = {"gpt2": "GPT-2", "llama": "LLaMA"}
 
 @cache
 def kept(path: Path = low_bits.RESULTS) -> Rows:
-    """The rows of a results file."""
+    """Return the rows of a results file."""
     return runs.lines(path)
 
 
 def mean(recipe: str, variant: str, rows: Rows | None = None) -> float:
-    """The mean held-out loss over the seeds."""
+    """Return the mean held-out loss over the seeds."""
     return statistics.fmean(losses(of(rows or kept(), recipe, variant)))
 
 
@@ -33,17 +33,17 @@ def difference(recipe: str, variant: str, of_variant: str = "ADOPT") -> str:
 
 
 def peak(recipe: str, variant: str) -> int:
-    """The median peak of a process, in MiB."""
+    """Return the median peak of a process, in MiB."""
     return round(statistics.median(row["result"]["peak_mib"] for row in of(kept(), recipe, variant)))
 
 
 def behind() -> str:
-    """How far ADOPT with the paper's rule ends behind AdamW in the short GPT-2 run."""
+    """Return by how much ADOPT with the paper's rule ends behind AdamW in the short GPT-2 run."""
     return f"{mean('gpt2', 'ADOPT') - mean('gpt2', 'AdamW'):.2f}"
 
 
 def words() -> str:
-    """What the table of fewer bits shows of losses and of memory."""
+    """Return the sentences on losses and memory with fewer bits."""
     eight = " and ".join(f"{difference(recipe, 'ADOPT, 8 bits')} on {title}" for recipe, title in MODELS.items())
     stochastic = "ADOPT, bf16 parameters, stochastic, 8 bits"
     both = " and ".join(f"{difference(recipe, stochastic)} on {title}" for recipe, title in MODELS.items())
@@ -71,7 +71,7 @@ def words() -> str:
 
 
 def kernels() -> str:
-    """What other kernels of torch change in LLaMA's losses."""
+    """Return the sentences on LLaMA's losses with other kernels of torch."""
     kept_rows = launches.read("other_kernels")
     rows = {(row["base"], row["kernels"]): row for row in kept_rows["rows"]}
     here, other, base = rows["AVX2", "AVX2"], rows["AVX2", "none"], rows["none", "none"]
@@ -85,7 +85,7 @@ def kernels() -> str:
 
 
 def kahan() -> str:
-    """Kahan summation beside stochastic rounding."""
+    """Return the sentences that compare Kahan summation with stochastic rounding."""
     rows = kept(KAHAN)
     nearest, stochastic = "ADOPT, bf16 parameters, Kahan", "ADOPT, bf16 parameters, stochastic"
     found = [mean("llama", variant, rows) for variant in (nearest, stochastic, "ADOPT")]
@@ -110,13 +110,13 @@ def commits(rows: Rows) -> list[str]:
 
 @cache
 def formats() -> dict[str, dict[str, dict[str, float]]]:
-    """The numbers of each format, by course."""
+    """Return the numbers of each format, by course."""
     found: dict[str, dict[str, dict[str, float]]] = launches.read("state_formats")["formats"]
     return found
 
 
 def octaves(name: str) -> list[float]:
-    """How far v ends off, by course."""
+    """Return the errors of v at the end, by course."""
     return [course["octaves"] for course in formats()[name].values()]
 
 

@@ -1,10 +1,10 @@
-"""What stands between the markers of docs/evidence.md; experiments.paper.evidence draws its plots as well."""
+"""The text between the markers of docs/evidence.md. experiments.paper.evidence also draws its plots."""
 
 from collections.abc import Callable
 
 
 def results() -> str:
-    """The claims, and each experiment with its table."""
+    """Return the claims, and each experiment with its table."""
     from experiments.harness import runs
     from experiments.paper import evidence, experiments
 

@@ -30,7 +30,7 @@ MEASURED: dict[str, tuple[list[tuple[str, str | None]], tuple[str, ...]]] = {  #
 
 
 def read(name: str) -> dict[str, Any]:
-    """What was kept under this name."""
+    """Return the numbers that were kept under this name."""
     kept: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return kept
 

@@ -1,4 +1,4 @@
-"""What the sweep of learning rates with LoRA shows, in sentences: experiments/lora/sweep.py makes the rows."""
+"""The sentences on the sweep of learning rates with LoRA. experiments/lora/sweep.py makes the rows."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ LARGEST_RATE = 0.01  # of those whose clipping the sentences tell: beyond it not
 
 
 def words(rows: Rows) -> str:
-    """Three sentences on losses, learning rates and clipping."""
+    """Return three sentences on losses, learning rates and clipping."""
     best = {name: best_rate(rows, name) for name in OPTIMIZERS}
     losses = {name: {row["seed"]: row["eval_loss"] for row in of(rows, name, lr)} for name, lr in best.items()}
     ends = ", ".join(f"{NAMES[name]} {statistics.fmean(losses[name].values()):.3f}" for name in OPTIMIZERS)
@@ -42,7 +42,7 @@ def words(rows: Rows) -> str:
 
 
 def cost_of_adamws_rate(rows: Rows) -> float:
-    """What AdamW's best learning rate costs ADOPT without the warm-up, from its own best."""
+    """Return by how much ADOPT without the warm-up is worse at AdamW's best learning rate than at its own."""
     own, theirs = (
         statistics.fmean(row["eval_loss"] for row in of(rows, "ADOPT", best_rate(rows, name)))
         for name in ("ADOPT", "AdamW")
@@ -51,7 +51,7 @@ def cost_of_adamws_rate(rows: Rows) -> float:
 
 
 def compare(name: str, mine: dict[int, float], theirs: dict[int, float]) -> str:
-    """One sentence on the differences from AdamW, seed by seed."""
+    """Return one sentence on the differences from AdamW, seed by seed."""
     differences = [mine[seed] - theirs[seed] for seed in sorted(mine)]
     found = paired.difference(mine, theirs)
     each = ", ".join(f"{difference:+.3f}" for difference in differences)
@@ -64,13 +64,13 @@ def compare(name: str, mine: dict[int, float], theirs: dict[int, float]) -> str:
 
 
 def percent(values: Iterable[float]) -> str:
-    """The range of shares, in whole per cent."""
+    """Return the range of shares, in whole per cent."""
     found = list(values)
     return f"{100 * min(found):.0f} to {100 * max(found):.0f} %"
 
 
 def minutes() -> str:
-    """How long all runs took together, each with one thread."""
+    """Return the minutes that all runs took together, each with one thread."""
     return f"{sum(row['seconds'] for row in runs.lines(RESULTS)) / 60:.0f}"
 
 

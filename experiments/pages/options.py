@@ -19,14 +19,14 @@ FOR_INTEGRATIONS = ("float32_apart", "regroup")  # in the docstring of ADOPT onl
 
 
 def keys() -> str:
-    """The keys of `optim_args`, `betas` beside the two that it stands for."""
+    """Return the keys of `optim_args`, with `betas` next to the two that it stands for."""
     names = [name for name in optim_args.KEYS if name != "betas"]
     names.insert(names.index("beta2") + 1, "betas")
     return code(names)
 
 
 def deepspeed_keys() -> str:
-    """The keys of `params` in an `"optimizer"` block."""
+    """Return the keys of `params` in an `"optimizer"` block."""
     return code(OPTIONS)
 
 
@@ -35,7 +35,7 @@ def code(names: Any) -> str:
 
 
 def table() -> str:
-    """Each option with the defaults of the classes and of the Trainer.
+    """Return each option with the defaults of the classes and of the Trainer.
 
     Raises:
         ValueError: If a class has an argument that is no option, or the other way round.
@@ -54,7 +54,7 @@ def table() -> str:
 
 
 def defaults(cls: type) -> dict[str, Any]:
-    """The defaults of a class's arguments, and of those that it hands on to the class before it."""
+    """Return the defaults of a class's arguments, and of those that it passes to its base class."""
     found: dict[str, Any] = {}
     for one in (adopt_hf.ADOPT, cls):
         taken = inspect.signature(one.__init__).parameters.values()
@@ -64,7 +64,7 @@ def defaults(cls: type) -> dict[str, Any]:
 
 @cache
 def of_trainer() -> dict[str, Any]:
-    """The numbers of the param group that the Trainer makes if nothing is set."""
+    """Return the numbers of the param group that the Trainer makes if nothing is set."""
     from transformers import TrainingArguments
 
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,7 @@ def of_trainer() -> dict[str, Any]:
 
 
 def field(name: str) -> str:
-    """The field of TrainingArguments that sets an option, if there is one besides `optim_args`."""
+    """Return the field of TrainingArguments that sets an option, if there is one besides `optim_args`."""
     adams = [fields.ADAM[one] for one in (("beta1", "beta2") if name == "betas" else (name,)) if one in fields.ADAM]
     return code(adams or [FIELDS[name]] if adams or name in FIELDS else [])
 

@@ -10,7 +10,7 @@ from experiments.pages import registry
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write or check; returns the exit status."""
+    """Write or check the passages. Return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What the kept runs of `step` and `training` show, in sentences: ranges over all of them."""
+"""The sentences on the kept runs of `step` and `training`: ranges over all runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -18,36 +18,36 @@ Case = Mapping[str, Any]
 
 @cache
 def steps() -> tuple[Mapping[str, Any], ...]:
-    """The runs on a CPU."""
+    """Return the runs on a CPU."""
     found = results.read_all(results.FOLDER)
     return tuple(r for r in found if (r["benchmark"], r["device"]) == ("step", "cpu"))
 
 
 def cases(threads: int, shapes: Sequence[str] = LARGE) -> list[Case]:
-    """Each case of each run with this number of threads."""
+    """Return each case of each run with this number of threads."""
     return [c for r in steps() for c in r["cases"] if c["threads"] == threads and c["shape"] in shapes]
 
 
 def ratio(name: str, key: str, threads: int, shapes: Sequence[str] = LARGE) -> str:
-    """The range of a ratio of a row over all cases and runs."""
+    """Return the range of a ratio of a row over all cases and runs."""
     rows = [case["rows"].get(name, {"why": "not there"}) for case in cases(threads, shapes)]
     return tables.medians([row for row in rows if not row["why"]], key)
 
 
 def to_deepspeed(threads: int) -> str:
-    """The range of our time over DeepSpeedCPUAdam's."""
+    """Return the range of our time over DeepSpeedCPUAdam's."""
     rows = [case["rows"].get(DEEPSPEED, {"why": "not there"}) for case in cases(threads)]
     return tables.span(1 / row["to_ours"]["median"] for row in rows if not row["why"])
 
 
 def short(case: Case) -> str:
-    """A few words for a case."""
+    """Return a few words for a case."""
     shape, threads = case["shape"], case["threads"]
     return f"{SHORT.get(shape, SHAPES[shape].title)}, {THREADS.get(threads, f'{threads} threads')}"
 
 
 def words() -> str:
-    """How a step of float32 compares, and each goal that a run has missed."""
+    """Return the comparison of a float32 step, and each goal that a run has missed."""
     dates = sorted(result["date"] for result in steps())
     ours = " and ".join(f"{ratio(OURS, 'to_adamw', n)} with {THREADS[n]}" for n in THREADS)
     cpu = " and ".join(ratio(OURS, "cpu_to_adamw", n) for n in THREADS)
@@ -72,7 +72,7 @@ def words() -> str:
 
 
 def fewer_bits() -> str:
-    """What a step with fewer bits takes, of a float32 one."""
+    """Return the time of a step with fewer bits as a multiple of a float32 step's."""
     each = {
         name: ", ".join(
             f"{ratio(name, 'to_ours', n, (shape,))} on {SHORT[shape]} with {THREADS[n]}"
@@ -88,7 +88,7 @@ def fewer_bits() -> str:
 
 
 def unobserved() -> str:
-    """What 8-bit steps take where elements were never observed, of an 8-bit step where all were."""
+    """Return the time of 8-bit steps with unobserved elements as a multiple of one without."""
     few, half = (ratio(name, "to_dense", 1, tuple(SHORT)) for name in (FEW_UNOBSERVED, HALF_UNOBSERVED))
     return (
         f"Where elements have never had a gradient, an 8-bit step takes {few} times (1 element in 256) and {half} "
@@ -97,14 +97,14 @@ def unobserved() -> str:
 
 
 def training() -> str:
-    """A whole training step with ADOPT over one with AdamW."""
+    """Return the time of a whole training step with ADOPT over one with AdamW."""
     found = results.read_all(results.FOLDER)
     trained = [c["rows"] for r in found if (r["benchmark"], r["device"]) == ("train", "cpu") for c in r["cases"]]
     return tables.medians([rows[OURS] for rows in trained if BASELINE in rows], "to_adamw")
 
 
 def goals(device: str) -> str:
-    """What a step is held to."""
+    """Return the goals of a step."""
     return "; ".join(goal.title for goal in GOALS[device])
 
 

@@ -44,10 +44,10 @@ def parts(quick: bool) -> list[Part]:
 
 
 def one(variant: str, beta2: float, problem: str, steps: int, seeds: int, lr: float, decay: float) -> dict[str, Any]:
-    """One variant on a problem; what `descend` returns.
+    """Run one variant on a problem, and return the result of `descend`.
 
     Raises:
-        InputError: an unknown variant.
+        InputError: If the variant is unknown.
     """
     if variant not in VARIANTS:
         raise InputError(f"variant must be one of {'; '.join(VARIANTS)}; got {variant!r}")
@@ -60,7 +60,7 @@ def one(variant: str, beta2: float, problem: str, steps: int, seeds: int, lr: fl
 
 
 def of(rows: Iterable[Row], variant: str) -> dict[float, Row]:
-    """The rows of a variant, by beta2."""
+    """Return the rows of a variant, by beta2."""
     found = {row["settings"]["beta2"]: row for row in rows if row["settings"]["variant"] == variant}
     return dict(sorted(found.items()))
 

@@ -37,8 +37,8 @@ class AdaShift(TensorwiseOptimizer):
     `exp_avg_sq`, 0-d or of the parameter's shape.
 
     Raises:
-        ValueError: a hyperparameter outside its range.
-        RuntimeError: a sparse gradient.
+        ValueError: If a hyperparameter is outside its range.
+        RuntimeError: If a gradient is sparse.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ def descend(make: Make, problem: str, steps: int, seeds: int, lr: float, decay: 
         95 % interval over the seeds.
 
     Raises:
-        InputError: an unknown problem, or numbers that are not positive.
+        InputError: If the problem is unknown, or a number is not positive.
     """
     if problem not in PROBLEMS:
         raise InputError(f"problem must be one of {', '.join(PROBLEMS)}, got {problem!r}")

@@ -140,7 +140,7 @@ def size(found: Iterable[tuple[ModuleType, Sequence[Row]]]) -> str:
 
 
 def text(found: Iterable[tuple[ModuleType, Sequence[Row]]], plots: str) -> str:
-    """What stands between the markers: all claims in one table, then each experiment with its table and its plot."""
+    """Return the text between the markers: a table of all claims, then each experiment with its table and its plot."""
     found = list(found)
     lines = [RULES, "", size(found), ""]
     claims = [claim for module, rows in found if rows for claim in module.claims(rows)]
@@ -165,7 +165,7 @@ def text(found: Iterable[tuple[ModuleType, Sequence[Row]]], plots: str) -> str:
 
 
 def measured(module: ModuleType, rows: Sequence[Row]) -> str:
-    """When, where and with what the rows were measured."""
+    """Return the conditions of the rows."""
     conditions = [row["conditions"] for row in rows]
 
     def all_of(key: str) -> str:

@@ -68,7 +68,7 @@ def one(
         "train": the bound's mean over every epoch; "validation" and "test": the importance-weighted bound at the end.
 
     Raises:
-        InputError: an unknown optimizer, numbers that are not positive, or what `pictures.load` raises.
+        InputError: If the optimizer is unknown, a number is not positive, or `pictures.load` raises it.
     """
     if optimizer not in OPTIMIZERS:
         raise InputError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")

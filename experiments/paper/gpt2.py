@@ -41,7 +41,7 @@ ALONE: dict[str, Any] = {
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No log lines below a warning."""
+    """Suppress log lines below a warning within the block."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
@@ -51,11 +51,11 @@ def quiet() -> Iterator[None]:
 
 
 def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Train and evaluate as the recipe's train.py does; nothing is left on disk but its cache of tokens.
+    """Train and evaluate as the recipe's train.py does. Only its cache of tokens is left on disk.
 
     Args:
-        config: a config of the recipe.
-        options: what is different, by the names of the recipe's command line.
+        config: A config of the recipe.
+        options: The settings that differ, by the names of the recipe's command line.
 
     Returns:
         {"steps", "losses": the training loss (nats per token, to 4 decimals) at each logged step, "eval_steps",
@@ -64,7 +64,7 @@ def train(config: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         A loss that is not finite is None: JSON has no NaN.
 
     Raises:
-        InputError: an option is wrong, or there is no such text.
+        InputError: If an option is wrong, or there is no such text.
     """
     from transformers import PrinterCallback, Trainer, default_data_collator
 

@@ -215,7 +215,7 @@ def _spike_text(rows: Sequence[dict[str, Any]], optimizer: str, batch: str) -> s
 
 
 def _spike_verdict(rows: Sequence[dict[str, Any]]) -> Verdict:
-    """Of the small batch: reproduced if all runs of AdamW spike and none of ADOPT's, contradicted the other way."""
+    """Judge the small batch: reproduced if all runs of AdamW spike and none of ADOPT's, contradicted in reverse."""
     adam, adopt = ([spikes(row["losses"]).count for row in _of(rows, name, "small")] for name in ("AdamW", "ADOPT"))
     if all(adam) and not any(adopt):
         return "reproduced"

@@ -1,4 +1,4 @@
-"""What a run on images is told: a YAML config and command-line overrides, which win.
+"""The settings of a run on images: a YAML config, and the command line, which takes precedence.
 
 The names are the fields of `ImageArguments` and of transformers.TrainingArguments. Whatever is wrong is one line on
 stderr and exit code 2.

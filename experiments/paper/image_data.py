@@ -44,10 +44,10 @@ class Splits:
 
 
 def load(args: ImageArguments) -> Splits:
-    """The data set that `args` names.
+    """Load the data set that `args` names.
 
     Raises:
-        InputError: it cannot be loaded, lacks a split or a column, or nothing would be left to train on.
+        InputError: If it cannot be loaded, lacks a split or a column, or leaves nothing to train on.
     """
     train, test, num_labels = _digits() if args.dataset_name == "digits" else _named(args)
     image, label = ("image", "label") if args.dataset_name == "digits" else (args.image_column, args.label_column)
@@ -65,7 +65,7 @@ def load(args: ImageArguments) -> Splits:
 
 
 def transform(args: ImageArguments, training: bool) -> Transform:
-    """From an image to a tensor; random where `training` and the recipe says so."""
+    """Return a function from an image to a tensor. It is random if `training`, and if the recipe says so."""
     mode = "L" if args.num_channels == 1 else "RGB"
     if args.augmentation == "timm":
         of_timm = timm("augmentation: timm").data.create_transform(
@@ -102,7 +102,7 @@ def crop_flip(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _digits() -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, a fifth of them for the test."""
+    """Return scikit-learn's 1,797 handwritten digits of 8x8 pixels, a fifth of them for the test."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

@@ -36,7 +36,7 @@ from experiments.paper.image_arguments import ImageArguments
 
 
 def train(images: ImageArguments, training: TrainingArguments) -> dict[str, Any]:
-    """Train as told, evaluate as often as `training` says and at the end; the model is saved unless nothing is.
+    """Train, evaluate as often as `training` says and at the end, and save the model unless nothing is saved.
 
     Returns:
         {"steps", "losses": the training loss at each logged step, "epochs", "accuracies": on the test images at each
@@ -44,7 +44,7 @@ def train(images: ImageArguments, training: TrainingArguments) -> dict[str, Any]
         A loss that is not finite is None.
 
     Raises:
-        InputError: something cannot be used; says what is allowed.
+        InputError: If a setting cannot be used. The text says what is allowed.
     """
     if images.needs_timm:
         timm("mixup, cutmix, ema_decay or augmentation timm")
@@ -73,7 +73,7 @@ def train(images: ImageArguments, training: TrainingArguments) -> dict[str, Any]
 
 
 def make_model(images: ImageArguments, num_labels: int) -> PreTrainedModel:
-    """From random weights. Raises InputError for an architecture or a field that transformers does not have."""
+    """Return a model with random weights. Raises InputError if transformers has no such architecture or field."""
     fields = json.loads(str(images.model_config)) | {"num_labels": num_labels, "num_channels": images.num_channels}
     try:
         config = AutoConfig.for_model(images.model_type, **fields)
@@ -119,7 +119,7 @@ def make_trainer(images: ImageArguments, training: TrainingArguments, splits: im
 
 
 def by_class(images: ImageArguments, training: TrainingArguments) -> tuple[type, dict[str, Any]] | None:
-    """What the Trainer takes for an optimizer without a name; weight decay is AdamW's where there is one."""
+    """Return the class and arguments of an optimizer without a name. Its weight decay, if it has one, is AdamW's."""
     betas = (training.adam_beta1, training.adam_beta2)
     if images.optimizer == "amsgrad":
         return torch.optim.AdamW, {
@@ -133,7 +133,7 @@ def by_class(images: ImageArguments, training: TrainingArguments) -> tuple[type,
 
 
 class ImageTrainer(Trainer):
-    """Trainer that evaluates and saves the average of the weights where there is one; mixes training images alone."""
+    """Trainer that evaluates and saves the average of the weights, if there is one. It mixes only training images."""
 
     average: Any = None
 
@@ -149,7 +149,7 @@ class ImageTrainer(Trainer):
             return super().evaluation_loop(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        # A checkpoint holds the weights that training goes on with, and the average beside them.
+        # A checkpoint holds the weights that training goes on with, and the average next to them.
         with averaged(self.model, None if _internal_call else self.average):
             super().save_model(output_dir, _internal_call)
 
@@ -212,7 +212,7 @@ class Mixing:
 
 
 class Loss:
-    """Cross-entropy of class numbers (batch,) or of their shares (batch, classes), smoothed in training alone."""
+    """Cross-entropy of class numbers (batch,) or of their shares (batch, classes), smoothed only in training."""
 
     def __init__(self, smoothing: float) -> None:
         self.smoothing = smoothing

@@ -132,7 +132,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """How many runs diverged and rose, by learning rate."""
+    """Return the numbers of runs that diverged and rose, by learning rate."""
     lines = []
     for name in OPTIMIZERS:
         cells = []

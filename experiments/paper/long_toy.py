@@ -54,7 +54,7 @@ def library() -> Library:
     """Compile and load long_toy.c.
 
     Raises:
-        InputError: If there is no compiler, or what it makes cannot be loaded; says why.
+        InputError: If there is no compiler, or its result cannot be loaded. The text says why.
     """
     from adopt_hf.backends.cpu import compiler
 
@@ -195,7 +195,7 @@ def claims(rows: Iterable[Row]) -> list[Claim]:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Where the seeds end, and the steps to half way without and with the clip."""
+    """Return where the seeds end, and the steps to half way without and with the clip."""
     rows = list(rows)
     title = [f"β2 = {beta2:g}" for beta2 in BETA2]
     ends, half_ways = [], []

@@ -16,7 +16,7 @@ def load(dataset: str) -> dict[str, Tensor]:
             "train", whose last sixth is the validation, and "test", and a column of pictures of one size.
 
     Raises:
-        InputError: there is no such data set, or it has not the splits or the column.
+        InputError: If there is no such data set, or it lacks the splits or the column.
     """
     if dataset == DIGITS:
         from sklearn.datasets import load_digits

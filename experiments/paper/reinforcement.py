@@ -80,7 +80,7 @@ def one(
         "step" and "return": the curve of evaluations, on a second environment; "final": the last of them.
 
     Raises:
-        InputError: an unknown task or optimizer, or numbers that are not positive; or stable-baselines3 is missing.
+        InputError: If a task or an optimizer is unknown, a number is not positive, or stable-baselines3 is missing.
     """
     if task not in TASKS + PENDULUMS:
         raise InputError(f"task must be one of {', '.join(TASKS + PENDULUMS)}; got {task!r}")

@@ -1,4 +1,4 @@
-"""What a user of ADOPT should tune first: learning rate x beta2 for ADOPT and AdamW, eps, and the clip exponent.
+"""The hyperparameters to tune first: learning rate x beta2 for ADOPT and AdamW, eps, and the clip exponent.
 
 python -m experiments sensitivity            # a shrunk GPT-2 on the standard library
 python -m experiments sensitivity --full     # the offline recipe as it is (examples/gpt2_pretraining, stdlib.yaml)
@@ -170,7 +170,7 @@ def claims(rows: Rows) -> list[Claim]:
 
 
 def advice(rows: Rows) -> str:
-    """What to tune first, and what to leave as it is, from the gains and spreads that are above those of chance."""
+    """Say what to tune first and what to leave, from the gains and spreads that are above those of chance."""
     found, single = axes(rows, "ADOPT"), scatter(rows)
     chance = {axis: single.spread(len(losses)) for axis, losses in found.items()}
     tune = [axis for axis in found if gain(found[axis], axis) > chance[axis]]
@@ -225,7 +225,7 @@ def cell(beta2: float, lr: float) -> str:
 
 
 def _interval(found: Difference) -> str:
-    """As `Difference.text`, of one pair whose interval comes from the scatter of other runs."""
+    """Return the text of one pair's difference, whose interval comes from the scatter of other runs."""
     if not math.isfinite(found.half + found.mean):
         return f"a difference of {found.mean:+.3f}, without an interval"
     return f"a difference of {found.mean:+.3f} ± {found.half:.3f}, from the scatter of single runs"

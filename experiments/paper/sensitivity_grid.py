@@ -154,7 +154,7 @@ def axes(rows: Rows, optimizer: str) -> dict[str, dict[Any, float]]:
 
 
 def gain(found: dict[Any, float], axis: str) -> float:
-    """What leaving ADOPT's default is worth along an axis. The learning rate has none: what its choice is worth."""
+    """Return the gain of leaving ADOPT's default along an axis. The learning rate has no default: its spread counts."""
     return spread(found) if axis == "lr" else found.get(DEFAULTS[axis], max(found.values())) - min(found.values())
 
 

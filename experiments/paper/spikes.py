@@ -35,13 +35,13 @@ class Spikes(NamedTuple):
 
 
 def smoothed(losses: Sequence[float | None], window: int = WINDOW) -> list[float]:
-    """The mean of each `window` losses in a row; infinite where one of them is None."""
+    """Return the mean of each `window` losses in a row, infinite if one of them is None."""
     values = [math.inf if loss is None else loss for loss in losses]
     return [sum(values[end - window : end]) / window for end in range(window, len(values) + 1)]
 
 
 def standard_error(losses: Sequence[float | None], window: int = WINDOW) -> float:
-    """Of a mean of `window` losses, as batches scatter; 0 where no two losses in a row are finite."""
+    """Return that of a mean of `window` losses, by the scatter of batches; 0 without two finite losses in a row."""
     pairs = itertools.pairwise(losses)
     steps = [abs(after - before) for before, after in pairs if before is not None and after is not None]
     if not steps:

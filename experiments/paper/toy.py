@@ -48,10 +48,10 @@ Row = Mapping[str, Any]
 
 
 def make(optimizer: str, beta2: float) -> Make:
-    """What builds the optimizer, with beta1 = 0.9; the learning rate is set in every step.
+    """Return a function that builds the optimizer, with beta1 = 0.9. The learning rate is set in every step.
 
     Raises:
-        InputError: an unknown name.
+        InputError: If the name is unknown.
     """
     betas = (0.9, beta2)
     makers: dict[str, Make] = {
@@ -89,12 +89,12 @@ def parts(quick: bool) -> list[Part]:
 
 
 def one(problem: str, optimizer: str, beta2: float, steps: int, seeds: int, lr: float, decay: float) -> dict[str, Any]:
-    """One optimizer on one problem; what `descend` returns."""
+    """Run one optimizer on one problem, and return the result of `descend`."""
     return descend(make(optimizer, beta2), problem, steps, seeds, lr, decay)
 
 
 def of(rows: Iterable[Row], problem: str, optimizer: str) -> dict[float, Row]:
-    """The rows of a problem and an optimizer, by beta2."""
+    """Return the rows of a problem and an optimizer, by beta2."""
     found = {
         row["settings"]["beta2"]: row
         for row in rows
@@ -104,7 +104,7 @@ def of(rows: Iterable[Row], problem: str, optimizer: str) -> dict[float, Row]:
 
 
 def way(row: Row) -> tuple[float, float]:
-    """(how far towards the minimiser, 1 being there; the half-width of its 95 % interval)."""
+    """Return the way to the minimiser, where 1 is all of it, and the half-width of its 95 % interval."""
     return row["result"]["final"] * minimiser(row["settings"]["problem"]), row["result"]["error"]
 
 
@@ -119,14 +119,14 @@ def failed(row: Row) -> bool:
 
 
 def converges(rows: Mapping[float, Row]) -> Verdict:
-    """On a claim that the minimiser is reached for every beta2."""
+    """Judge a claim that the minimiser is reached for every beta2."""
     if all(map(reached, rows.values())):
         return "reproduced"
     return "contradicted" if any(map(failed, rows.values())) else "not at this scale"
 
 
 def slower(slow: Mapping[float, Row], fast: Mapping[float, Row]) -> Verdict:
-    """On a claim that `slow` gets there, and later: at the smallest beta2 it is behind, and on the right side of 0."""
+    """Judge a claim that `slow` arrives later: at the smallest beta2 it is behind, and on the right side of 0."""
     (far, error), (other, _) = way(slow[min(slow)]), way(fast[min(fast)])
     if far + error >= other:
         return "contradicted"

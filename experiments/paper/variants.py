@@ -22,7 +22,7 @@ class Variant(TensorwiseOptimizer):
         reorder: average the divided gradients; else divide the averaged gradient, with Adam's correction.
 
     Raises:
-        ValueError: a hyperparameter outside its range.
+        ValueError: If a hyperparameter is outside its range.
     """
 
     def __init__(

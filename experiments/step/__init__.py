@@ -1,1 +1,1 @@
-"""What a step of ADOPT costs, beside other optimizers and the memory's own speed: see docs/benchmarks.md."""
+"""The cost of a step of ADOPT next to other optimizers and the speed of memory: see docs/benchmarks.md."""

@@ -1,4 +1,4 @@
-"""One case: a shape, a dtype and a number of threads, and everybody's steps over it."""
+"""One case: a shape, a dtype and a number of threads, and the steps of all optimizers over it."""
 
 import gc
 import os
@@ -28,7 +28,7 @@ HOST_ROUNDS = 10  # for each round of a case: they are short, and as many to a p
 
 
 def head(device: str, shape: str, dtype: str, scale: float, threads: int) -> dict[str, Any]:
-    """What a case says of itself before anything is measured."""
+    """Return the description of a case before anything is measured."""
     sizes = sizes_of(shape, scale)
     total = elements(sizes)
     return {
@@ -56,7 +56,7 @@ def measure(
     seed: int,
     peers_path: str | None,
 ) -> dict[str, Any]:
-    """Measure `peers`, which are installed; what others are compared to belongs to every group.
+    """Measure `peers`, which are installed. Each group includes the optimizers that others are compared to.
 
     Returns:
         The case, its `rows` by peer: times, or `why` it failed; temporaries and launches on a GPU alone.
@@ -99,7 +99,7 @@ def measure(
 
 
 def _shares(rounds: int) -> list[int]:
-    """The rounds in parts, for each of which the tensors of all are made again.
+    """Divide the rounds into parts, for each of which the tensors of all optimizers are made again.
 
     Where they come to lie in memory speeds a step up or slows it down by some per cent, for as long as they lie there.
     """
@@ -136,7 +136,7 @@ def _measure_group(
 def _stream(
     grads: list[Tensor], time_step: Callable[[Callable[[], None]], Times], case: dict[str, Any]
 ) -> dict[str, Callable[[], Times]]:
-    """The floor, if there is a compiler for it."""
+    """Return the floor, if there is a compiler for it."""
     try:
         return {STREAM: partial(time_step, Stream(grads).step)}
     except RuntimeError as error:
@@ -147,7 +147,7 @@ def _stream(
 def _steppers(
     names: list[str], grads: list[Tensor], peers_path: str | None, seed: int
 ) -> tuple[dict[str, Stepper], dict[str, Row]]:
-    """The optimizers, made in a drawn order, since where a tensor comes to lie depends on those made before it."""
+    """Make the optimizers in a random order, because the place of a tensor depends on those made before it."""
     steppers: dict[str, Stepper] = {}
     rows: dict[str, Row] = {name: {"why": "", "notes": []} for name in names}
     for name in random.Random(seed).sample(names, len(names)):
@@ -164,7 +164,7 @@ def _timed(stepper: Stepper, time_step: Callable[[Callable[[], None]], Times]) -
 
 
 def _count_on_cuda(row: Row, stepper: Stepper) -> None:
-    """Temporaries and launches; a profiler that cannot count does not make a peer fail."""
+    """Count temporaries and launches. A profiler that cannot count does not make a peer fail."""
     stepper.give_gradients()
     row["temporaries_bytes"] = temporaries.on_cuda(stepper.step)
     stepper.give_gradients()
@@ -177,7 +177,7 @@ def _count_on_cuda(row: Row, stepper: Stepper) -> None:
 def _host_times(
     rows: dict[str, Row], sizes: list[tuple[int, ...]], dtype: str, rounds: int, seed: int, peers_path: str | None
 ) -> None:
-    """What the host does for that many tensors: a step over as many of one element each.
+    """Measure the host's work for that many tensors: a step over as many of one element each.
 
     It waits for memory more than it computes, so where tensors come to lie counts: in each part of the rounds
     the tensors of all are made again, in an order that is drawn.
@@ -201,7 +201,7 @@ def _host_times(
 
 
 def _available(device: str) -> int:
-    """Bytes that can be had now; on a CPU not all of them, since others run there too."""
+    """Return the bytes that are free now. On a CPU some are left to other processes."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     listed = Path("/proc/meminfo")

@@ -1,4 +1,4 @@
-"""How long one step takes."""
+"""The time of one step."""
 
 import time
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from experiments.step.rounds import Times
 
 Step = Callable[[], object]
 
-# Threads of an OpenMP region spin for some milliseconds when it has ended; the next one's step would share its cores.
+# Threads of an OpenMP region spin for some milliseconds after its end and would share the cores of the next step.
 PAUSE = 0.02
 
 
 def on_cpu(step: Step) -> Times:
-    """Wall time and process time."""
+    """Measure wall time and process time."""
     time.sleep(PAUSE)
     wall, cpu = time.perf_counter(), time.process_time()
     step()
@@ -23,7 +23,7 @@ def on_cpu(step: Step) -> Times:
 
 
 def on_cuda(step: Step) -> Times:
-    """Time between events before and after, on an idle device; the host's own beside it."""
+    """Measure the time between events before and after, on an idle device, and the host's own time."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -37,5 +37,5 @@ def on_cuda(step: Step) -> Times:
 
 
 def of(device: str) -> Callable[[Step], Times]:
-    """The clock of a device."""
+    """Return the clock of a device."""
     return on_cuda if device == "cuda" else on_cpu

@@ -1,4 +1,4 @@
-"""What only a GPU can tell: its copy rate, and the kernels of a step."""
+"""The measurements that need a GPU: its copy rate, and the kernels of a step."""
 
 import json
 import tempfile
@@ -16,7 +16,7 @@ COPIES = 20
 
 
 def copy_rate() -> float:
-    """Bytes a second, read and written, of copying a large tensor: the median of some copies."""
+    """Return the bytes a second, read and written, of copying a large tensor: the median of some copies."""
     source = torch.zeros(COPIED, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     times = [clock.on_cuda(lambda: target.copy_(source)).ms for _ in range(COPIES)]
@@ -26,7 +26,7 @@ def copy_rate() -> float:
 
 
 def launches(step: Callable[[], object]) -> int:
-    """Kernels that `step` starts."""
+    """Return the number of kernels that `step` starts."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities) as profile:
@@ -43,5 +43,5 @@ def launches(step: Callable[[], object]) -> int:
 
 
 def kernels(events: Iterable[Mapping[str, Any]]) -> int:
-    """How many of a trace's events are kernels; copies, fills and annotations are not."""
+    """Count the kernels among a trace's events. Copies, fills and annotations do not count."""
     return sum(event.get("cat") == "kernel" for event in events)

@@ -23,7 +23,7 @@ class Goal(NamedTuple):
     smallest: int = 0  # elements below which it is not a goal
 
     def verdict(self, cases: Sequence[Case]) -> str:
-        """The number and met or NOT met, as the table says it; of several runs the range, and how many met it."""
+        """Return the number and met or NOT met, as in the table. Several runs have a range, and how many met it."""
         if cases[0]["elements"] < self.smallest:
             return "no goal"
         values = sorted(value for value in map(self.value, cases) if value is not None)
@@ -54,7 +54,7 @@ def _number(key: str, factor: float, digits: int, case: Case) -> float | None:
 
 
 def _others(limit: float) -> list[Goal]:
-    """The other implementations of ADOPT: their time over ours."""
+    """Return the goals for other implementations of ADOPT: their time over ours."""
     others = ("torch-adopt-foreach", "torch-adopt-single", "timm", "pytorch_optimizer", "heavyball")
     return [
         Goal(

@@ -1,4 +1,4 @@
-"""Who is measured together, where all at once do not fit into memory."""
+"""The groups of optimizers that are measured together if all of them do not fit into memory."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ TEMPORARIES = 3  # the reference needs the most: 29 bytes an element of one flat
 
 
 def groups(names: Sequence[str], anchors: Sequence[str], each: int, shared: int, available: int) -> list[list[str]]:
-    """Cut `names` into groups that fit, each with all `anchors`, that everybody is compared to.
+    """Divide `names` into groups that fit. Each has all `anchors`, which the others are compared to.
 
     Args:
         each: bytes that one of them holds; `TEMPORARIES` times as much stay free for the one whose turn it is.

@@ -12,7 +12,7 @@ from experiments.step.peers import PEERS
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What the JSON says of this machine; within `searching`, which finds the peers' versions."""
+    """Describe this machine for the JSON. Call it within `searching`, which finds the peers' versions."""
     gpu = torch.cuda.get_device_properties(0) if device == "cuda" else None
     peers = sorted({peer.distribution for peer in PEERS.values() if peer.distribution})
     now = machine.now("adopt_hf", "torch", *peers)
@@ -32,5 +32,5 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def slug(hardware: str) -> str:
-    """`hardware` for a file name."""
+    """Return `hardware` in the form of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")

@@ -13,7 +13,7 @@ from experiments.step.peers import default_folder
 
 
 def positive(text: str) -> int:
-    """An integer from 1 on, for argparse."""
+    """Return an integer from 1 on, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
@@ -21,7 +21,7 @@ def positive(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """A number in (0, 1], for argparse."""
+    """Return a number in (0, 1], for argparse."""
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be in (0, 1], got {text}")
@@ -29,7 +29,7 @@ def share(text: str) -> float:
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every benchmark."""
+    """Add the arguments of every benchmark."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=positive, default=9, help="interleaved, beside those to warm up (default: 9)")
     parser.add_argument("--seed", type=int, default=0)
@@ -45,18 +45,18 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def fail(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    """One line, exit 2."""
+    """Exit with code 2 and one line."""
     parser.exit(2, f"{parser.prog}: error: {message}\n")
 
 
 def check_device(parser: argparse.ArgumentParser, device: str) -> None:
-    """End if it is not there."""
+    """Exit if the device is not there."""
     if device == "cuda" and not torch.cuda.is_available():
         fail(parser, "--device cuda, but torch finds no GPU here")
 
 
 def target(parser: argparse.ArgumentParser, out: Path | None, default: Path) -> Path:
-    """Where the JSON goes; ends before anything is measured if that would lose the numbers of another run."""
+    """Return the path of the JSON. Exit before anything is measured if that would overwrite another run."""
     path = out or default
     if path.exists():
         fail(parser, f"{path} exists: name another file with --out, or remove it")
@@ -64,7 +64,7 @@ def target(parser: argparse.ArgumentParser, out: Path | None, default: Path) -> 
 
 
 def command(experiment: str, arguments: list[str]) -> str:
-    """What was typed, as the docs show it; folders are left out, which differ everywhere."""
+    """Return the command as the docs show it. Folders are left out, because they differ between machines."""
     shown = []
     skip = False
     for argument in arguments:
@@ -91,5 +91,5 @@ def announced(units: Sequence[Any]) -> Iterator[Any]:
 
 
 def say(line: str) -> None:
-    """On the standard error, which the tables are not on."""
+    """Print a line to the standard error, because the tables are on the standard output."""
     print(line, file=sys.stderr, flush=True)

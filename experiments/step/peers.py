@@ -69,7 +69,7 @@ def _torch_adopt(foreach: bool) -> Callable[[list[Tensor]], Optimizer]:
 
 
 def _timm(params: list[Tensor]) -> Optimizer:
-    """timm's file alone: the package would import torchvision, and accelerate imports every timm that it finds."""
+    """Import only timm's file: the package imports torchvision, and accelerate imports every timm that it finds."""
     spec = importlib.util.find_spec("timm")
     assert spec is not None  # `installed` has seen it
     assert spec.origin is not None
@@ -144,7 +144,7 @@ PEERS: dict[str, Peer] = {
 
 @contextmanager
 def searching(folder: Path | str | None) -> Iterator[None]:
-    """Modules are looked for in `folder` too, after all other places, and only within this context.
+    """Look for modules in `folder` too, after all other places, within the block.
 
     What is in that folder stays invisible to accelerate and others that ask what is installed.
     """
@@ -160,11 +160,11 @@ def searching(folder: Path | str | None) -> Iterator[None]:
 
 
 def default_folder() -> str | None:
-    """Where `make` puts peers that must stay apart from the environment."""
+    """Return the folder in which `make` puts peers that must stay apart from the environment."""
     folder = Path(sys.prefix, "peers")
     return str(folder) if folder.is_dir() else None
 
 
 def installed(peer: Peer) -> bool:
-    """Whether what it needs is there; within `searching`."""
+    """Return whether the peer's module is there. Call it within `searching`."""
     return peer.module is None or importlib.util.find_spec(peer.module) is not None

@@ -1,4 +1,4 @@
-"""A picture of a result: a bar for every optimizer of every case."""
+"""The plot of a result: a bar for every optimizer of every case."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -10,7 +10,7 @@ DTYPES = {"cpu": ("fp32",), "cuda": ("fp32", "bf16")}  # of the cases that goals
 
 
 def render(found: Sequence[Mapping[str, Any]]) -> str:
-    """All tables, the range over all runs in each cell; a device that was not measured has goals that say so."""
+    """Return all tables, with the range over all runs in each cell. The goals of an unmeasured device say so."""
     parts = []
     for device, title in DEVICES.items():
         steps = [r for r in found if (r["benchmark"], r["device"]) == ("step", device)]
@@ -41,7 +41,7 @@ def _steps(results: Sequence[Mapping[str, Any]], device: str) -> list[str]:
 
 
 def grouped(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """The cases of all results, each with those of the same shape, dtype and threads."""
+    """Return the cases of all results, grouped by shape, dtype and threads."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for result in results:
         for case in result["cases"]:

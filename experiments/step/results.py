@@ -48,7 +48,7 @@ class ResultError(ValueError):
 
 
 def default_path(benchmark: str, device: str, hardware: str, date: str, scale: float) -> Path:
-    """Where a benchmark writes unless it is told: a new file, so that no run takes the place of an earlier one."""
+    """Return the default file of a benchmark: a new one, so that no run replaces an earlier one."""
     toy = "" if scale == 1 else f"-scale-{scale:g}"
     name = f"{benchmark}-{device}-{slug(hardware)}-{date}{toy}"
     names = (name, *(f"{name}-{number}" for number in range(2, 10_000)))
@@ -64,10 +64,10 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The result in a file.
+    """Return the result in a file.
 
     Raises:
-        ResultError: it is not JSON, of another schema, or lacks something.
+        ResultError: If it is not JSON, has another schema, or lacks something.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
-    """Every kept result by date, but for those of toy scales. A later run of the same is one more, not instead."""
+    """Return every kept result by date, except those of toy scales. A later run is added and replaces none."""
     found = [read(path) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
     return sorted((result for result in found if result["scale"] == 1), key=lambda result: result["date"])
 

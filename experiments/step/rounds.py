@@ -1,4 +1,4 @@
-"""Interleaved rounds: in each, everybody does one step, so that a slow moment of the machine meets all alike."""
+"""Interleaved rounds. Each optimizer does one step in each, so that a slow moment of the machine affects all alike."""
 
 import random
 import statistics
@@ -9,7 +9,7 @@ from experiments.harness.fresh import one_line
 
 
 class Times(NamedTuple):
-    """Of one step, in milliseconds."""
+    """The times of one step, in milliseconds."""
 
     ms: float  # what is compared: wall time on a CPU, time between two events on a GPU
     wall_ms: float  # until all is done
@@ -24,7 +24,7 @@ Quartiles = dict[str, float]
 def interleave(
     steps: Mapping[str, Callable[[], Times]], rounds: int, warmup: int, seed: int = 0
 ) -> tuple[list[Round], dict[str, str]]:
-    """Do `warmup` and then `rounds` rounds, each in an order of its own: a step feels the one before it.
+    """Do `warmup` and then `rounds` rounds, each in a random order, because a step feels the one before it.
 
     Returns:
         The rounds, and the errors of those whose step raised: these are in no round.
@@ -47,7 +47,7 @@ def interleave(
 
 
 def quartiles(values: list[float]) -> Quartiles | None:
-    """Of `values`, or None if there are none."""
+    """Return the quartiles of `values`, or None if there are none."""
     if not values:
         return None
     if len(values) == 1:
@@ -57,13 +57,13 @@ def quartiles(values: list[float]) -> Quartiles | None:
 
 
 def ratio(rounds: list[Round], name: str, to: str, field: str = "ms") -> Quartiles | None:
-    """Of a time of `name` to that of `to` in the same round."""
+    """Return the ratio of a time of `name` to that of `to` in the same round."""
     both = [r for r in rounds if name in r and to in r]
     return quartiles([getattr(r[name], field) / getattr(r[to], field) for r in both if getattr(r[to], field) > 0])
 
 
 def summary(rounds: list[Round], name: str, baseline: str, ours: str, floor: str) -> dict[str, Any]:
-    """What a row says of the times of `name`."""
+    """Return the times of `name` for its row."""
     mine = [r[name] for r in rounds if name in r]
     return {
         **{

@@ -19,7 +19,7 @@ DEFAULT_THREADS = [1, 2]
 
 
 class Unit(NamedTuple):
-    """What one process measures: temporaries of a peer on a CPU, or, without a peer, a whole case."""
+    """The task of one process: temporaries of a peer on a CPU, or, without a peer, a whole case."""
 
     shape: str
     dtype: str
@@ -32,7 +32,7 @@ class Unit(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, write; returns the exit status."""
+    """Measure, print and write. Return the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     args = command.parse(parser, given, scale=0.001, rounds=3)
@@ -82,14 +82,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _why_not(name: str, device: str) -> str:
-    """Why a peer cannot be measured here; "" if it can."""
+    """Return why a peer cannot be measured here, or "" if it can."""
     if device not in PEERS[name].devices:
         return f"runs on {' and '.join(PEERS[name].devices)} only"
     return "" if installed(PEERS[name]) else "not installed"
 
 
 def _measure(args: argparse.Namespace, here: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """The cases; a peer whose process dies while its temporaries are measured is kept out of the rounds."""
+    """Yield the cases. A peer whose process dies while its temporaries are measured is kept out of the rounds."""
     units = []
     probes = args.device == "cpu" and not args.skip_temporaries and temporaries.measurable()
     threads: list[int | None] = args.threads or (DEFAULT_THREADS if args.device == "cpu" else [None])
@@ -124,7 +124,7 @@ def _probe(args: argparse.Namespace, unit: Unit) -> dict[str, Any]:
 
 
 def _case(args: argparse.Namespace, unit: Unit, before: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The case with a row for every peer in `before`, in that order."""
+    """Return the case with a row for every peer in `before`, in that order."""
     peers = [name for name, row in before.items() if not row["why"]]
     try:
         found = fresh.call(

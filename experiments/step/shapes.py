@@ -1,4 +1,4 @@
-"""The parameters that are stepped over: those of real models, by arithmetic alone."""
+"""The shapes of the parameters: those of real models, by arithmetic only."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Gpt2(NamedTuple):
     positions: int = 1024
 
     def sizes(self) -> list[Size]:
-        """The sizes of its parameters, in the order of the model's."""
+        """Return the sizes of its parameters, in the order of the model's."""
         d = self.width
         norm = [(d,), (d,)]
         attention = [(d, 3 * d), (3 * d,), (d, d), (d,)]
@@ -36,7 +36,7 @@ GPT2_TOY = Gpt2(layers=2, width=32, heads=2, vocabulary=128, positions=64)
 
 
 def lora(rank: int, layers: int, width: int, hidden: int) -> list[Size]:
-    """The A (rank, in) and B (out, rank) of LoRA on the seven linear layers of every block of a Llama."""
+    """Return the sizes of LoRA's A (rank, in) and B (out, rank) on the seven linear layers of each block of a Llama."""
     linear = [(width, width)] * 4 + [(width, hidden)] * 2 + [(hidden, width)]  # in, out
     return [size for into, out in linear for size in ((rank, into), (out, rank))] * layers
 
@@ -63,10 +63,10 @@ SHAPES: dict[str, Shape] = {
 
 
 def elements(sizes: Sequence[Size]) -> int:
-    """How many numbers parameters of these sizes hold together."""
+    """Return the number of elements of parameters of these sizes together."""
     return sum(map(math.prod, sizes))
 
 
 def scaled(sizes: Sequence[Size], scale: float) -> list[Size]:
-    """As many tensors, each with about `scale` times the elements."""
+    """Return as many sizes, each with about `scale` times the elements."""
     return [(max(1, round(first * scale)), *rest) for first, *rest in sizes]

@@ -11,18 +11,18 @@ WARMUP = 2  # ADOPT's first step only initialises; heavyball compiles in its sec
 
 
 def sizes_of(shape: str, scale: float) -> list[Size]:
-    """The sizes of the tensors of a row of `SHAPES`."""
+    """Return the sizes of the tensors of a row of `SHAPES`."""
     return scaled(SHAPES[shape].sizes, scale)
 
 
 def gradients(sizes: list[Size], dtype: str, device: str, seed: int) -> list[Tensor]:
-    """Normally distributed ones."""
+    """Return normally distributed gradients."""
     generator = torch.Generator(device).manual_seed(seed)
     return [torch.randn(size, generator=generator, dtype=DTYPES[dtype], device=device) for size in sizes]
 
 
 def thinned(grad: Tensor, share: float) -> Tensor:
-    """A copy of which about `share` of the elements are zero, always the same ones."""
+    """Return a copy in which about `share` of the elements are zero, always the same ones."""
     generator = torch.Generator(grad.device).manual_seed(0)
     return grad * (torch.rand(grad.shape, generator=generator, device=grad.device) >= share).to(grad.dtype)
 
@@ -38,7 +38,7 @@ class Stepper:
             self.optimizer = peer.make(self.params)
 
     def give_gradients(self) -> None:
-        """Before each step, since some take them away."""
+        """Set the gradients before each step, because some optimizers remove them."""
         for p, g in zip(self.params, self.grads, strict=True):
             p.grad = g
 

@@ -15,7 +15,7 @@ Case = Mapping[str, Any]
 
 
 def span(values: Iterable[float | None], form: str = "{:.2f}") -> str:
-    """The range over the runs that have a value, as shown; one number if they agree, a dash if there is none."""
+    """Return the range over the runs that have a value: one number if they agree, a dash if there is none."""
     found = sorted(value for value in values if value is not None)
     if not found:
         return DASH
@@ -24,7 +24,7 @@ def span(values: Iterable[float | None], form: str = "{:.2f}") -> str:
 
 
 def runs(results: Sequence[Result]) -> str:
-    """The runs that numbers belong to: a table of what differs, and a sentence on the rest."""
+    """Return the conditions of the runs: a table of the differences, and a sentence on the rest."""
     head = ["date", "commit", "rounds", "load before", "OMP_WAIT_POLICY", "command"]
     rows = []
     for result in results:
@@ -53,7 +53,7 @@ def runs(results: Sequence[Result]) -> str:
 
 
 def machine(result: Result) -> str:
-    """The processor, and the GPU if it ran there."""
+    """Return the processor, and the GPU if it ran there."""
     env = result["environment"]
     cpu = f"{env['cpu']}, {env['cores']} cores"
     if result["device"] == "cuda":
@@ -62,24 +62,24 @@ def machine(result: Result) -> str:
 
 
 def case_title(case: Case) -> str:
-    """What is stepped over, and how."""
+    """Return the title of a case: its shape, dtype and threads."""
     title = f"{shape_title(case['shape'], case['tensors'], case['elements'])}, {case['dtype']}"
     return title if case["device"] == "cuda" else f"{title}, {threads(case)}"
 
 
 def shape_title(shape: str, tensors: int, total: int) -> str:
-    """A shape with its size."""
+    """Return a shape with its size."""
     title = SHAPES[shape].title if shape in SHAPES else shape
     return f"{title}: {total / 1e6:,.1f}M in {tensors} tensor{'s' * (tensors != 1)}"
 
 
 def threads(case: Case) -> str:
-    """How many, in words."""
+    """Return the number of threads in words."""
     return f"{case['threads']} thread{'s' * (case['threads'] != 1)}"
 
 
 def step_table(cases: Sequence[Case], device: str) -> str:
-    """The rows of one case, the floor first; of several runs of it, the range over them."""
+    """Return the rows of one case, the floor first. For several runs of the case, return the range over them."""
     if device == "cuda":
         rates = span((case["copy_rate"] and case["copy_rate"] / 1e9 for case in cases), "{:.0f}")
         header = (
@@ -104,12 +104,12 @@ def step_table(cases: Sequence[Case], device: str) -> str:
 
 
 def floor_ms(case: Case) -> float | None:
-    """The time in which a copy moves the bytes of the case."""
+    """Return the time in which a copy moves the bytes of the case."""
     return case["copy_rate"] and 1e3 * case["bytes"] / case["copy_rate"]
 
 
 def medians(rows: Sequence[Mapping[str, Any]], key: str, form: str = "{:.2f}") -> str:
-    """The range of the medians of the quartiles under `key`."""
+    """Return the range of the medians of the quartiles under `key`."""
     return span((row[key]["median"] for row in rows if row.get(key) is not None), form)
 
 
@@ -133,7 +133,7 @@ def _step_row(name: str, all_rows: Sequence[Mapping[str, Any]], device: str) -> 
 
 
 def notes(cases: Sequence[Case]) -> str:
-    """What is to be known of the rows, once each."""
+    """Return the notes on the rows, once each."""
     seen: dict[str, list[str]] = {}
     for case in cases:
         for name, row in case["rows"].items():
@@ -146,7 +146,7 @@ def notes(cases: Sequence[Case]) -> str:
 
 
 def goals_table(device: str, cases: Sequence[Sequence[Case] | str]) -> str:
-    """Every goal of every case with its runs; a case that was not measured is its title."""
+    """Return every goal of every case with its runs. A case that was not measured is given by its title."""
     goals = GOALS[device]
     rows = [
         [case, *["not measured"] * len(goals)]
@@ -158,7 +158,7 @@ def goals_table(device: str, cases: Sequence[Sequence[Case] | str]) -> str:
 
 
 def unmeasured(device: str, dtypes: Sequence[str], cases: Sequence[Case] = ()) -> list[str]:
-    """The titles of the shapes and dtypes of a device that are not among `cases`."""
+    """Return the titles of the shapes and dtypes of a device that are not among `cases`."""
     done = {(case["shape"], case["dtype"]) for case in cases}
     return [
         f"{shape_title(name, len(shape.sizes), elements(shape.sizes))}, {dtype}"
@@ -170,7 +170,7 @@ def unmeasured(device: str, dtypes: Sequence[str], cases: Sequence[Case] = ()) -
 
 
 def train_table(case: Case) -> str:
-    """Whole training steps with each optimizer."""
+    """Return the table of whole training steps with each optimizer."""
     header = ["optimizer", "tokens/s", "ms a step", "x AdamW fused", "peak memory, MiB"]
     rows = []
     for name, row in case["rows"].items():
@@ -192,6 +192,6 @@ def train_table(case: Case) -> str:
 
 
 def train_title(result: Result, case: Case) -> str:
-    """The model, the batch and how it is computed."""
+    """Return the model, the batch and the precision."""
     tokens = f"{result['batch']} x {result['length']} tokens a step"
     return f"{result['model']}, {tokens}, {result['precision']}, {threads(case)}"

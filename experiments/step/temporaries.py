@@ -1,4 +1,4 @@
-"""Bytes that one step needs beside parameters, gradients and states."""
+"""The bytes that one step needs in addition to parameters, gradients and states."""
 
 import sys
 from collections.abc import Callable
@@ -12,27 +12,27 @@ from experiments.step.stepper import WARMUP, Stepper, gradients, sizes_of
 # glibc keeps small freed blocks, and a step that takes them again would not grow the process. With this, every block
 # from 128 KiB on is mapped when it is taken and given back when it is freed.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
-NOISE = 2**18  # bytes by which a process grows anyhow
+NOISE = 2**18  # bytes by which a process grows in any case
 
 
 def measurable() -> bool:
-    """Whether the peak of the resident set can be read here."""
+    """Return whether the peak of the resident set can be read here."""
     return sys.platform.startswith("linux")
 
 
 def status(field: str) -> int:
-    """A number of bytes from /proc/self/status."""
+    """Return a number of bytes from /proc/self/status."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def reset_peak() -> None:
-    """The peak of the resident set starts anew."""
+    """Reset the peak of the resident set."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def growth(step: Callable[[], object]) -> int:
-    """Bytes by which the resident set grew at most during `step`; needs `ENVIRONMENT`."""
+    """Return the bytes by which the resident set grew at most during `step`. It needs `ENVIRONMENT`."""
     reset_peak()
     before = status("VmRSS")
     step()
@@ -41,7 +41,7 @@ def growth(step: Callable[[], object]) -> int:
 
 
 def on_cpu(peer: str, shape: str, scale: float, dtype: str, threads: int, seed: int, peers_path: str | None) -> int:
-    """Of the third step of a peer; to be called in a fresh process with `ENVIRONMENT`."""
+    """Return the growth in the third step of a peer. Call it in a new process with `ENVIRONMENT`."""
     torch.set_num_threads(threads)
     stepper = Stepper(PEERS[peer], gradients(sizes_of(shape, scale), dtype, "cpu", seed), peers_path)
     for _ in range(WARMUP):
@@ -52,7 +52,7 @@ def on_cpu(peer: str, shape: str, scale: float, dtype: str, threads: int, seed: 
 
 
 def on_cuda(step: Callable[[], object]) -> int:
-    """Bytes that the allocator handed out at most during `step`, beyond those in use before."""
+    """Return the bytes that the allocator handed out at most during `step`, beyond those in use before."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

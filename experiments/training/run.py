@@ -17,7 +17,7 @@ BATCHES = {"cpu": (1, 256), "cuda": (16, 1024)}  # sequences, and tokens in each
 
 
 class Unit(NamedTuple):
-    """What one process measures: the peak of one peer, or, without a peer, everybody's speed."""
+    """The task of one process: the peak of one peer, or, without a peer, the speed of all peers."""
 
     threads: int | None
     peer: str | None = None
@@ -28,7 +28,7 @@ class Unit(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, write; returns the exit status."""
+    """Measure, print and write. Return the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     args = command.parse(parser, given, model="gpt2-toy", length=64, rounds=3)
