@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from adopt_hf.monitor import Monitor
-from experiments.harness import machine
+from experiments.harness import command, machine
 from experiments.step import clock, options
 from experiments.step.peers import OURS
 from experiments.training.steps import MODELS, Training
@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args(arguments)
+    quick = {"model": "gpt2-toy", "length": 64, "rounds": 3, "out": command.TRIED / "monitor.json"}
+    args = command.parse(parser, arguments, **quick)
     options.check_device(parser, args.device)
     conditions = machine.now("torch", "transformers")
     found = measure(args.model, args.batch, args.length, args.device, args.rounds, args.seed)
