@@ -213,6 +213,11 @@ def test_a_table_is_built_once_and_keys_are_copied(monkeypatch: pytest.MonkeyPat
     assert len(tables) == 2
 
 
+def zero_moments(shape: torch.Size, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    m, v = (torch.zeros(shape, dtype=torch.uint8, device=DEVICE) for _ in range(2))
+    return m, v, quantization.new_scales(shape, block_size, torch.device(DEVICE))
+
+
 def test_a_tensor_of_another_shape_in_the_same_place_is_cut_anew() -> None:
     results = []
     for step in (backend.step_rounded, reference.step_rounded):
@@ -220,7 +225,7 @@ def test_a_tensor_of_another_shape_in_the_same_place_is_cut_anew() -> None:
         p, g = torch.randn(4, 150, device=DEVICE), torch.randn(4, 150, device=DEVICE)
         s = step_scalars(vars(Settings()), 3)
         for shape in ((4, 150), (6, 100)):
-            m, v, scales = quantization.zeros(torch.Size(shape), 64, DEVICE)
+            m, v, scales = zero_moments(torch.Size(shape), 64)
             four = [t.view(shape) for t in (p, g, m, v)]
             for key in range(2):
                 step([RoundedBucket(*([t] for t in four), [scales], [key], Format(8, 64, False), s)])
@@ -238,10 +243,10 @@ def test_one_launch_a_bucket_and_autograd_is_told_of_parameters(kernels: Any, mo
 
     monkeypatch.setattr(kernels, "update_rounded", Recorded())
     p, g = torch.zeros(2, 4100, device=DEVICE), torch.ones(2, 4100, device=DEVICE)
-    moments = quantization.zeros(p.shape, 256, DEVICE)
+    moments = zero_moments(p.shape, 256)
     versions = [t._version for t in (p, g, *moments)]
     empty = torch.zeros(0, device=DEVICE)
-    of_empty = quantization.zeros(empty.shape, 256, DEVICE)
+    of_empty = zero_moments(empty.shape, 256)
     lists = zip((p, g, *moments), (empty, empty, *of_empty), strict=True)
     s = step_scalars(vars(Settings()), 3)
     nothing = RoundedBucket([empty], [empty], *([t] for t in of_empty), [4], Format(8, 256, False), s)
