@@ -1,4 +1,4 @@
-"""What the docs show is what the code and the kept results say: nothing is forgotten when the code moves on."""
+"""The docs show what the code and the kept results say, so that nothing is forgotten when the code changes."""
 
 import shutil
 import subprocess
@@ -169,7 +169,7 @@ def test_every_launch_config_has_a_row(path: Path) -> None:
 
 
 def planned(target: str, folder: Path) -> str:
-    """What `make target` would run in a tree that nothing was installed in."""
+    """Return what `make target` would run in a tree that nothing was installed in."""
     return subprocess.run(
         ["make", "-n", target, f"VENV={folder}"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

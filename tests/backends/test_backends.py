@@ -49,7 +49,7 @@ SHAPES = ((), (1,), (7,), (3, 5), (2, 3, 4), (0,), (300,))
 
 @dataclass(frozen=True)
 class Case:
-    """What one step starts from."""
+    """The tensors and the settings that one step starts from."""
 
     name: str
     settings: Settings
@@ -127,7 +127,7 @@ def runs_on(backend: str, device: str, dtype: torch.dtype = torch.float32) -> Ba
 
 
 def misfits(run: Run, case: Case, device: str) -> Iterator[str]:
-    """Where `run` differs from the definition by more than rounding can.
+    """Return where `run` differs from the definition by more than rounding can.
 
     With r the unit roundoff of the arithmetic, each of the ten or so operations of an equation adds at most r relative
     to its result; 8 r times the sum of the magnitudes that went in bounds all of them, also where terms cancel.

@@ -1,4 +1,4 @@
-"""What a foreach step costs on a device other than the CPU, counted on meta tensors, which launch and hold nothing:
+"""The cost of a foreach step on a device other than the CPU, counted on meta tensors, which launch and hold nothing:
 
 - at most 24 launches a piece, whatever the number of tensors, their dtype, shape and layout, and the settings;
 - at most 256 MiB of temporaries, whether the elements are one tensor's or many;

@@ -134,7 +134,7 @@ CASES = {
 
 
 def compared(done: Finished) -> tuple[int, str, str]:
-    """What must be the same. `python -m` shows its own frames, of runpy, where the script has none."""
+    """Return the parts that must be the same. `python -m` shows frames of runpy, where the script has none."""
     machinery = r'  File "(?:<frozen [\w.]+>|[^"]*/(?:runpy|importlib/util)\.py)", line .*\n(?:    .*\n)*'
     return done.returncode, done.stdout, re.sub(machinery, "", done.stderr)
 
@@ -181,7 +181,7 @@ def test_a_process_of_its_own_ends_as_python_does(tmp_path: Path) -> None:
 
 
 def test_main_is_the_scripts(tmp_path: Path) -> None:
-    """Everything that hangs on `__main__`: its globals, pickling, sources, spawned and forked processes."""
+    """Everything that depends on `__main__`: its globals, pickling, sources, spawned and forked processes."""
     (tmp_path / "script.py").write_text((SCRIPTS / "report.py").read_text())
     (tmp_path / "sibling.py").write_text(
         "def state_of_main():\n    import __main__\n    return __main__.state, __main__.Point.__module__\n"

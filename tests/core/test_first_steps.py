@@ -71,7 +71,7 @@ def test_gradients_of_some_are_enough(late: bool, said: Callable[[], list[str]])
 
 
 def federated(cls: Callable[..., torch.optim.Optimizer], local_steps: int) -> float:
-    """How far 20 rounds of `local_steps` steps, each with an optimizer of its own, move a small model; in 2-norms."""
+    """Return how far 20 rounds of `local_steps` steps, each with a new optimizer, move a small model, in 2-norms."""
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)), torch.randn(64, 8)
     y = x.sum(1, keepdim=True).sin()
@@ -108,7 +108,7 @@ def test_one_long_life_between_them_says_nothing(said: Callable[[], list[str]]) 
 
 
 def test_a_kept_optimizer_says_nothing(said: Callable[[], list[str]]) -> None:
-    """What the warning says to do: the state goes along from round to round."""
+    """Do as the warning says: the state goes along from round to round."""
     model, state = nn.Linear(3, 2), None
     before = model.weight.detach().clone()
     for _ in range(6):

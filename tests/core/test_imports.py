@@ -158,7 +158,7 @@ assert "adopt_hf.backends.triton.kernels" not in sys.modules
 
 @pytest.mark.everyday
 def test_importing_the_package_does_not_import_dynamo() -> None:
-    """Which takes a second, and with which a process that dies of SIGINT ends in another exit code."""
+    """Dynamo takes a second to import, and changes the exit code of a process that dies of SIGINT."""
     code = """
 import sys
 import adopt_hf

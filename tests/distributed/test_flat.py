@@ -2,7 +2,7 @@
 
 - Whatever the cuts, the trajectory is that of the separate tensors, to the last bit, with late and missing gradients;
   and a wrong count of steps would be seen.
-- A tensor without a gradient is left alone, even where the flat gradient holds an old one.
+- A tensor without a gradient is unchanged, even where the flat gradient holds an old one.
 - Step counts survive a checkpoint; they are in the state only where they differ.
 """
 

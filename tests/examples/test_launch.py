@@ -1,4 +1,4 @@
-"""What a recipe checks before it trains: settings, DeepSpeed's numbers, the cache and the output folder."""
+"""The checks of a recipe before it trains: settings, DeepSpeed's numbers, the cache and the output folder."""
 
 import os
 import types
@@ -82,7 +82,7 @@ def test_processes_that_would_train_alone(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_deepspeed_is_told_the_recipes_numbers(launcher: dict[str, Any], error: str | None, tmp_path: Path) -> None:
-    """What DeepSpeed makes of "auto" is not always what the recipe says, and a contradiction must not pass."""
+    """DeepSpeed does not always fill "auto" with the recipe's number, and a contradiction must not pass."""
     numbers = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5}
     args = training_arguments(tmp_path, **numbers)
     plugin = types.SimpleNamespace(gradient_clipping=launcher.get("gradient_clipping", "auto"))

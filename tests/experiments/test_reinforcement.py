@@ -51,7 +51,7 @@ def test_wrong_settings(wrong: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(("less", "verdict"), [(5.0, "reproduced"), (-5.0, "contradicted"), (0.0, "not at this scale")])
 def test_higher_is_better_in_pairs(less: float, verdict: str, tmp_path: Path) -> None:
-    """What a seed does to both is a hundred times the difference."""
+    """A seed changes both a hundred times as much as they differ."""
     rows = []
     for part in reinforcement.parts(True):
         s = part.settings

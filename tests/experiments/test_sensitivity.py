@@ -145,7 +145,7 @@ def test_what_has_not_been_run_is_no_number(tmp_path: Path) -> None:
 
 
 def test_one_cell_is_enough_to_say_nothing(tmp_path: Path) -> None:
-    """What `--set lr=0.01 beta2=0.99 seed=0` leaves."""
+    """The parts that `--set lr=0.01 beta2=0.99 seed=0` leaves."""
     one = {"lr": 0.01, "beta2": 0.99, "seed": 0}
     rows = [row for row in made_up(noise=1) if one.items() <= row["settings"].items()]
     assert {claim.verdict for claim in sensitivity.claims(rows)} == {NOT}

@@ -245,7 +245,7 @@ def test_numbers_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_optimizers_are_made_in_a_drawn_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the tensors of one come to lie depends on those made before it; the rows stay in their order."""
+    """The place of a row's tensors in memory depends on those made before it; the rows stay in their order."""
     made: list[str] = []
 
     def noting(name: str, make: Any) -> Any:

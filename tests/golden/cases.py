@@ -242,14 +242,14 @@ def _transposed(params: list[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def _other_numbers(optimizer: ADOPT, step: int) -> None:
-    """What a schedule or a user may write into the groups between two steps."""
+    """Write into the groups as a schedule or a user may between two steps."""
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0625 * step
         group["betas"] = (0.75, 0.875) if step > 2 else (0.9, 0.99)
 
 
 def _scaled(optimizer: ADOPT, step: int) -> None:
-    """What a GradScaler writes: a scale, and an overflow in one step."""
+    """Write as a GradScaler does: a scale, and an overflow in one step."""
     optimizer.grad_scale = torch.tensor(8.0)  # type: ignore[attr-defined]
     optimizer.found_inf = torch.tensor(float(step == 3))  # type: ignore[attr-defined]
 

@@ -3,7 +3,7 @@
 - every file that is removed, cut off or longer makes a checkpoint incomplete, and is named;
 - the newest complete one is found, and what was passed over is said;
 - old ones go only when newer ones are complete, and half removed they do not count;
-- a checkpoint that will be written anew does not count before it is;
+- a checkpoint that will be written again does not count before it is;
 - the Trainer's own checkpoints get their mark, and no other folder does.
 """
 

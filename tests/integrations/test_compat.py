@@ -1,4 +1,4 @@
-"""What `import adopt_hf` does where transformers does not fit: everything but the name works, and the name says why."""
+"""`import adopt_hf` where transformers does not fit: everything but the name works, and the name says why."""
 
 import importlib.metadata
 from pathlib import Path
@@ -208,7 +208,7 @@ adopt_hf.unregister()
 print("fine")
 """
 
-# What test suites put in the place of packages that they do not want to import.
+# Stand-ins of test suites for packages that they do not want to import.
 STAND_INS = """
 import sys, types
 for name in ("transformers", "accelerate", "deepspeed"):

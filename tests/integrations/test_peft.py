@@ -327,7 +327,7 @@ def test_the_groups_are_those_of_pefts_function(name: str, tmp_path: Path) -> No
 
 
 def test_what_is_decayed_is_the_trainers_rule(tmp_path: Path) -> None:
-    """Where it differs from peft's, which decays an RMSNorm; the learning rates do not."""
+    """It differs from peft's, which decays an RMSNorm; the learning rates do not."""
     model = unfrozen_norm()
     norm = model.base_model.model.model.norm.weight
     trainer = Trainer(model, arguments(tmp_path, optim_args=f"loraplus_lr_ratio={RATIO}"))
@@ -416,7 +416,7 @@ def test_the_info_line_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 def optimizer_and_schedule(folder: Path, **more: Any) -> Any:
-    """What the Trainer hands to DeepSpeed, and the model."""
+    """Return the arguments that the Trainer hands to DeepSpeed, and the model."""
     config = ds_config.config(2, precision="fp32", train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=1)
     processed = HfTrainerDeepSpeedConfig(config | more)
     trainer = Trainer(adapted(lora()), arguments(folder, optim_args=f"loraplus_lr_ratio={RATIO}"))
@@ -525,7 +525,7 @@ def test_what_comes_late_trains_like_a_run_of_its_own(late: str) -> None:
 
 
 def test_a_layer_may_be_in_the_optimizer_from_the_start() -> None:
-    """Frozen it is left alone, and unfrozen it begins as one that is given to the optimizer only then."""
+    """Frozen it is unchanged, and unfrozen it begins as one that is given to the optimizer only then."""
     model = adapted(lora(lora_dropout=0.0)).train()
     optimizer = ADOPT(adopt_hf.param_groups(model, WEIGHT_DECAY), lr=LR, decouple=True)
     held = unfreeze(model)

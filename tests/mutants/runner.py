@@ -28,7 +28,7 @@ PAUSE = 0.05  # seconds between two looks at the processes
 
 
 class Result(NamedTuple):
-    """What became of a mutant."""
+    """The verdict on a mutant."""
 
     mutant: Mutant
     verdict: str

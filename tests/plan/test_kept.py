@@ -1,4 +1,4 @@
-"""A plan that is kept from step to step is as good as one made anew, whatever happens in between.
+"""A plan that is kept from step to step is as good as a new one, whatever happens in between.
 
 - Property: two optimizers go through the same events in many orders: gradients that are missing, zero, of another
   layout or dtype; parameters cast, moved, replaced, transposed; groups added, options changed, states loaded, replaced,
@@ -269,7 +269,7 @@ def test_each_kind_of_gradients_after_ordinary_ones(how: str, options: dict[str,
 
 
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many plans have been made so far, as the one element of a list."""
+    """The number of plans that have been made so far, as the one element of a list."""
     count, new = [0], build._new_plan
 
     def counting(*args: Any, **kwargs: Any) -> Any:

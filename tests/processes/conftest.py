@@ -85,7 +85,7 @@ def keep(request: pytest.FixtureRequest) -> Callable[[str, list[dict[str, Any]]]
 
 @pytest.fixture(scope="session")
 def matrix(request: pytest.FixtureRequest) -> Matrix:
-    """Where the tests note what they measured."""
+    """The matrix in which the tests note their measurements."""
     return request.config.stash[MATRIX]
 
 

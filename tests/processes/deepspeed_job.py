@@ -1,4 +1,4 @@
-"""What a user of DeepSpeed can write, without and with Hugging Face around it, in one launch of two processes.
+"""The ways to use ADOPT with DeepSpeed, without and with Hugging Face around it, in one launch of two processes.
 
 torchrun --nproc_per_node 2 deepspeed_job.py FOLDER
 
@@ -279,7 +279,7 @@ def frozen(stage: int) -> dict[str, Any]:
 
 
 def freed(stage: int) -> dict[str, Any]:
-    """What is still there of an engine that nobody holds any more."""
+    """Return the parts that are left of an engine that no variable refers to."""
     model = make_model()
     optimizer = ADOPT(groups(model), **NUMBERS)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=numbers(stage))[0]

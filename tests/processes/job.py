@@ -1,4 +1,4 @@
-"""What the matrix launches: 20 steps of a tiny GPT-2 with ADOPT, by the Trainer and by a plain Accelerate loop.
+"""The job of the matrix: 20 steps of a tiny GPT-2 with ADOPT, by the Trainer and by a plain Accelerate loop.
 
 accelerate launch --config_file CONFIG --num_processes N job.py FOLDER [--resume] [--bf16] [--loops trainer accelerate]
 torchrun --nproc_per_node N job.py FOLDER --loops trainer --zero STAGE [--universal]
@@ -147,13 +147,13 @@ def digest(tensors: list[Tensor]) -> str:
 
 
 def offloaded(model: Any, what: str) -> str:
-    """Where a DeepSpeed engine says that it keeps something."""
+    """Return where a DeepSpeed engine says that it keeps something."""
     target = getattr(model, what, lambda: None)()
     return "none" if target is None else str(getattr(target.device, "value", target.device))
 
 
 def look(accelerator: Accelerator, model: Any, optimizer: Any, before: int) -> dict[str, Any]:
-    """What this process holds, after training from step `before` on."""
+    """Return the state of this process after training from step `before` on."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     inner = base(optimizer)
     states = list(inner.state.values())

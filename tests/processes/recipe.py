@@ -28,7 +28,7 @@ PAUSE = 0.02  # seconds a step
 
 
 def note(folder: Path, rank: str, optimizer: adopt_hf.ADOPT) -> None:
-    """Write what is training in this process, under another name first, so that nobody reads half of it."""
+    """Write what is training in this process, under another name first, so that no process reads half of it."""
     state = AcceleratorState()
     seen = {
         "pid": os.getpid(),

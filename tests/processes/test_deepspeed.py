@@ -52,7 +52,7 @@ ERRORS = {
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the two processes found."""
+    """The results of each of the two processes."""
     folder = tmp_path_factory.mktemp("deepspeed")
     torchrun(2, "deepspeed_job.py", folder, timeout=550)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]

@@ -72,7 +72,7 @@ EACH_MODE = pytest.mark.parametrize("mode", MODES, ids=str)
 
 @dataclass
 class Tally:
-    """What became of a chain's kills."""
+    """The outcomes of a chain's kills."""
 
     kills: int = 0
     of_all: int = 0  # of both processes, else of one
@@ -224,7 +224,7 @@ OF_A_CHAIN = {
 def resume(chain: Chain, tally: Tally) -> tuple[list[str], list[str]]:
     """The arguments with which the killed run goes on, and what it must say about it.
 
-    Before the first complete checkpoint the recipe can only begin anew, and refuses a folder that holds a run.
+    Before the first complete checkpoint the recipe can only begin again, and refuses a folder that holds a run.
     """
     complete, skipped = last_complete(chain.killed)
     if complete is None:

@@ -31,7 +31,7 @@ MEASURED = [  # mode, offload
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """What each process wrote, by number of processes."""
+    """The report of each process, by number of processes."""
     result = {}
     for n in WORLD_SIZES:
         folder = tmp_path_factory.mktemp(f"processes{n}")

@@ -19,7 +19,7 @@ RATES = {1e-3, 5e-3, 1e-2}  # of A, embeddings, B
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process, and then two, have written."""
+    """The folder in which one process, and then two, have written."""
     folder = tmp_path_factory.mktemp("peft")
     torchrun(1, "peft_job.py", folder, "one process", ONE_RATE)
     alone = json.loads((folder / "rank0.json").read_text())["one process"]

@@ -1,4 +1,4 @@
-"""Another number of processes: DeepSpeed's universal checkpoints, and what is said to whoever forgets to make one.
+"""Another number of processes: DeepSpeed's universal checkpoints, and the error of a user who forgets to make one.
 
 The converter is DeepSpeed's own command as our error message writes it, without --inject_missing_state.
 """

@@ -19,7 +19,7 @@ BEGUN = 5  # from this step on every tensor that will ever get a gradient has be
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the two processes found."""
+    """The results of each of the two processes."""
     folder = tmp_path_factory.mktemp("zero")
     torchrun(2, "zero_job.py", folder, timeout=550, forked=True)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]

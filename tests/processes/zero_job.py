@@ -1,4 +1,4 @@
-"""What DeepSpeed does to ADOPT and ADOPT to DeepSpeed, seen from inside, in one launch of two processes.
+"""The effects of DeepSpeed on ADOPT and of ADOPT on DeepSpeed, seen from inside, in one launch of two processes.
 
 torchrun --nproc_per_node 2 zero_job.py FOLDER
 
@@ -255,7 +255,7 @@ FORMER_ADAMW = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 
 
 
 def moved(stage: int) -> dict[str, Any]:
-    """What `offload_states` moves between two steps, and back."""
+    """Move states away with `offload_states` between two steps, and back."""
     engine = engine_of(make_model(), stage)
     continued(engine, 0, 3)
     engine.offload_states(pin_memory=False)

@@ -23,7 +23,7 @@ from tests.support.processes import run as start
 
 VERSION = adopt_hf.__version__
 ARGUMENTS, ENGINE = "transformers.training_args", "deepspeed.runtime.engine"
-# A package of a test's own, in the place of transformers or DeepSpeed: importing them takes a second or more.
+# A package of a test's own instead of transformers or DeepSpeed: importing them takes a second or more.
 USER = {
     "transformers/__init__.py": "",
     "transformers/training_args.py": "import sys\nprint('adopt_hf' in sys.modules)\n",

@@ -75,7 +75,7 @@ def test_the_tolerance_rejects_a_v_with_the_bias_left_in() -> None:
 
 @pytest.mark.parametrize("steps", [20, 400])
 def test_the_direction_of_the_next_step_is_adamws(steps: int) -> None:
-    """What AdamW would subtract with its present moments, but for its eps and its correction of m."""
+    """Return the update of AdamW with its present moments, without its eps and its correction of m."""
     optimizer = trained(torch.optim.AdamW, steps)
     saved = optimizer.state_dict()["state"][0]
     state = converted(optimizer, "adopt")["state"][0]

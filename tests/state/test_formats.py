@@ -460,7 +460,7 @@ def test_codes_of_another_model_are_an_error() -> None:
 
 
 def test_under_compile() -> None:
-    """What is rounded runs beside the compiled program: the keys of its bits are new in every step."""
+    """The rounded update runs beside the compiled program: the keys of its bits are new in every step."""
     results = []
     for compiled in (False, True):
         params = tensors()[:2]
@@ -475,7 +475,7 @@ def test_under_compile() -> None:
         assert torch.equal(p, q)
 
 
-# -- what somebody changes in mid-run ----------------------------------------------------------------------------------
+# -- what a user changes in mid-run ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -28,7 +28,7 @@ def step(params: list[nn.Parameter], optimizers: list[ADOPT], t: int, alike: boo
 
 
 def rounded_up(params: list[nn.Parameter], optimizers: list[ADOPT]) -> list[Tensor]:
-    """Which elements are rounded up where all tensors hold the same numbers: in theta, or in v."""
+    """Return which elements are rounded up if all tensors hold the same numbers: in theta, or in v."""
     found = []
     for p, optimizer in zip(params, optimizers, strict=True):
         p.data.fill_(1)

@@ -252,7 +252,7 @@ def test_a_step_is_the_same_without_wide_vectors(case: int, digests: list[list[s
 
 @pytest.fixture(scope="module")
 def digests(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """What six steps leave, a line a case, of the kernel without AVX2 and as it is: one process for each."""
+    """The digests of six steps, a line a case, of the kernel without AVX2 and as it is. Each has a process."""
     folder = tmp_path_factory.mktemp("caches")
     started = [start(DIGESTS, folder / "narrow", CC="cc -mno-avx2"), start(DIGESTS, folder / "native")]
     ended = [process.communicate() for process in started]

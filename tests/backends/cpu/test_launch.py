@@ -277,7 +277,7 @@ def test_gradients_that_are_views(kind: str) -> None:
 
 
 def test_parameters_that_are_views() -> None:
-    """A negative view, a strided one and a complex one, with what lies between their elements left alone."""
+    """A negative view, a strided one and a complex one, with the memory between their elements unchanged."""
     results = []
     for backend in ("reference", "fused"):
         torch.manual_seed(0)

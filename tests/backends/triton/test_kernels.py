@@ -1,4 +1,4 @@
-"""What is particular to the Triton kernel; `test_backends.py` holds it to the definition, dtype by dtype.
+"""The properties of the Triton kernel only; `test_backends.py` compares it with the definition, dtype by dtype.
 
 Without a GPU it runs in Triton's interpreter, and is compiled for GPUs in another process, where its machine code is
 read. Nothing here says how fast it is.
@@ -253,7 +253,7 @@ def test_a_layerwise_optimizer_keeps_the_table_of_every_parameter(built: list[ba
 
 
 def test_a_step_that_fails_leaves_no_table(built: list[backend.Table], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernel has begun to read must not be written to, nor taken for complete."""
+    """A buffer that the kernel has begun to read must not be written to, nor taken for complete."""
     both = Pair()
     for _ in range(2):
         both.step()
@@ -405,7 +405,7 @@ def test_agree_gets_one_int32_a_tensor() -> None:
     four = cloned(columns([5, 40_000, 3]))
     four[1][2].zero_()
     bucket = capturable(four, lambda observed: seen.append(observed.clone()))
-    for _ in range(2):  # in the second step the steps of the first two are no longer 0: nobody looks
+    for _ in range(2):  # in the second step the steps of the first two are no longer 0: no kernel looks
         backend.step_capturable([bucket])
     assert [x.tolist() for x in seen] == [[1, 1, 0], [0, 0, 0]]
     assert seen[0].dtype == torch.int32
@@ -610,7 +610,7 @@ def test_no_number_is_compiled_in(machine_code: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_bfloat16_is_stored_to_nearest(machine_code: dict[str, Any]) -> None:
-    """Which the interpreter cannot show."""
+    """The interpreter cannot show it."""
     for capability in ("80", "90", "100"):
         ptx = machine_code[f"{capability}:update:bf16:bf16"]["ptx"]
         to_bfloat16 = {name for name in ptx if name.startswith("cvt.rn.bf16")}

@@ -92,7 +92,7 @@ def test_layerwise_is_adopt(tmp_path: Path) -> None:
 
 
 def test_layerwise_by_default_says_nothing_and_does_not_clip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The default of TrainingArguments is nobody's wish, and the weights are those without it, to the bit."""
+    """No user has asked for the default of TrainingArguments. The weights are those without it, to the bit."""
     with caplog.at_level(logging.WARNING, "adopt_hf"):
         default = trained(arguments(tmp_path, optim="adopt_layerwise", save_strategy="no"))
     assert not [record for record in caplog.records if record.name == "adopt_hf"]
@@ -101,7 +101,7 @@ def test_layerwise_by_default_says_nothing_and_does_not_clip(tmp_path: Path, cap
 
 
 def test_layerwise_says_once_that_it_does_not_clip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the number was written, it is not known from the default but for the object that it is."""
+    """A number that was written is told from the default by being another object."""
     arguments_module._warn_of_clipping.cache_clear()
     with caplog.at_level(logging.WARNING, "adopt_hf"):
         for _ in range(2):

@@ -63,7 +63,7 @@ JUDGE = "def by_position(completions, **_):\n    return [float(i) for i in range
 
 
 def readme_command(script: str) -> list[str]:
-    """What the README shows behind `python -m adopt_hf run` for one of TRL's scripts."""
+    """Return the words of the README behind `python -m adopt_hf run` for one of TRL's scripts."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
     (command,) = re.findall(rf"^    python -m adopt_hf run (-m trl\.scripts\.{script} .*)$", text, re.MULTILINE)
     return shlex.split(command)

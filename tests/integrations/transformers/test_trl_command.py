@@ -43,7 +43,7 @@ def test_the_command_trains_adopt(folder: Path, environment: dict[str, str], tmp
 
 @pytest.mark.slow
 def test_without_us_it_does_not_know_the_name(folder: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    """What the test above would see if nothing of ours reached the command."""
+    """The result that the test above would see if nothing of ours reached the command."""
     done = run(*readme_command(tmp_path / "out"), cwd=folder, env=environment)
     assert done.returncode != 0
     assert "adopt" in done.stderr.splitlines()[-1]
