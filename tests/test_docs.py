@@ -187,4 +187,4 @@ def test_each_make_target_installs_what_it_needs(tmp_path: Path) -> None:
     assert "pip install" not in planned("test", tmp_path)
     (tmp_path / ".installed").unlink()
     assert '".[dev]"' in planned("test", tmp_path)
-    assert "-m venv" not in planned("test", tmp_path), "it would be made anew"
+    assert "-m venv" not in planned("test", tmp_path), "it would be made again"

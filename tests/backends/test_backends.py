@@ -337,7 +337,7 @@ def peak_of_a_step(dtype, elements, **kwargs):
     optimizer = ADOPT(tensors, backend=sys.argv[1], **kwargs)
     optimizer.step()
     optimizer.step()
-    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts again
     before = status("VmRSS")
     optimizer.step()
     return status("VmHWM") - before

@@ -9,7 +9,7 @@ import pytest
 from adopt_hf.backends import cache
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs owners and modes of files")
-NOBODY = 65534
+ANOTHER_USER = 65534
 as_root = pytest.mark.skipif(getattr(os, "geteuid", int)() != 0, reason="only root can give files to another user")
 
 
@@ -82,12 +82,12 @@ def test_nor_one_that_others_can_replace(rights: int, folder: Path) -> None:
 @as_root
 def test_nor_one_of_another_user(folder: Path) -> None:
     cache.folder()
-    os.chown(folder, NOBODY, NOBODY)
-    with pytest.raises(RuntimeError, match=f"{folder} belongs to user {NOBODY}"):
+    os.chown(folder, ANOTHER_USER, ANOTHER_USER)
+    with pytest.raises(RuntimeError, match=f"{folder} belongs to user {ANOTHER_USER}"):
         cache.folder()
     os.chown(folder, 0, 0)
-    os.chown(folder.parent, NOBODY, NOBODY)
-    with pytest.raises(RuntimeError, match=f"{folder.parent} belongs to user {NOBODY}"):
+    os.chown(folder.parent, ANOTHER_USER, ANOTHER_USER)
+    with pytest.raises(RuntimeError, match=f"{folder.parent} belongs to user {ANOTHER_USER}"):
         cache.folder()
 
 
@@ -107,8 +107,8 @@ def test_a_link_of_another_user_is_not_followed(folder: Path, tmp_path: Path) ->
     (tmp_path / "clone").mkdir()
     folder.symlink_to(tmp_path / "clone")
     assert cache.folder() == folder
-    os.chown(folder, NOBODY, NOBODY, follow_symlinks=False)
-    with pytest.raises(RuntimeError, match=f"{folder} belongs to user {NOBODY}"):
+    os.chown(folder, ANOTHER_USER, ANOTHER_USER, follow_symlinks=False)
+    with pytest.raises(RuntimeError, match=f"{folder} belongs to user {ANOTHER_USER}"):
         cache.folder()
 
 
@@ -148,6 +148,6 @@ def test_a_file_that_cannot_be_trusted_is_not_opened(what: str, folder: Path) ->
 def test_nor_a_file_of_another_user(folder: Path) -> None:
     path = cache.folder() / "triton-a"
     cache.write(path, b"", 0o644)
-    os.chown(path, NOBODY, NOBODY)
-    with pytest.raises(RuntimeError, match=f"belongs to user {NOBODY}"):
+    os.chown(path, ANOTHER_USER, ANOTHER_USER)
+    with pytest.raises(RuntimeError, match=f"belongs to user {ANOTHER_USER}"):
         cache.open_trusted(path)

@@ -54,7 +54,7 @@ accelerate.accelerator.map_pytorch_optim_to_deepspeed = replaced
 config = adopt_hf.integrations.deepspeed.config(
     stage=2, offload="optimizer", train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=0.0
 )
-del config["zero_force_ds_cpu_optimizer"]                   # as in a config that nobody has made for ADOPT
+del config["zero_force_ds_cpu_optimizer"]                   # as in a config that was not made for ADOPT
 PartialState(cpu=True)
 accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
 model = torch.nn.Linear(2, 2)

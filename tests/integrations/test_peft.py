@@ -481,7 +481,7 @@ def unfreeze(model: Any) -> list[nn.Parameter]:
 
 
 LATE: dict[str, Callable[[Any], list[nn.Parameter]]] = {
-    "an adapter in the place of the first": lambda model: add_second(model, ["second"]),
+    "an adapter instead of the first": lambda model: add_second(model, ["second"]),
     "an adapter beside the first": lambda model: add_second(model, ["default", "second"]),
     "unfrozen layers": unfreeze,
 }
@@ -518,7 +518,7 @@ def test_what_comes_late_trains_like_a_run_of_its_own(late: str) -> None:
     assert equal([one.state[p] for p in new], [fresh.state[p] for p in new_of_two])
     assert {one.state[p]["step"].item() for p in new} <= {6, 4}
     assert not any(torch.equal(p, before[str(i)]) for i, p in enumerate(new))
-    goes_on = 0 if late == "an adapter in the place of the first" else 6
+    goes_on = 0 if late == "an adapter instead of the first" else 6
     for group in one.param_groups[:-1]:
         for p in group["params"]:
             assert one.state[p]["step"] == counts[id(p)] + goes_on
