@@ -141,8 +141,10 @@ def test_orders(order: str) -> None:
 
 
 def test_only_the_names_are_added_with_the_arguments() -> None:
+    """Behind finders of others, too: importlib has asked the first ones when the hooks of adopt_hf come before them."""
     code = f"""
 import sys, accelerate
+sys.meta_path[:0] = 9 * [type("Nothing", (), {{"find_spec": staticmethod(lambda *_: None)}})]
 assert "adopt_hf" not in sys.modules                                  # accelerate has looked for DeepSpeed
 import {ARGUMENTS} as arguments
 print(arguments.OptimizerNames("adopt").value, sorted({{"transformers.trainer", "deepspeed"}} & set(sys.modules)))

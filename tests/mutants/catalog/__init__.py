@@ -1,6 +1,6 @@
 """All mutants, by the part that they damage."""
 
-from tests.mutants.catalog import convert, docs, examples, found, integrations, kernels, optimizer, update
+from tests.mutants.catalog import convert, docs, examples, found, integrations, kernels, optimizer, startup, update
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -12,4 +12,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *found.MUTANTS,
     *convert.MUTANTS,
     *docs.MUTANTS,
+    *startup.MUTANTS,
 )
