@@ -73,7 +73,7 @@ EXPERIMENTS = {
     "convert": Experiment(
         "the loss when a run of AdamW goes on with ADOPT",
         "experiments.convert.run",
-        "",
+        "experiments/results/convert.jsonl",
         "docs/migrate.md",
     ),
     **PAPER,

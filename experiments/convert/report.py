@@ -41,6 +41,26 @@ def verdict(rows: Sequence[Row], arm: str) -> str:
     return "jumps" if found.above and found.mean > MARGIN else "not shown"
 
 
+def words(rows: Sequence[Row]) -> str:
+    """Return a sentence for each beta2: how far the two runs are from AdamW over all steps."""
+    found = []
+    for beta2 in dict.fromkeys(row["settings"]["beta2"] for row in rows):
+        some = [row for row in rows if row["settings"]["beta2"] == beta2]
+        converted, empty = (all_steps(some, arm).text() for arm in ARMS)
+        steps = len(some[0]["result"]["adamw"])
+        found.append(
+            f"After AdamW with beta2 = {beta2:g} the loss of {steps} steps is {converted} nats from AdamW's with the "
+            f"converted state, and {empty} with empty state."
+        )
+    return " ".join(found)
+
+
+def all_steps(rows: Sequence[Row], arm: str) -> Difference:
+    """Return the difference from AdamW over all steps."""
+    steps = len(rows[0]["result"]["adamw"])
+    return paired.difference(means(rows, arm, 0, steps), means(rows, "adamw", 0, steps))
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return the table, a row for each beta2 and run, with the conditions below."""
     head = [
@@ -57,13 +77,12 @@ def table(rows: Sequence[Row]) -> str:
         some = [row for row in rows if row["settings"]["beta2"] == beta2]
         for arm, title in ARMS.items():
             steps = len(some[0]["result"]["adamw"])
-            all_steps = paired.difference(means(some, arm, 0, steps), means(some, "adamw", 0, steps))
             largest = max(
                 statistics.fmean(row["result"][arm][i] - row["result"]["adamw"][i] for row in some)
                 for i in range(steps)
             )
             inside, blocks = within(some, arm)
-            cells = [f"{beta2:g}", title, jump(some, arm).text(), all_steps.text(), f"{largest:+.3f}"]
+            cells = [f"{beta2:g}", title, jump(some, arm).text(), all_steps(some, arm).text(), f"{largest:+.3f}"]
             lines.append([*cells, f"{inside} of {blocks}", f"**{verdict(some, arm)}**"])
     last, settings = rows[-1]["conditions"], rows[-1]["settings"]
     note = (
