@@ -64,7 +64,7 @@ class LayerwiseADOPT(ADOPT):
             raise
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group as ADOPT does. `backward()` updates its parameters from now on."""
+        """Add a param group, see `ADOPT.add_param_group`. `backward()` updates its parameters from now on."""
         super().add_param_group(param_group)
         try:
             for p in self.param_groups[-1]["params"]:

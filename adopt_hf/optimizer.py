@@ -124,7 +124,10 @@ class ADOPT(Optimizer):
             self.param_groups[:] = formats.float32_apart(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group. Hyperparameters that it does not name get the values given at construction.
+        """Add a param group.
+
+        Args:
+            param_group: Param group with the key `params`. Missing options get the values given at construction.
 
         Raises:
             ValueError: If a hyperparameter is outside its range.

@@ -34,7 +34,11 @@ class Format(NamedTuple):
 
 
 def keep_float32(params: Iterable[Tensor]) -> None:
-    """Mark parameters that keep float32 moments with `state_bits=8`. Call this before the optimizer is created."""
+    """Mark parameters that keep float32 moments with `state_bits=8`. Call this before the optimizer is created.
+
+    Args:
+        params: Parameters to mark.
+    """
     for p in params:
         setattr(p, MARK, True)
 
