@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {'; '.join(RUNS)} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"Some of {'; '.join(RUNS)} (default: all).")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max_steps", type=int, help="of each run (default: its config's)")
-    parser.add_argument("--results", type=Path, default=ROWS, help="where the rows are added")
+    parser.add_argument("--max_steps", type=int, help="Steps of each run (default: those of its config).")
+    parser.add_argument("--results", type=Path, default=ROWS, help="File of JSON lines to which the rows are added.")
     args = command.parse(parser, arguments, max_steps=20, results=command.TRIED / "recipes.jsonl")
     for name in args.names:
         if name not in RUNS:

@@ -219,7 +219,7 @@ def todo(chosen: Iterable[str], rows: Iterable[dict[str, Any]], only: Sequence[s
         for part in found[stage]:
             row = there.get(part.name)
             if row is not None and row["settings"] != dict(part.settings):
-                raise InputError(f"the row {part.name} in the results is of other settings; remove it")
+                raise InputError(f"the row {part.name} in the results has other settings: remove it")
             if row is None and (only is None or part.settings["task"] in only):
                 left.append(part)
     return left
@@ -238,14 +238,14 @@ def minutes(left: Iterable[Part], rows: Iterable[dict[str, Any]]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", nargs="+", default=list(stages()), help=", ".join(stages()))
-    parser.add_argument("--tasks", nargs="+", help="only these; " + ", ".join(TASKS))
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where finished parts are, until they are kept")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where they are kept")
-    parser.add_argument("--page", type=Path, default=defaults_page.PAGE, help="the page with the markers")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="parts at once, one thread each")
-    parser.add_argument("--page_only", action="store_true", help="keep the finished parts, write the page, run nothing")
-    parser.add_argument("--left", action="store_true", help="say what is left and run nothing")
+    parser.add_argument("--stages", nargs="+", default=list(stages()), help=f"Some of {', '.join(stages())}.")
+    parser.add_argument("--tasks", nargs="+", help=f"Some of {', '.join(TASKS)} (default: all).")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="Folder of the finished parts until they are kept.")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="File of JSON lines in which they are kept.")
+    parser.add_argument("--page", type=Path, default=defaults_page.PAGE, help="Page with the markers.")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Parts at once, with one thread each.")
+    parser.add_argument("--page_only", action="store_true", help="Run nothing, but write the page.")
+    parser.add_argument("--left", action="store_true", help="Say how much is left, and run nothing.")
     args = parser.parse_args()
     try:
         rows = keep(parts.read(NAME, args.folder), args.results)

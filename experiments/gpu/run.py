@@ -78,10 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments gpu_check", description=__doc__.splitlines()[0])
-    parser.add_argument("--dry", action="store_true", help="without a GPU: toy sizes in Triton's interpreter")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--budget", type=options.positive, default=420, help="seconds for all of it (default: 420)")
-    parser.add_argument("--out", type=Path, default=Path(), help=f"the folder of {FILE} (default: the current one)")
+    parser.add_argument("--dry", action="store_true", help="Run toy sizes in Triton's interpreter, without a GPU.")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"Some of {', '.join(SECTIONS)}."
+    )
+    parser.add_argument(
+        "--budget", type=options.positive, default=420, help="Seconds until the run ends (default: 420)."
+    )
+    parser.add_argument("--out", type=Path, default=Path(), help=f"Folder of {FILE} (default: the current one).")
     return parser
 
 

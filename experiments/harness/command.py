@@ -21,16 +21,14 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser with the options of all experiments of the paper."""
     found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = found.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="offline, minutes on two cores; the default")
-    size.add_argument("--full", action="store_true", help="the full size, with the real data")
-    found.add_argument("--folder", type=Path, help=f"where the runs are kept; {FOLDER}, and {FOLDER}_full with --full")
-    found.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
+    size.add_argument("--quick", action="store_true", help="Run the small size, offline, in minutes (default).")
+    size.add_argument("--full", action="store_true", help="Run the full size, with the real data.")
+    found.add_argument("--folder", type=Path, help=f"Folder of the runs (default: {FOLDER}, or {FOLDER}_full).")
+    found.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Runs at once, with one thread each.")
     found.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the runs, e.g. steps=1000 seeds=16"
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="Settings of the runs, e.g. steps=1000 seeds=16."
     )
-    found.add_argument(
-        "--missing", action="store_true", help="only the runs that docs/evidence.md is not yet written from"
-    )
+    found.add_argument("--missing", action="store_true", help="Do only the runs that docs/evidence.md lacks.")
     return found
 
 
@@ -44,8 +42,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     """
     said = ", ".join(f"--{name} {value}" for name, value in quick.items() if value is not None)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help=f"a short run, to try it out; the defaults are then {said}")
-    size.add_argument("--full", action="store_true", help="the full size; the default")
+    size.add_argument("--quick", action="store_true", help=f"Try it out: the defaults are then {said}.")
+    size.add_argument("--full", action="store_true", help="Run the full size (default).")
     if parser.parse_known_args(arguments)[0].quick:
         parser.set_defaults(**quick)
         for path in (value for value in quick.values() if isinstance(value, Path)):

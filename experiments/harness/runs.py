@@ -121,7 +121,7 @@ def _read(part: Part, folder: Path) -> dict[str, Any] | None:
         return None
     row = json.loads(file.read_text())
     if row["settings"] != json.loads(json.dumps(dict(part.settings))):
-        raise InputError(f"{file} is of other settings: {row['settings']}, not {dict(part.settings)}; remove it")
+        raise InputError(f"{file} has other settings, {row['settings']} instead of {dict(part.settings)}: remove it")
     return row
 
 

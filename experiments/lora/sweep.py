@@ -46,26 +46,27 @@ def main() -> None:
 
 def sweep() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--max_steps", type=int, default=300, help="of each run")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, each with one thread")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where finished runs are, until they are kept")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="a file of lines of JSON, added to")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="what the runs have in common")
+    parser.add_argument("--max_steps", type=int, default=300, help="Steps of each run (default: 300).")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Runs at once, with one thread each.")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="Folder of the finished runs until all are over.")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="File of JSON lines to which the rows are added.")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="Config that the runs have in common.")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--report_only", action="store_true")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page with the markers")
+    parser.add_argument("--page", type=Path, default=PAGE, help="Page with the markers of the report.")
     parser.add_argument("--plot", type=Path, default=PLOT)
     tried = command.TRIED
     quick = {"folder": tried, "results": tried / "lora.jsonl", "plot": tried / "lora.png"}
     args = command.parse(parser, max_steps=20, page=None, **quick)
     if args.max_steps < 1 or args.workers < 1 or min(args.rates) <= 0:
-        raise InputError("max_steps and workers must be at least 1, rates above 0")
+        got = f"{args.max_steps}, {args.workers} and {args.rates}"
+        raise InputError(f"--max_steps and --workers must be at least 1 and --rates above 0, got {got}")
     if not args.report_only:
         measure(args)
     rows = parts.lines(args.results)
     if not rows:
-        raise InputError(f"{args.results} has no results")
+        raise InputError(f"{args.results} has no results: run `python -m experiments lora` without --report_only")
     write_report(rows, args.page, args.plot)
 
 
@@ -73,7 +74,9 @@ def measure(args: argparse.Namespace) -> None:
     """Do the runs that are not in the results file. One that has other steps than those in it is an error."""
     there = parts.lines(args.results)
     if any(row["steps"] != args.max_steps for row in there):
-        raise InputError(f"{args.results} is of {there[0]['steps']} steps; choose another --results")
+        raise InputError(
+            f"{args.results} has runs of {there[0]['steps']} steps, not of {args.max_steps}: choose another --results"
+        )
     done = {(row["optimizer"], row["lr"], row["seed"]) for row in there}
     shared = {"steps": args.max_steps, "config": str(args.config)}
     todo = [

@@ -75,13 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report_only", action="store_true")
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, each with one thread")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Runs at once, with one thread each.")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--max_steps", type=int, help="of each run; by default each recipe's own")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the rows that the report is made of")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page with the markers")
+    parser.add_argument("--max_steps", type=int, help="Steps of each run (default: each recipe's own).")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="File of JSON lines for the report.")
+    parser.add_argument("--page", type=Path, default=PAGE, help="Page with the markers of the report.")
     parser.add_argument("--plot", type=Path, default=PLOT)
     quick = {
         "folder": command.TRIED,

@@ -31,7 +31,7 @@ Format = Callable[[Tensor, int], Tensor]  # v before it is stored, and t, to v a
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the numbers are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="File in which the numbers are kept.")
     args = command.parse(parser, steps=300, results=command.TRIED / "state_formats.json")
     torch.set_num_threads(1)
     found = {"steps": args.steps, "conditions": conditions.now("torch"), "formats": {name: {} for name in formats()}}

@@ -17,10 +17,13 @@ from experiments.paper import evidence, experiments
 def main() -> None:
     parser = command.parser(__doc__)
     parser.add_argument(
-        "--experiments", nargs="+", default=experiments.EXPERIMENTS, help="of " + ", ".join(experiments.EXPERIMENTS)
+        "--experiments",
+        nargs="+",
+        default=experiments.EXPERIMENTS,
+        help=f"Some of {', '.join(experiments.EXPERIMENTS)} (default: all).",
     )
-    parser.add_argument("--results", type=Path, default=evidence.RESULTS, help="see evidence")
-    parser.add_argument("--page", type=Path, default=evidence.PAGE, help="see evidence")
+    parser.add_argument("--results", type=Path, default=evidence.RESULTS, help="Folder of the kept runs.")
+    parser.add_argument("--page", type=Path, default=evidence.PAGE, help="Page with the markers.")
     args = parser.parse_args()
     folder = command.folder(args)
     try:

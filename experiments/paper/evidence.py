@@ -44,10 +44,10 @@ Row = Mapping[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the runs are")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the finished ones are kept")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="Folder of the runs.")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="Folder of the kept runs.")
     parser.add_argument(
-        "--page", type=Path, default=PAGE, help="the page with the markers; plots go into a folder beside"
+        "--page", type=Path, default=PAGE, help="Page with the markers. The plots go into a folder of its name."
     )
     args = parser.parse_args()
     try:

@@ -88,7 +88,7 @@ def make_model(images: ImageArguments, num_labels: int) -> PreTrainedModel:
         raise InputError(f"model_config: {images.model_type} has no {', '.join(unknown)}")
     if images.small_stem:
         if images.model_type != "resnet":
-            raise InputError(f"small_stem is of model_type resnet, not of {images.model_type}")
+            raise InputError(f"small_stem works with model_type resnet only, got {images.model_type}: leave it out")
         stem = model.resnet.embedder
         stem.embedder.convolution = nn.Conv2d(config.num_channels, config.embedding_size, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.embedder.convolution.weight, mode="fan_out", nonlinearity="relu")
@@ -127,7 +127,7 @@ def by_class(images: ImageArguments, training: TrainingArguments) -> tuple[type,
         }  # fmt: skip
     if images.optimizer == "adashift":
         if training.weight_decay:
-            raise InputError(f"adashift has no weight decay, got weight_decay {training.weight_decay}")
+            raise InputError(f"adashift has no weight decay, got weight_decay {training.weight_decay}: set it to 0")
         return AdaShift, {"lr": training.learning_rate, "betas": betas}
     return None
 
@@ -206,7 +206,9 @@ class Mixing:
         batch = default_data_collator(list(items))
         even = len(items) - len(items) % 2  # timm mixes a batch with itself backwards, in pairs
         if even == 0:
-            raise InputError("mixup and cutmix need batches of at least 2; raise per_device_train_batch_size")
+            raise InputError(
+                f"mixup and cutmix need batches of at least 2, got {len(items)}: raise per_device_train_batch_size"
+            )
         pixels, labels = self.mix(batch["pixel_values"][:even], batch["labels"][:even])
         return {"pixel_values": pixels, "labels": labels}
 

@@ -41,7 +41,7 @@ def _named(dataset: str) -> list[Tensor]:
             f"dataset must be {DIGITS!r} or one that datasets can load, got {dataset!r}: {error}"
         ) from error
     if not {"train", "test"} <= set(found):
-        raise InputError(f"dataset {dataset!r} needs the splits train and test, it has {', '.join(found)}")
+        raise InputError(f"dataset {dataset!r} has the splits {', '.join(found)}, and it needs train and test")
     columns = [name for name, feature in found["train"].features.items() if isinstance(feature, Image)]
     if not columns:
         raise InputError(f"dataset {dataset!r} has no column of pictures among {', '.join(found['train'].features)}")

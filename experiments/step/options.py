@@ -31,16 +31,18 @@ def share(text: str) -> float:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every benchmark."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=positive, default=9, help="interleaved, beside those to warm up (default: 9)")
+    parser.add_argument("--rounds", type=positive, default=9, help="Interleaved rounds after the warm-up (default: 9).")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--peers-path",
         type=lambda text: str(Path(text).resolve()),  # a process of its own may be in another folder
         default=default_folder(),
-        help="a folder with packages of the comparison that are kept apart (default: `peers` in the environment)",
+        help="Folder of packages that are kept apart from the environment (default: its folder `peers`).",
     )
     parser.add_argument(
-        "--out", type=Path, help="the JSON to write (default: experiments/results/step, by device, hardware and date)"
+        "--out",
+        type=Path,
+        help="JSON file to write (default: in experiments/results/step, by device, hardware and date).",
     )
 
 

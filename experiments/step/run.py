@@ -71,13 +71,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments step", description=__doc__)
     options.add_common(parser)
     parser.add_argument(
-        "--peers", nargs="+", choices=PEERS, default=list(PEERS), help=f"{BASELINE} and {OURS} are always among them"
+        "--peers",
+        nargs="+",
+        choices=PEERS,
+        default=list(PEERS),
+        help=f"Optimizers (default: all). {BASELINE} and {OURS} are always among them.",
     )
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: those of the device")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default: fp32, on a GPU bf16 too")
-    parser.add_argument("--threads", nargs="+", type=options.positive, help="default: 1 2, on a GPU torch's own")
-    parser.add_argument("--scale", type=options.share, default=1.0, help="of the tensors' sizes (default: 1)")
-    parser.add_argument("--skip-temporaries", action="store_true", help="on a CPU, where each takes a process")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="Shapes (default: those of the device).")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="Dtypes (default: fp32, on a GPU also bf16).")
+    parser.add_argument(
+        "--threads", nargs="+", type=options.positive, help="Threads of each case (default: 1 2, on a GPU torch's)."
+    )
+    parser.add_argument("--scale", type=options.share, default=1.0, help="Share of the tensors' sizes (default: 1).")
+    parser.add_argument(
+        "--skip-temporaries", action="store_true", help="Do not measure temporaries, a process each on a CPU."
+    )
     return parser
 
 

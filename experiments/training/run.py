@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = command.parse(parser, given, model="gpt2-toy", length=64, rounds=3)
     options.check_device(parser, args.device)
     if importlib.util.find_spec("transformers") is None:
-        options.fail(parser, "transformers is not installed: the model is its GPT-2")
+        options.fail(parser, "transformers is not installed, and the model is its GPT-2: pip install transformers")
     batch, length = BATCHES[args.device]
     args.batch, args.length = args.batch or batch, args.length or length
     positions = training.MODELS[args.model].positions
@@ -75,10 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments training", description=__doc__)
     options.add_common(parser)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=[BASELINE, OURS])
-    parser.add_argument("--threads", nargs="+", type=options.positive, help="default: torch's own")
+    parser.add_argument(
+        "--threads", nargs="+", type=options.positive, help="Threads of each case (default: torch's own)."
+    )
     parser.add_argument("--model", choices=training.MODELS, default="gpt2-124m")
-    parser.add_argument("--batch", type=options.positive, help="sequences a step (default: 1, on a GPU 16)")
-    parser.add_argument("--length", type=options.positive, help="tokens a sequence (default: 256, on a GPU 1024)")
+    parser.add_argument("--batch", type=options.positive, help="Sequences in a step (default: 1, on a GPU 16).")
+    parser.add_argument("--length", type=options.positive, help="Tokens in a sequence (default: 256, on a GPU 1024).")
     return parser
 
 

@@ -325,7 +325,7 @@ def test_a_resnet_on_a_folder_of_pictures(
         (["--config", "toy.yaml", "--model_config", "{"], "model_config is not JSON"),
         (["--config", "toy.yaml", "--model_config", '{"hiden_size": 3}'], "paper_mlp has no hiden_size"),
         (["--config", "toy.yaml", "--model_type", "mlpp"], "model_type 'mlpp'"),
-        (["--config", "toy.yaml", "--small_stem", "true"], "small_stem is of model_type resnet"),
+        (["--config", "toy.yaml", "--small_stem", "true"], "small_stem works with model_type resnet only, got "),
         (["--config", "toy.yaml", "--validation_fraction", "0.9999"], "leaves nothing of 1438 images"),
         (["--config", "toy.yaml", "--dataset_name", "no/such/set"], "data set 'no/such/set' cannot be loaded"),
         (["--config", "toy.yaml", "--optimizer", "adashift", "--weight_decay", "0.1"], "adashift has no weight decay"),

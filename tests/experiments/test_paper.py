@@ -82,7 +82,7 @@ def test_a_finished_part_is_not_run_again(tmp_path: Path) -> None:
     assert {"date", "processor", "load", "torch", "commit", "seconds"} <= set(rows[0]["conditions"])
     assert parts.run(module.parts(True), one, tmp_path) == rows == parts.read("fake", tmp_path)
     assert calls == [1, 2, 2]
-    with pytest.raises(InputError, match=r"1\.json is of other settings: .*1\.5"):
+    with pytest.raises(InputError, match=r"1\.json has other settings, .*1\.5"):
         parts.run(module.parts(False), one, tmp_path)
     with pytest.raises(InputError, match="workers must be at least 1, got 0"):
         parts.run(module.parts(True), one, tmp_path, workers=0)
