@@ -261,7 +261,7 @@ def _are_within(group: Mapping[str, Any]) -> bool:
         and 0 <= beta2 < 1
         and 0 <= group["eps"] < LARGEST
         and 0 <= group["weight_decay"] < LARGEST
-        and (clip_exp is None or 0 <= clip_exp < 5)
+        and (clip_exp is None or 0 <= clip_exp < HYPERPARAMETERS["clip_exp"].high)
         and 0 <= group["beta2_warmup"] <= 1  # False is 0, and check_group refuses 0 itself
     )
 
