@@ -91,6 +91,7 @@ class Sharded:
 
     def _load(self, checkpoint: Path, part: str = "") -> Any:
         """Return the state dict, or the entries whose names contain `part`."""
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
         from torch.distributed.checkpoint.state_dict_loader import load as load_parts
@@ -108,8 +109,9 @@ class Sharded:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*torch.distributed is")
                 load_parts(entries, checkpoint_id=folder)
-        except Exception as error:
-            raise ValueError(f"{folder} cannot be read, a file is cut off or missing: {str(error)[:200]}") from error
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+            raise ValueError(f"{folder} cannot be read, a file is cut off or missing: {reason}") from error
         return _nested(entries, metadata.planner_data or {})["optimizer"]
 
 

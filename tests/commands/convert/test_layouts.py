@@ -1,0 +1,108 @@
+"""FSDP's checkpoints, whole and sharded, as Accelerate writes and loads them; in one process of FSDP2.
+
+tests/processes/test_convert.py has them on two processes, with the Trainer, and DeepSpeed's universal ones.
+"""
+
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from accelerate.utils import save_fsdp_optimizer
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from adopt_hf import ADOPTW
+from adopt_hf.commands.convert import layouts
+from adopt_hf.commands.convert.conversion import convert
+from adopt_hf.integrations.checkpoints import MARK
+from adopt_hf.state import adamw
+
+KINDS = {"FULL_STATE_DICT": "optimizer.bin", "SHARDED_STATE_DICT": "optimizer_0"}
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def sharded(cls: Any) -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = cls(groups, lr=1e-2)
+    for _ in range(3):
+        model(torch.ones(2, 8)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def states(optimizer: Any) -> list[dict[str, Any]]:
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    found = ({name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in optimizer.state[p].items()}
+             for p in params)  # fmt: skip
+    return [copy.deepcopy(state) for state in found]
+
+
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="torch 2.6 has no FSDP2 on a CPU")
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("kind", KINDS)
+def test_fsdp_goes_on_and_back(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=kind)
+    accelerator = Accelerator(cpu=True)
+    load = sys.modules["accelerate.accelerator"].load_fsdp_optimizer
+    model, optimizer = sharded(torch.optim.AdamW)
+    source = tmp_path / "state"
+    source.mkdir()
+    save_fsdp_optimizer(plugin, accelerator, optimizer, model, str(source))
+    (source / "random_states_0.pkl").touch()
+    assert type(layouts.find(source)) is (layouts.Whole if kind == "FULL_STATE_DICT" else layouts.Sharded)
+    convert(source, "adopt", tmp_path / "adopt")
+    assert (tmp_path / "adopt" / KINDS[kind]).exists()
+    assert not (tmp_path / "adopt" / MARK).exists()  # the layout is not known without a mark
+    adopt_model, adopt = sharded(ADOPTW)
+    load(plugin, accelerator, adopt, adopt_model, str(tmp_path / "adopt"))
+    theirs, group = states(optimizer), optimizer.param_groups[0]
+    new = adamw.adopts_group({name: value for name, value in group.items() if name != "params"}, {})
+    for state, old in zip(states(adopt), theirs, strict=True):
+        wanted = adamw.adopts_state(old, group, new, "it")
+        assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+    assert [g["weight_decay"] for g in adopt.param_groups] == [0.1, 0.0]
+    assert {(g["betas"], g["decouple"], g["beta2_warmup"]) for g in adopt.param_groups} == {((0.9, 0.9999), True, 1.0)}
+    adopt.step()
+    convert(tmp_path / "adopt", "adamw", tmp_path / "back")
+    again_model, again = sharded(torch.optim.AdamW)
+    load(plugin, accelerator, again, again_model, str(tmp_path / "back"))
+    for state, old in zip(states(again), theirs, strict=True):
+        for name, value in old.items():
+            torch.testing.assert_close(state[name], value, rtol=4e-7, atol=0)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_part_that_is_missing(tmp_path: Path) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    state = {"exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3), "step": torch.tensor(1.0)}
+    group = torch.optim.AdamW([nn.Parameter(torch.ones(3))]).state_dict()["param_groups"][0] | {"params": ["w"]}
+    save({"optimizer": {"state": {"w": state}, "param_groups": [group]}}, checkpoint_id=tmp_path / "state/optimizer_0")
+    (tmp_path / "state" / "random_states_0.pkl").touch()
+    convert(tmp_path / "state", "adopt", tmp_path / "new")
+    next((tmp_path / "state" / "optimizer_0").glob("*.distcp")).unlink()
+    with pytest.raises(ValueError, match="optimizer_0 cannot be read, a file is cut off or missing: "):
+        convert(tmp_path / "state", "adopt", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
