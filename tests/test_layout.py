@@ -14,7 +14,6 @@ ELSEWHERE = {  # module -> the test file that it shares, without .py
     "backends/triton/launch": "backends/triton/test_kernels",
     "backends/verdicts": "backends/test_selfcheck",
     **{f"commands/convert/{name}": "commands/convert/test_conversion" for name in ("change", "files", "folder")},
-    "commands/convert/universal": "processes/test_convert",
     "commands/device_check": "commands/test_env",
     "identity": "integrations/test_guard",
     "integrations/after_import": "integrations/test_import_orders",

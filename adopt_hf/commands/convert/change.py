@@ -23,11 +23,13 @@ class Change(NamedTuple):
         to: A key of `NAMES`.
         given: Options that the user has written, which win.
         before: The param groups before an earlier conversion, of the optimizer that this one goes back to, if any.
+        fused: AdamW's option, unless `before` has it. Under the Trainer's GradScaler a fused AdamW needs True.
     """
 
     to: str
     given: Mapping[str, Any]
     before: Sequence[Group]
+    fused: bool | None = True
 
     def groups(self, saved: Sequence[Group]) -> list[dict[str, Any]]:
         """Return the new param groups for saved ones.
@@ -49,7 +51,7 @@ class Change(NamedTuple):
             given["betas"] = (given.pop("beta1", beta1), given.pop("beta2", beta2))
         if self.to == "adopt":
             return adamw.adopts_group(group, given)
-        return adamw.adamws_group(group, given, fused=before.get("fused", True))
+        return adamw.adamws_group(group, given, fused=before.get("fused", self.fused))
 
     def _without_given(self, group: Group) -> dict[str, Any]:
         return self._replace(given={})._group(group, {})

@@ -66,7 +66,8 @@ class Universal:
         for name in SAME:
             if len({str(group.get(name)) for group in olds}) > 1:
                 raise ValueError(f"the param groups have different {name}, and the files do not say which is whose")
-        news = change.groups(olds)
+        # DeepSpeed leaves the step count on the CPU, which a fused AdamW on a GPU does not take.
+        news = change._replace(fused=None).groups(olds)
         step = None
         if INNER in saved:
             states = saved[INNER]["state"]
