@@ -48,9 +48,9 @@ class Found:
     """The losses of all rows, by task, variant and learning rate.
 
     Args:
-        rows: of the results file.
-        seeds: how many each task has; seeds from that number on are the pilot's, and from `AGAIN` on the other seeds.
-        rates: the learning rates of each task, AdamW's first.
+        rows: The rows of the results file.
+        seeds: The number of seeds of each task. Larger seeds are the pilot's, and from `AGAIN` on the other seeds.
+        rates: The learning rates of each task, AdamW's first.
     """
 
     def __init__(

@@ -46,9 +46,9 @@ class Variant:
 
     Args:
         beta2: A number; "task": the beta2 of the task, 0.9999 except in the long runs; "steps": 1 - 1/steps.
-        warmup: the exponent of beta2_warmup, 0 for none.
-        clip_exp: as of `adopt_hf.ADOPT`; "atan2": experiments/defaults/atan2.py.
-        lr_warmup: whether the learning rate rises at the beginning, as the task has it.
+        warmup: The exponent of beta2_warmup, 0 for none.
+        clip_exp: The `clip_exp` of `adopt_hf.ADOPT`, or "atan2" for experiments/defaults/atan2.py.
+        lr_warmup: Whether the learning rate rises at the beginning, as in the task.
     """
 
     optimizer: str
@@ -172,7 +172,7 @@ def make(variant: Variant, groups: list[dict[str, Any]], beta2: float, steps: in
     """The optimizer of a variant, with decoupled weight decay.
 
     Args:
-        beta2: of the task, for variants without one of their own.
+        beta2: The beta2 of the task, for variants without their own.
     """
     if isinstance(variant.beta2, float):
         beta2 = variant.beta2

@@ -86,7 +86,7 @@ def llama(w: Weights, ids: Tensor, heads: int, scale: float = 0.0) -> Tensor:
     """The hidden states of a LlamaForCausalLM, before its head. ids: (seeds, batch, tokens).
 
     Args:
-        scale: of the LoRA adapters, weights with the names of the layers and `.lora_A`, `.lora_B`, where there are any.
+        scale: The factor of the LoRA adapters, which are weights named like the layers, with `.lora_A` and `.lora_B`.
     """
 
     def project(x: Tensor, name: str) -> Tensor:

@@ -24,22 +24,22 @@ class Task:
     """One task. Its functions take weights whose first dimension is the seeds.
 
     Args:
-        name: short, as part of file names.
-        title: for tables.
-        about: the model, the data and the steps, in a sentence.
-        rates: the learning rates, AdamW's best first: the best mean of both AdamWs in the pilot, other seeds than
-            those of the protocol.
-        warmup: steps during which the learning rate rises from 0.
-        floor: the learning rate at the end, as a share of `rates`; None: it falls with 1/sqrt(step) instead.
-        decay: decoupled weight decay of the weights with two dimensions or more.
-        clip: the largest norm of a seed's gradient; None: it is not clipped.
-        beta2: of the ADOPTs. Less than the default in the runs that are long against the memory.
-        together: seeds that are trained at once, in one part.
-        weights: from a seed to the weights that are trained.
-        batches: from a seed to its batches, one a step, without end.
-        loss: the training loss (seeds,).
-        evaluate: the held-out loss (seeds,), lower is better.
-        ratio: from the name of a weight to the factor on its learning rate.
+        name: The short name, a part of file names.
+        title: The title in tables.
+        about: The model, the data and the steps, in a sentence.
+        rates: The learning rates, AdamW's best first. That is the best mean of both AdamWs in the pilot, whose seeds
+            are not those of the protocol.
+        warmup: The steps during which the learning rate rises from 0.
+        floor: The learning rate at the end, as a share of `rates`. With None it falls with 1/sqrt(step) instead.
+        decay: The decoupled weight decay of the weights with two dimensions or more.
+        clip: The largest norm of a seed's gradient, or None for no clipping.
+        beta2: The beta2 of the ADOPTs. It is below the default in the runs that are long against the memory.
+        together: The number of seeds that are trained at once, in one part.
+        weights: A function from a seed to the weights that are trained.
+        batches: A function from a seed to its batches, one a step, without end.
+        loss: The training loss (seeds,).
+        evaluate: The held-out loss (seeds,).
+        ratio: A function from the name of a weight to the factor on its learning rate.
     """
 
     name: str
@@ -82,9 +82,9 @@ def train(
     """Train these seeds and return their held-out losses, infinite where not finite.
 
     Args:
-        make: from param groups, with "lr" and "weight_decay", to an optimizer. All weights of a group lie in one tensor
-            (seeds, numbers): the optimizers work element by element.
-        warmup: instead of the task's.
+        make: A function from param groups with "lr" and "weight_decay" to an optimizer. All weights of a group lie in
+            one tensor (seeds, numbers), because the optimizers work element by element.
+        warmup: The warm-up instead of the task's.
     """
     weights = stacked.stack([task.weights(seed) for seed in seeds])
     kinds: dict[tuple[bool, float, bool], list[str]] = {}

@@ -85,11 +85,11 @@ def difference(
     """Compare two {seed: loss} over the seeds that both have: the mean of ours less theirs, with its interval.
 
     Args:
-        ours: losses by seed.
-        theirs: losses by seed.
-        confidence: the share of intervals that cover the truth.
-        resolution: what the losses are multiples of, such as one image of a test set. Equal pairs are then no proof of
-            a scatter of 0: the scatter is at least that of rounding both.
+        ours: Losses by seed.
+        theirs: Losses by seed.
+        confidence: The share of intervals that cover the truth.
+        resolution: The unit of the losses, such as one image of a test set. Equal pairs do not prove a scatter of 0:
+            the scatter is at least that of rounding both losses.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     pairs = [ours[seed] - theirs[seed] for seed in seeds]

@@ -14,7 +14,7 @@ from adopt_hf.integrations.transformers import fields, optim_args
 from experiments.harness import pages
 
 CLASSES = ("ADOPT", "ADOPTW")
-FIELDS = {"lr": "learning_rate", "weight_decay": "weight_decay", "seed": "seed"}  # of TrainingArguments, beside Adam's
+FIELDS = {"lr": "learning_rate", "weight_decay": "weight_decay", "seed": "seed"}  # of TrainingArguments, next to Adam's
 FOR_INTEGRATIONS = ("float32_apart", "regroup")  # in the docstring of ADOPT only
 
 

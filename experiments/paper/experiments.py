@@ -18,7 +18,7 @@ def load(names: Iterable[str] = EXPERIMENTS) -> list[ModuleType]:
     """The modules with these names.
 
     Raises:
-        InputError: one is not among EXPERIMENTS.
+        InputError: If a name is not among EXPERIMENTS.
     """
     found = []
     for name in names:

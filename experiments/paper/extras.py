@@ -9,7 +9,7 @@ def timm(what: str) -> ModuleType:
     """The package, with `timm.data` and `timm.utils`.
 
     Raises:
-        InputError: it, or the torchvision it needs, cannot be imported; says that `what` wants it, and how to install.
+        InputError: If timm, or the torchvision that it needs, cannot be imported. The text says how to install them.
     """
     try:
         import timm

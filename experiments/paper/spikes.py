@@ -55,7 +55,7 @@ def spikes(
     """The spikes of a curve.
 
     Raises:
-        ValueError: the window is not at least 1, the height not above 0, errors negative, or there are fewer losses
+        ValueError: If the window is below 1, the height is not above 0, `errors` is negative, or there are fewer losses
             than in a window.
     """
     if window < 1 or height <= 0 or errors < 0:

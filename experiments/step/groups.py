@@ -9,9 +9,9 @@ def groups(names: Sequence[str], anchors: Sequence[str], each: int, shared: int,
     """Divide `names` into groups that fit. Each has all `anchors`, which the others are compared to.
 
     Args:
-        each: bytes that one of them holds; `TEMPORARIES` times as much stay free for the one whose turn it is.
-        shared: bytes that are held once.
-        available: bytes that there are. A group has one name beside the anchors even if that is too much.
+        each: The bytes that one optimizer holds. `TEMPORARIES` times as much stay free for the one that steps.
+        shared: The bytes that are held once.
+        available: The free bytes. A group has one name in addition to the anchors even if that is too much.
     """
     others = [name for name in names if name not in anchors]
     fit = (available - shared) // each - len(anchors) - TEMPORARIES if each else len(others)

@@ -33,7 +33,7 @@ class Peer(NamedTuple):
     devices: tuple[str, ...] = ("cpu", "cuda")
     note: str = ""
     bf16_note: str = ""  # where the parameters are bf16
-    compiles: bool = False  # anew for every list of tensors, some minutes for hundreds of them
+    compiles: bool = False  # again for every list of tensors, which takes minutes for hundreds of them
     unobserved: float = 0.0  # share of the elements whose gradient is zero in every step
     dense: str | None = None  # the same optimizer where every element has a gradient
 

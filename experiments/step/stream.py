@@ -15,7 +15,7 @@ class Stream:
     """Tensors like those of an optimizer, and a step over them that takes `torch.get_num_threads()` threads.
 
     Raises:
-        RuntimeError: the kernel cannot be compiled here; the message says why.
+        RuntimeError: If the kernel cannot be compiled here. The message says why.
     """
 
     def __init__(self, grads: list[Tensor]) -> None:
