@@ -104,8 +104,7 @@ def train(folder: Path, options: Mapping[str, Any], last: int) -> list[float]:
     from transformers import PrinterCallback, TrainerCallback, default_data_collator
 
     from adopt_hf.integrations.checkpoints import MarkComplete
-    from examples.gpt2_pretraining import arguments
-    from examples.gpt2_pretraining import recipe as shared
+    from examples.gpt2_pretraining import recipe, settings
     from examples.gpt2_pretraining.train import RecipeTrainer
     from experiments.paper import gpt2
 
@@ -114,8 +113,8 @@ def train(folder: Path, options: Mapping[str, Any], last: int) -> list[float]:
             control.should_training_stop |= state.global_step >= last
 
     with gpt2.quiet():
-        words = gpt2.argv(gpt2.STDLIB, {**gpt2.ALONE, **gpt2.QUICK, **options})
-        prepared = shared.prepare(arguments.parse([*words, "--output_dir", str(folder)], __doc__), "train.py")
+        words = command.words(gpt2.STDLIB, {**gpt2.ALONE, **gpt2.QUICK, **options})
+        prepared = recipe.prepare(settings.parse([*words, "--output_dir", str(folder)], __doc__), "train.py")
         trainer = RecipeTrainer(
             model=prepared.model,
             args=prepared.args,

@@ -365,7 +365,8 @@ def test_a_full_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monke
 # -- a kill ------------------------------------------------------------------------------------------------------------
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it otherwise
 from adopt_hf import commands
 from adopt_hf.commands.convert import folder
 copy = folder.copy
