@@ -1,6 +1,11 @@
 """The experiments by name. `python -m experiments list` shows this table, `python -m experiments NAME` runs a row."""
 
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
 from typing import NamedTuple
+
+from examples.shared.errors import InputError
 
 SPEED, EVIDENCE = "docs/benchmarks.md", "docs/evidence.md"
 
@@ -8,7 +13,7 @@ SPEED, EVIDENCE = "docs/benchmarks.md", "docs/evidence.md"
 class Experiment(NamedTuple):
     """A row: what is measured, by which module, where its numbers are kept, and which page shows them.
 
-    The module has a `main()` that reads `sys.argv`, or it has the names that experiments/paper/experiments.py lists.
+    The module has a `main()` that reads `sys.argv`, or it has the names that `load` lists.
     """
 
     measures: str
@@ -80,3 +85,19 @@ EXPERIMENTS = {
     "paper": Experiment("all experiments of the paper, then evidence", "experiments.paper.all", "", EVIDENCE),
     "evidence": Experiment("nothing: keeps finished runs, draws plots", "experiments.paper.evidence", "", EVIDENCE),
 }
+
+
+def load(names: Iterable[str] = tuple(PAPER)) -> list[ModuleType]:
+    """Return the modules of the paper's experiments with these names.
+
+    Each has NAME, TITLE, parts(quick), one(**settings), claims(rows), table(rows) and plot(rows, path). It may have
+    NOTE, the text under its title in docs/evidence.md: what is measured, and the rule of its verdicts.
+
+    Raises:
+        InputError: If a name is not among PAPER.
+    """
+    names = list(names)
+    for name in names:
+        if name not in PAPER:
+            raise InputError(f"there is no experiment {name!r}; choose from {', '.join(PAPER)}")
+    return [importlib.import_module(PAPER[name].module) for name in names]

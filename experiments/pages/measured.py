@@ -1,4 +1,4 @@
-"""The tables that the experiments `step`, `low_bits` and `state_formats` have left in experiments/results."""
+"""The tables that are made of the kept results of the experiments."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from experiments.harness import runs
 from experiments.low_bits import run as low_bits
 from experiments.low_bits import state_formats
+from experiments.paper import evidence
 from experiments.step import report, results
+from experiments.table import load
 
 
 def formats() -> str:
@@ -21,4 +23,10 @@ def steps() -> str:
     return report.render(results.read_all(results.FOLDER))
 
 
-TEXTS: dict[str, Callable[[], str]] = {"tables": steps, "low bits": fewer_bits, "formats": formats}
+def claims() -> str:
+    """Return the paper's claims, and each experiment with its table. experiments.paper.evidence draws the plots."""
+    found = [(module, runs.kept(module.NAME)) for module in load()]
+    return evidence.text(found, evidence.PAGE.with_suffix("").name)
+
+
+TEXTS: dict[str, Callable[[], str]] = {"tables": steps, "low bits": fewer_bits, "formats": formats, "results": claims}

@@ -8,7 +8,7 @@ from experiments import recipes
 from experiments.harness.machine import ROOT
 from experiments.harness.pages import Found, passages, write
 from experiments.monitor import cost
-from experiments.pages import bits, convert, defaults, evidence, launches, lora, measured, options, patches, speed
+from experiments.pages import bits, convert, defaults, launches, lora, measured, options, patches, speed
 
 COMMAND = "make docs-numbers"
 
@@ -22,7 +22,6 @@ TEXTS: dict[str, Callable[[], str]] = {
     **recipes.TEXTS,
     **bits.TEXTS,
     **defaults.TEXTS,
-    **evidence.TEXTS,
     **convert.TEXTS,
     **cost.TEXTS,
 }

@@ -11,7 +11,8 @@ from pathlib import Path
 from experiments.harness import command
 from experiments.harness import runs as parts
 from experiments.harness.runs import InputError
-from experiments.paper import evidence, experiments
+from experiments.paper import evidence
+from experiments.table import PAPER, load
 
 
 def main() -> None:
@@ -19,20 +20,20 @@ def main() -> None:
     parser.add_argument(
         "--experiments",
         nargs="+",
-        default=experiments.EXPERIMENTS,
-        help=f"Some of {', '.join(experiments.EXPERIMENTS)} (default: all).",
+        default=PAPER,
+        help=f"Some of {', '.join(PAPER)} (default: all).",
     )
     parser.add_argument("--results", type=Path, default=evidence.RESULTS, help="Folder of the kept runs.")
     parser.add_argument("--page", type=Path, default=evidence.PAGE, help="Page with the markers.")
     args = parser.parse_args()
     folder = command.folder(args)
     try:
-        chosen = experiments.load(args.experiments)
+        chosen = load(args.experiments)
         wanted = command.with_settings([part for module in chosen for part in module.parts(not args.full)], args.set)
         for module in chosen:
             mine = [part for part in wanted if part.experiment == module.NAME]
             mine = command.missing(mine, args.results) if args.missing else mine
             parts.run(mine, module.one, folder, args.workers)
-        evidence.write(experiments.load(), folder, args.results, args.page)
+        evidence.write(load(), folder, args.results, args.page)
     except InputError as error:
         command.fail(error)

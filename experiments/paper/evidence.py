@@ -24,7 +24,7 @@ from experiments.harness import pages, runs
 from experiments.harness.command import fail
 from experiments.harness.machine import ROOT, listed
 from experiments.harness.runs import FOLDER, RESULTS, InputError
-from experiments.paper import experiments
+from experiments.table import load
 
 PAGE = ROOT / "docs" / "evidence.md"
 STAMP = "Made of"
@@ -51,7 +51,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     try:
-        write(experiments.load(), args.folder, args.results, args.page)
+        write(load(), args.folder, args.results, args.page)
     except InputError as error:
         fail(error)
 

@@ -18,7 +18,8 @@ from experiments.harness import command, paired
 from experiments.harness import runs as parts
 from experiments.harness.claims import Claim
 from experiments.harness.runs import InputError, Part
-from experiments.paper import evidence, experiments
+from experiments.paper import evidence
+from experiments.table import PAPER, load
 from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +172,7 @@ def test_missing_are_the_parts_that_are_not_kept(tmp_path: Path) -> None:
 
 
 def test_the_page_in_the_docs_is_the_results() -> None:
-    found = [(module, parts.kept(module.NAME)) for module in experiments.load()]
+    found = [(module, parts.kept(module.NAME)) for module in load()]
     assert any(rows for _, rows in found)
     page = evidence.PAGE.read_text(encoding="utf-8")
     assert page.partition(BEGIN)[2].partition(END)[0].strip() == evidence.text(found, "evidence")
@@ -182,9 +183,9 @@ def test_the_page_in_the_docs_is_the_results() -> None:
     assert f"{BEGIN}\n\n{evidence.RULES}\n\nRun at the default size: toy" in page
 
 
-@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+@pytest.mark.parametrize("name", PAPER)
 def test_every_experiment_offers_what_is_asked_of_it(name: str) -> None:
-    (module,) = experiments.load([name])
+    (module,) = load([name])
     assert name == module.NAME
     assert name in (ROOT / "experiments" / "paper" / "README.md").read_text()
     for quick in (True, False):
