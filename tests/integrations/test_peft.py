@@ -28,7 +28,7 @@ import adopt_hf
 from adopt_hf import ADOPT, ADOPTW
 from adopt_hf.integrations.deepspeed import ds_config
 from adopt_hf.integrations.peft import LoraPlus, loraplus_groups
-from tests.integrations.bitwise import equal
+from tests.support.tensors import equal
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 create_loraplus_optimizer = pytest.importorskip("peft.optimizers").create_loraplus_optimizer

@@ -26,9 +26,9 @@ from transformers.training_args import OptimizerNames
 import adopt_hf
 from adopt_hf import ADOPTW, backends
 from adopt_hf.hyperparameters import WARMUP_EXPONENT
-from tests.integrations.bitwise import equal
 from tests.support.forks import BEFORE_TRANSFORMERS
 from tests.support.processes import SCRIPTS, python, run
+from tests.support.tensors import equal
 
 DEFAULTS = {
     "lr": 1e-2,
