@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from adopt_hf import ADOPT, LayerwiseADOPT, backends
 from adopt_hf.state import saved_groups
 from tests.oracle import Oracle, Settings
+from tests.support.tensors import assert_same
 
 BACKENDS = backends.NAMES
 
@@ -43,13 +44,6 @@ def train(optimizer: ADOPT, params: list[Tensor], steps: range) -> None:
 def everything(optimizer: ADOPT, params: list[Tensor]) -> list[Tensor]:
     """Parameters and state, to compare bit for bit."""
     return [t for p in params for t in (p.detach(), *optimizer.state[p].values())]
-
-
-def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
-    assert len(a) == len(b) > 0
-    for x, y in zip(a, b, strict=True):
-        assert x.dtype == y.dtype
-        assert torch.equal(x, y)
 
 
 # -- trajectories ------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from adopt_hf import ADOPT, backends
 from adopt_hf.algorithm import state_dtype
 from adopt_hf.hyperparameters import OPTIONS, of_group
+from tests.support.tensors import assert_same
 
 # Importing torch's test helpers forbids this process to assign torch.backends flags, which transformers' tests do.
 with mock.patch("torch.backends.disable_global_flags"):
@@ -259,15 +260,6 @@ def everything(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Copies of all parameters and all state, in order."""
     params = params_of(optimizer)
     return [t.detach().clone() for p in params for t in (p, *(optimizer.state.get(p) or {}).values())]
-
-
-def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
-    """Bit for bit; two empty lists prove nothing."""
-    assert len(a) == len(b) > 0
-    for x, y in zip(a, b, strict=True):
-        assert x.dtype == y.dtype
-        assert x.shape == y.shape
-        assert torch.equal(x, y)
 
 
 def assert_close(a: list[Tensor], b: list[Tensor], steps: int) -> None:

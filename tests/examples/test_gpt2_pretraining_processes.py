@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from adopt_hf.integrations.checkpoints import MARK
 from tests.examples.test_gpt2_pretraining import EXAMPLE, SCRIPTS
-from tests.examples.toy import write_toy
+from tests.examples.toy import history, losses, write_toy
 from tests.support import processes
 from tests.support.forks import OF_RECIPE
 from tests.support.processes import ABORTED, CONFIGS, ROOT, Finished, accelerate, environment
@@ -51,14 +51,6 @@ def run(config: Path, script: str, *argv: object, launcher: tuple[object, ...] =
 
 def home(config: Path) -> dict[str, str]:
     return {"HF_HOME": str(config.parent / "hf")}
-
-
-def history(output: Path) -> list[dict[str, float]]:
-    return json.loads((output / "trainer_state.json").read_text())["log_history"]
-
-
-def losses(output: Path, key: str) -> list[float]:
-    return [entry[key] for entry in history(output) if key in entry]
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.examples.test_llama_instruct import EXAMPLE, LORA, write_toy
+from tests.examples.toy import losses
 from tests.support import processes
 from tests.support.forks import LAUNCHED
 from tests.support.processes import ABORTED, ROOT, Finished, accelerate
@@ -38,11 +39,6 @@ def run(folder: Path, *command: object) -> Finished:
     if ABORTED in done.stderr and "model and curves (loss.png) in" in done.stdout:  # the work is done
         done.returncode = 0
     return done
-
-
-def losses(output: Path, key: str) -> list[float]:
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return [entry[key] for entry in history if key in entry]
 
 
 @pytest.fixture(scope="module")

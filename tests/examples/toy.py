@@ -1,4 +1,4 @@
-"""A toy run of the GPT-2 recipe: a data set of short documents, and a config whose 40 steps take a second or two."""
+"""A toy run of the GPT-2 recipe: a data set of short documents, a config of 40 steps, and the log of a run."""
 
 import json
 import random
@@ -38,3 +38,14 @@ def write_toy(folder: Path, **overrides: Any) -> Path:
     config = folder / "toy.yaml"
     config.write_text(yaml.safe_dump(settings))
     return config
+
+
+def history(output: Path) -> list[dict[str, float]]:
+    """Return the log of a run."""
+    log: list[dict[str, float]] = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return log
+
+
+def losses(output: Path, key: str) -> list[float]:
+    """Return the numbers of one kind in the log of a run."""
+    return [entry[key] for entry in history(output) if key in entry]

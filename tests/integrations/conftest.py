@@ -32,6 +32,11 @@ def make_model(**changes: Any) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(**(config | changes)))
 
 
+def optimizer_of(trainer: Trainer) -> Any:
+    """Return the optimizer of a trainer, without Accelerate's wrapper."""
+    return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+
+
 @pytest.fixture
 def tiny_gpt2() -> Callable[..., GPT2LMHeadModel]:
     return make_model

@@ -28,6 +28,7 @@ import adopt_hf
 from adopt_hf import ADOPT, ADOPTW
 from adopt_hf.integrations.deepspeed import ds_config
 from adopt_hf.integrations.peft import LoraPlus, loraplus_groups
+from tests.integrations.conftest import optimizer_of
 from tests.support.tensors import equal
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -107,10 +108,6 @@ def arguments(folder: Path, **fields: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **(defaults | fields))
 
 
-def base_optimizer(trainer: Trainer) -> ADOPT:
-    return getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # type: ignore[return-value]
-
-
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -166,7 +163,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_the_adapter_alone_trains(runs: Runs) -> None:
     base_dtype, adapter_dtype = PRECISIONS[runs.precision]
-    optimizer = base_optimizer(runs.whole)
+    optimizer = optimizer_of(runs.whole)
     assert type(optimizer) is ADOPTW
     assert {state["step"].item() for state in optimizer.state.values()} <= {STEPS, STEPS - 2}  # LoRA's A
     adapters = trainable(runs.whole.model)
@@ -180,7 +177,7 @@ def test_the_adapter_alone_trains(runs: Runs) -> None:
 
 def test_moments_are_float32(runs: Runs) -> None:
     for trainer in (runs.whole, runs.resumed):
-        moments = [s[name] for s in base_optimizer(trainer).state.values() for name in ("exp_avg", "exp_avg_sq")]
+        moments = [s[name] for s in optimizer_of(trainer).state.values() for name in ("exp_avg", "exp_avg_sq")]
         assert {t.dtype for t in moments} == {torch.float32}
         assert all(t.count_nonzero() for t in moments)
 
@@ -190,7 +187,7 @@ def test_resumed_is_bit_for_bit_uninterrupted(runs: Runs) -> None:
         return {
             "parameters": dict(trainer.model.named_parameters()),
             "trainable": sorted(trainable(trainer.model)),
-            "optimizer": base_optimizer(trainer).state_dict(),
+            "optimizer": optimizer_of(trainer).state_dict(),
             "schedule": trainer.lr_scheduler.state_dict()["_last_lr"],
         }
 
@@ -402,7 +399,7 @@ def test_trainer_kwargs_with_the_model(tmp_path: Path) -> None:
     for trainer in (named, public):
         trainer.train()
     assert equal(trainable(named.model), trainable(public.model))
-    assert equal(base_optimizer(named).state_dict(), base_optimizer(public).state_dict())
+    assert equal(optimizer_of(named).state_dict(), optimizer_of(public).state_dict())
 
 
 def test_the_info_line_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -560,7 +557,7 @@ def test_an_adapter_arrives_under_the_trainer(tmp_path: Path) -> None:
     arrives = _Arrives()
     trainer = Trainer(adapted(lora()), arguments(tmp_path, max_steps=8), train_dataset=data(), callbacks=[arrives])
     trainer.train()
-    state = base_optimizer(trainer).state
+    state = optimizer_of(trainer).state
     counts = {name: state[p]["step"].item() for name, p in trainable(trainer.model).items()}
     assert arrives.new
     for name, count in counts.items():

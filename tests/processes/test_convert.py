@@ -12,8 +12,9 @@ import torch
 from adopt_hf.commands.convert.conversion import convert
 from tests.processes.conftest import launch, torchrun
 from tests.processes.job import SAVED
-from tests.processes.test_matrix import FP32_TOLERANCE, largest_difference, ranks, weights
+from tests.processes.test_matrix import FP32_TOLERANCE, ranks, weights
 from tests.processes.test_universal import universal
+from tests.support.tensors import largest_difference
 
 pytestmark = pytest.mark.distributed
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.processes.conftest import torchrun
+from tests.support.tensors import largest_difference
 
 pytestmark = pytest.mark.distributed
 
@@ -31,17 +32,12 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     return train(1, tmp_path_factory.mktemp("single"), 0, 20)
 
 
-def largest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in a)
-
-
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 2)])
 def test_saved_by_some_and_loaded_by_others(before: int, after: int, single: dict[str, Tensor], tmp_path: Path) -> None:
     half = train(before, tmp_path / "half", 0, 10, "--save", tmp_path / "checkpoint")
     whole = train(after, tmp_path / "whole", 10, 20, "--load", tmp_path / "checkpoint")
-    assert largest(whole, single) < TOLERANCE
-    assert largest(half, single) > 100 * TOLERANCE
+    assert largest_difference(whole, single) < TOLERANCE
+    assert largest_difference(half, single) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("processes", [1, 2])

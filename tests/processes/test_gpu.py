@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.processes.conftest import launch
-from tests.processes.test_matrix import FP32_TOLERANCE, largest_difference, ranks, weights
+from tests.processes.test_matrix import FP32_TOLERANCE, ranks, weights
+from tests.support.tensors import largest_difference
 
 pytestmark = [
     pytest.mark.distributed,

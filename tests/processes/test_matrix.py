@@ -17,6 +17,7 @@ from torch import Tensor
 
 from experiments.launches.matrix import BF16_SHARE, FP32_TOLERANCE, LOOPS, MODES, Matrix, Mode, seen_as
 from tests.processes.job import OBSERVED, SAVED, STEPS, make_model
+from tests.support.tensors import largest_difference
 
 pytestmark = pytest.mark.distributed
 
@@ -35,11 +36,6 @@ def weights(folder: Path, loop: str) -> dict[str, Tensor]:
 
 def ranks(folder: Path, loop: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((folder / loop).glob("rank*.json"))]
-
-
-def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

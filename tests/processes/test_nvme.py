@@ -14,8 +14,9 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 from adopt_hf.integrations.deepspeed.checkpoints import NO_NVME_RESUME
 from tests.processes.conftest import launch, run, torchrun
 from tests.processes.job import STEPS
-from tests.processes.test_matrix import FP32_TOLERANCE, largest_difference, ranks, weights
+from tests.processes.test_matrix import FP32_TOLERANCE, ranks, weights
 from tests.support.processes import CONFIGS
+from tests.support.tensors import largest_difference
 
 pytestmark = [
     pytest.mark.distributed,

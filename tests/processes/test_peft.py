@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.processes.conftest import torchrun
+from tests.support.tensors import largest_difference
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
@@ -28,11 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def largest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in a)
-
-
 @pytest.mark.parametrize("scenario", ZERO)
 def test_the_adapters_are_those_of_one_process(scenario: str, folder: Path) -> None:
     for rank in range(2):
@@ -41,5 +36,5 @@ def test_the_adapters_are_those_of_one_process(scenario: str, folder: Path) -> N
         assert set(seen["rates"]) == RATES
     got, wanted, one_rate = (torch.load(folder / f"{name}.pt") for name in (scenario, "one process", ONE_RATE))
     assert len(wanted) == 6
-    assert largest(got, wanted) < TOLERANCE
-    assert largest(one_rate, wanted) > 1000 * TOLERANCE
+    assert largest_difference(got, wanted) < TOLERANCE
+    assert largest_difference(one_rate, wanted) > 1000 * TOLERANCE

@@ -14,7 +14,8 @@ import pytest
 from adopt_hf.integrations.deepspeed.checkpoints import OTHER_WORLD_SIZE
 from tests.processes.conftest import run, torchrun
 from tests.processes.job import SAVED
-from tests.processes.test_matrix import FP32_TOLERANCE, largest_difference, ranks, weights
+from tests.processes.test_matrix import FP32_TOLERANCE, ranks, weights
+from tests.support.tensors import largest_difference
 
 pytestmark = pytest.mark.distributed
 

@@ -29,6 +29,7 @@ from adopt_hf.backends.dense import is_plain
 from tests.backends.test_backends import CASES, Case, state
 from tests.oracle import Settings
 from tests.support.processes import python
+from tests.support.tensors import same_bits
 
 NEUTRAL = StepScalars(scale=1.0, l2=0.0, decay=1.0, eps=1.0, clip=1.0, beta1=1.0, beta2=1.0, lr=1.0)
 
@@ -36,12 +37,6 @@ pytestmark = pytest.mark.skipif(
     backends.CPU.why_not(torch.device("cpu"), torch.float32) is not None,
     reason=f"{backends.CPU.why_not(torch.device('cpu'), torch.float32)}",
 )
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal, a zero's sign too; any NaN equals any other."""
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return a.dtype == b.dtype and bool(((a.view(whole) == b.view(whole)) | (a.isnan() & b.isnan())).all())
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:

@@ -31,6 +31,7 @@ from adopt_hf.state.rounding import GOLDEN, WORD, _mixed, to_bfloat16
 from experiments.gpu import interpreter  # noqa: F401
 from tests.backends.triton.test_kernels import all_versions, assert_as_defined, compile_kernels, placed, transfers
 from tests.oracle import Settings
+from tests.support.tensors import same_bits
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")  # numpy's, of inf and NaN
@@ -54,12 +55,6 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
     from adopt_hf.backends.triton import rounded_kernels
 
     return rounded_kernels
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal, a zero's sign too; any NaN equals any other."""
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[a.element_size()]
-    return a.dtype == b.dtype and bool(((a.view(whole) == b.view(whole)) | (a.isnan() & b.isnan())).all())
 
 
 @dataclass

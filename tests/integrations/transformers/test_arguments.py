@@ -26,6 +26,7 @@ from transformers.training_args import OptimizerNames
 import adopt_hf
 from adopt_hf import ADOPTW, backends
 from adopt_hf.hyperparameters import WARMUP_EXPONENT
+from tests.integrations.conftest import optimizer_of
 from tests.support.forks import BEFORE_TRANSFORMERS
 from tests.support.processes import SCRIPTS, python, run
 from tests.support.tensors import equal
@@ -82,11 +83,6 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [  # fields of TrainingArguments -
     ({"learning_rate": -1.0}, ["lr", "-1.0", ">= 0"]),
     ({"weight_decay": -0.1}, ["weight_decay", "-0.1", ">= 0"]),
 ]
-
-
-def optimizer_of(trainer: Trainer) -> torch.optim.Optimizer:
-    """The optimizer itself, out of accelerate's wrapper."""
-    return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
 
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:

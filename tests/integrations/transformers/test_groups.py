@@ -21,6 +21,7 @@ import adopt_hf
 from adopt_hf import ADOPT, ADOPTW
 from adopt_hf.integrations.transformers.groups import Regroup
 from adopt_hf.state.conversion import bits_of
+from tests.integrations.conftest import optimizer_of
 
 PROJECTOR_LR, EMBEDDING_LR = 2e-5, 5e-5
 
@@ -140,10 +141,6 @@ def make(make_trainer: Any, arguments: Any, tiny_gpt2: Any) -> Callable[..., Tra
         return cls(model=model, args=args, train_dataset=base.train_dataset)
 
     return build
-
-
-def optimizer_of(trainer: Trainer) -> ADOPT:
-    return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda cls: cls.__name__)

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-from adopt_hf import ADOPT, ADOPTW, LayerwiseADOPTW, trainer_kwargs
+from adopt_hf import ADOPTW, LayerwiseADOPTW, trainer_kwargs
 from adopt_hf.integrations.transformers import arguments as arguments_module
 from adopt_hf.state.conversion import bits_of
+from tests.integrations.conftest import optimizer_of
 
 
 def arguments(folder: Path, **fields: Any) -> TrainingArguments:
@@ -40,11 +41,6 @@ def trained(args: TrainingArguments, resume: str | None = None, dtype: torch.dty
     trainer = Trainer(model=model(dtype), args=args, train_dataset=data())
     trainer.train(resume_from_checkpoint=resume)
     return trainer
-
-
-def optimizer_of(trainer: Trainer) -> ADOPT:
-    inner: Any = trainer.optimizer
-    return inner.optimizer if hasattr(inner, "optimizer") else inner
 
 
 @pytest.mark.parametrize(
