@@ -13,10 +13,10 @@ class Command(NamedTuple):
     """A row of the table.
 
     Args:
-        module: has `add_arguments` and `main`. `main` gets the options, and the words that are not the command's own.
-        help: for the list of commands.
-        description: for the command's own help.
-        usage: where argparse's is not right.
+        module: The module with `add_arguments` and `main`. `main` gets the options, and the words that are not its own.
+        help: The text in the list of commands.
+        description: The text in the command's own help.
+        usage: The usage line, if argparse's is not right.
     """
 
     module: ModuleType

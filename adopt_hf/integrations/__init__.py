@@ -7,7 +7,7 @@ imported for it: each of the others is patched when it has been imported.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adopt_hf.integrations import accelerate, guard
+from adopt_hf.integrations import accelerate, guard, patching
 from adopt_hf.integrations.deepspeed import patches as of_deepspeed
 from adopt_hf.integrations.patching import Patch
 from adopt_hf.integrations.transformers import patches as of_transformers
@@ -58,7 +58,7 @@ def unregister() -> None:
     transformers.unregister()
     accelerate.unregister()
     of_deepspeed.unregister()
-    guard.unregister()
+    patching.uninstall(guard.PATCHES)
 
 
 def register_on_import() -> None:
@@ -71,7 +71,7 @@ def register_on_import() -> None:
 
 
 def _register_others() -> None:
-    guard.register()
+    patching.install(guard.PATCHES)
     accelerate.register()
     of_deepspeed.register()
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from adopt_hf.identity import innermost, is_adopt_optimizer
-from adopt_hf.integrations import patching
 from adopt_hf.integrations.patching import Patch
 from adopt_hf.state import saved_groups
 
@@ -123,13 +122,3 @@ PATCHES = (
         remove_when="torch's optimizers check which optimizer a state belongs to.",
     ),
 )
-
-
-def register() -> None:
-    """Patch torch's optimizers, so that they refuse ADOPT's state."""
-    patching.install(PATCHES)
-
-
-def unregister() -> None:
-    """Undo `register()`."""
-    patching.uninstall(PATCHES)

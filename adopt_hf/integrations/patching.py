@@ -28,7 +28,6 @@ class Patch:
         issue: What goes wrong without the patch.
         why: The reason for replacing this function and no other.
         remove_when: The change of the other package that makes the patch unnecessary.
-        called: The name of the function in error messages. Default: the name in `target`.
         optional: Whether ADOPT works without the patch. The patch is left out if the function differs or does not
             exist.
         asks: Whether an argument of a call asks for ADOPT. In a version that does not fit, a call with such an argument
@@ -41,7 +40,6 @@ class Patch:
     issue: str
     why: str
     remove_when: str
-    called: str = ""
     optional: bool = False
     asks: Callable[[Any], bool] | None = None
 
@@ -52,8 +50,8 @@ class Patch:
 
     @property
     def name(self) -> str:
-        """The name of the function in error messages."""
-        return self.called or self.target.partition(":")[2]
+        """The full name of the function, for error messages."""
+        return self.target.replace(":", ".")
 
     def mismatch(self) -> str | None:
         """Return why the patch does not fit the function that is there, or None. Imports nothing."""

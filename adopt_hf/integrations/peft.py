@@ -63,7 +63,10 @@ def loraplus_groups(
             "optim_args: loraplus_lr_ratio needs the model, to sort its parameters: write trainer_kwargs(args, model), "
             'or optim="adopt", with which the Trainer gives it'
         )
-    embedding = _embedding_class()
+    try:
+        from peft.tuners.lora import Embedding
+    except ImportError as error:
+        raise ImportError(f"optim_args: loraplus_lr_ratio needs peft (pip install peft): {error}") from error
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if any(getattr(p, "_fsdp_flattened", False) for _, p in trainable):
         raise ValueError(
@@ -81,21 +84,13 @@ def loraplus_groups(
         # A LoRA layer holds its parameters in dictionaries: `embed_tokens.lora_embedding_A.default`.
         layer = model.get_submodule(".".join(name.split(".")[:-2]))
         ndim = len(getattr(p, "ds_shape", p.shape))  # ZeRO 3 leaves an empty tensor, and notes the shape
-        kind = "embedding" if isinstance(layer, embedding) else "B" if "lora_B" in name or ndim == 1 else "A"
+        kind = "embedding" if isinstance(layer, Embedding) else "B" if "lora_B" in name or ndim == 1 else "A"
         groups[kind, is_decayed(model, name)].append(p)
     return [
         {"params": params, "lr": rates[kind], "weight_decay": weight_decay if decayed else 0.0}
         for (kind, decayed), params in groups.items()
         if params
     ]
-
-
-def _embedding_class() -> type[nn.Module]:
-    try:
-        from peft.tuners.lora import Embedding
-    except ImportError as error:
-        raise ImportError(f"optim_args: loraplus_lr_ratio needs peft (pip install peft): {error}") from error
-    return Embedding
 
 
 def keep_precision(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:

@@ -178,7 +178,7 @@ refused(adopt_hf.register, words)
 adopt_hf.unregister()
 """
 
-METHOD = "has changed Trainer.get_optimizer_cls_and_kwargs"
+METHOD = "has changed transformers.trainer.Trainer.get_optimizer_cls_and_kwargs"
 LATER = {  # name -> code, words of the error, and whether a warning has them
     "older": ("import adopt_hf\n" + OLDER + STEP + UNFIT, ["5.2", "4.57.1"], False),
     "broken": ("import adopt_hf\n" + BROKEN + STEP + UNFIT, ["transformers.trainer cannot be imported"], False),
@@ -186,8 +186,16 @@ LATER = {  # name -> code, words of the error, and whether a warning has them
     "changed, seen by the name": (CHANGE + CHANGED_LATER + STEP + BY_THE_NAME, [METHOD], False),
     "broken, seen by the name": (BROKEN + STEP + BY_THE_NAME, ["transformers.trainer cannot be imported"], False),
     "changed, arguments are older": (CHANGE + CHANGED_LATER + STEP + OLDER_ARGUMENTS, [METHOD], False),
-    "changed DeepSpeed": (CHANGE + CHANGED_DEEPSPEED + STEP + UNFIT, ["deepspeed_optim_sched for DeepSpeed"], False),
-    "changed arguments": (CHANGE + STEP + CHANGED_ARGUMENTS, ["has changed TrainingArguments.set_optimizer"], False),
+    "changed DeepSpeed": (
+        CHANGE + CHANGED_DEEPSPEED + STEP + UNFIT,
+        ["transformers.integrations.deepspeed.deepspeed_optim_sched"],
+        False,
+    ),
+    "changed arguments": (
+        CHANGE + STEP + CHANGED_ARGUMENTS,
+        ["has changed transformers.training_args.TrainingArguments.set_optimizer"],
+        False,
+    ),
     "no names": (CHANGE + NO_NAMES, ["has changed OptimizerNames"], True),
     "stand-ins": (STEP + STAND_IN_MODULES, ["has changed OptimizerNames"], True),
 }
@@ -313,7 +321,7 @@ def test_a_changed_way_to_load_checkpoints_is_named(name: str, monkeypatch: pyte
     monkeypatch.setattr(Trainer, name, lambda model, folder: None)
     reason = patches.mismatch()
     assert reason is not None
-    assert f"has changed Trainer.{name}, which adopt_hf relies on: update adopt_hf" in reason
+    assert f"has changed transformers.trainer.Trainer.{name}, which adopt_hf relies on: update adopt_hf" in reason
 
 
 # -- a name that transformers has itself -------------------------------------------------------------------------------

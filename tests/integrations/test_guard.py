@@ -219,7 +219,7 @@ def test_fsdp2(kind: str, owner: str, saved: Any, loaded: Any, tmp_path: Path, m
 
 @pytest.mark.usefixtures("registered")
 def test_unregistered_it_is_torchs_method() -> None:
-    guard.unregister()
+    patching.uninstall(guard.PATCHES)
     patching.uninstall(accelerate.LOADS)
     _, adopt = trained(ADOPT)
     _, other = trained(torch.optim.AdamW)

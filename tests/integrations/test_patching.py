@@ -165,13 +165,9 @@ def test_an_optional_patch_is_left_out(theirs: Any) -> None:
             row(takes="gone"),
             "ADOPT needs theirs 2.0 or later, and 1.9 is installed: pip install --upgrade theirs",
         ),
-        ("2.1", row(takes="gone"), f"theirs 2.1 has changed train, {RELIES}"),
-        (
-            "2.1",
-            row(takes="gone", called="theirs.train"),
-            f"theirs 2.1 has changed theirs.train, {RELIES}",
-        ),
-        (None, row(takes="gone"), f"theirs of unknown version has changed train, {RELIES}"),
+        ("2.1", row(takes="gone"), f"theirs 2.1 has changed theirs.train, {RELIES}"),
+        ("2.1", row("Engine.gone"), f"theirs 2.1 has changed theirs.Engine.gone, {RELIES}"),
+        (None, row(takes="gone"), f"theirs of unknown version has changed theirs.train, {RELIES}"),
     ],
 )
 def test_why_a_package_does_not_fit(installed: str | None, patch: Patch, reason: str | None, theirs: Any) -> None:

@@ -190,8 +190,8 @@ def zero_whole_tensors(engine: Any) -> list[tuple[Any, list[tuple[Tensor, Tensor
     """Return the tensors that stage 0 leaves whole, by the processes that average their gradients.
 
     Returns:
-        For each process group, the pairs of a tensor of the model and the tensor that is stepped for it, which is its
-        fp32 copy or itself. Other stages have no groups.
+        For each process group, the pairs of a tensor of the model and the tensor that is stepped for it. The second is
+        an fp32 copy of the first or the first itself. Other stages have no groups.
 
     Raises:
         ImportError: If this DeepSpeed has changed the optimizer of stage 0, or its groups.

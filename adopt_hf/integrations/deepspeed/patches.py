@@ -13,7 +13,6 @@ PATCHES = (
         target="deepspeed:initialize",
         around=initialize.initialize,
         takes="*, model, optimizer, model_parameters, config, config_params",
-        called="deepspeed.initialize",
         issue='An "optimizer" block can only name classes of torch.optim and of DeepSpeed. With offload, DeepSpeed '
         "refuses an optimizer that a script passes, unless a flag is set.",
         why="This public function makes every engine, also those of Accelerate and of the Trainer.",

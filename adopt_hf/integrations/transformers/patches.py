@@ -88,7 +88,6 @@ PATCHES = (
         target=f"{TRAINER}:deepspeed_init",
         around=deepspeed.deepspeed_init,
         takes="trainer",
-        called="deepspeed_init for DeepSpeed",
         issue="The Trainer drops an optimizer or a class that it was given. If the DeepSpeed config has an "
         '"optimizer" block, the optimizer of the block trains instead, without a warning.',
         why="This is the last function that knows both. The Trainer has imported it by name.",
@@ -98,7 +97,6 @@ PATCHES = (
         target=f"{DEEPSPEED}:HfTrainerDeepSpeedConfig.trainer_config_process",
         around=deepspeed.trainer_config_process,
         takes="self, args",
-        called="trainer_config_process for DeepSpeed",
         issue="This method fills \"auto\" with Adam's betas and eps, and calls ADOPT's own numbers a mismatch. If "
         'there is an "optimizer" block of any type, the Trainer ignores `optim`.',
         why="Every DeepSpeed config, of TrainingArguments or of the launcher, passes through here before anything is "
@@ -109,7 +107,6 @@ PATCHES = (
         target=f"{DEEPSPEED}:deepspeed_optim_sched",
         around=deepspeed.deepspeed_optim_sched,
         takes="trainer, hf_deepspeed_config",
-        called="deepspeed_optim_sched for DeepSpeed",
         issue="An optimizer that DeepSpeed builds gets all parameters in one group, so that biases and norms are "
         "decayed.",
         why="In this function the Trainer gives the parameters to DeepSpeed.",

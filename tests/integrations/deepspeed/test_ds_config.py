@@ -335,7 +335,10 @@ CHANGES = {
         "import deepspeed.runtime.zero.utils as utils; utils.ZERO_SUPPORTED_OPTIMIZERS = ()",
         "changed ZERO_SUPPORTED_OPTIMIZERS",
     ),
-    "load_checkpoint": ("del deepspeed.DeepSpeedEngine.load_checkpoint", "changed DeepSpeedEngine.load_checkpoint"),
+    "load_checkpoint": (
+        "del deepspeed.DeepSpeedEngine.load_checkpoint",
+        "changed deepspeed.DeepSpeedEngine.load_checkpoint",
+    ),
     "older": (
         "deepspeed.__version__ = '0.16.9'",
         "needs deepspeed 0.17 or later, and 0.16.9 is installed",
