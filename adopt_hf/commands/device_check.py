@@ -1,5 +1,6 @@
 """Run every backend on every device and time it, for `python -m adopt_hf env --check`. The text is for bug reports."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ FORMS: dict[str, tuple[torch.dtype, dict[str, Any], float]] = {
     "bfloat16": (torch.bfloat16, {}, 2**-6),
     "float32, 8 bits": (torch.float32, {"state_bits": 8}, 1e-3),
 }
+DECAYED: dict[str, Any] = {"weight_decay": 0.1, "decouple": True}
 SECONDS = 15.0  # of timing for each device
 GPT2 = (  # 124M
     *((50257, 768), (1024, 768)),
@@ -93,7 +95,7 @@ def _stepped(device: torch.device, name: str, form: str) -> list[Tensor]:
         return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
 
     params = [Parameter(normal(shape).to(device)) for shape in SHAPES]
-    optimizer = ADOPT(params, lr=0.01, weight_decay=0.1, decouple=True, backend=name, **options)
+    optimizer = ADOPT(params, lr=0.01, backend=name, **DECAYED, **options)
     for _ in range(STEPS):
         for p in params:
             p.grad = normal(tuple(p.shape)).to(device)
@@ -135,8 +137,8 @@ def _kinds() -> list[Kind]:
 def timing(device: torch.device, seconds: float = SECONDS) -> list[str]:
     """Time a step on the shapes of GPT-2 124M in float32, for about `seconds` in all."""
     makers: dict[str, Callable[[list[Parameter]], Optimizer]] = {
-        **{f"ADOPT {name}": _maker(name) for name in ("fused", "foreach")},
-        "AdamW fused": lambda params: AdamW(params, fused=True),
+        **{f"ADOPT {name}": functools.partial(ADOPT, backend=name, **DECAYED) for name in ("fused", "foreach")},
+        "AdamW fused": functools.partial(AdamW, fused=True),
     }
     lines = ["", f"{device}: a step on the shapes of GPT-2 124M in float32, the median"]
     for name, make in makers.items():
@@ -147,10 +149,6 @@ def timing(device: torch.device, seconds: float = SECONDS) -> list[str]:
     return lines
 
 
-def _maker(name: str) -> Callable[[list[Parameter]], Optimizer]:
-    return lambda params: ADOPT(params, backend=name, weight_decay=0.1, decouple=True)
-
-
 def _timed(device: torch.device, make: Callable[[list[Parameter]], Optimizer], seconds: float) -> str:
     params = [Parameter(torch.ones(shape, dtype=torch.float32, device=device)) for shape in GPT2]
     optimizer = make(params)
@@ -158,8 +156,7 @@ def _timed(device: torch.device, make: Callable[[list[Parameter]], Optimizer], s
         p.grad = torch.full_like(p, 0.01)
     for _ in range(2):  # creates the state, and compiles
         optimizer.step()
-    wait = _wait(device)
-    wait()
+    _wait(device)
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
@@ -168,7 +165,7 @@ def _timed(device: torch.device, make: Callable[[list[Parameter]], Optimizer], s
     while not times or (time.perf_counter() < end and len(times) < 200):
         start = time.perf_counter()
         optimizer.step()
-        wait()
+        _wait(device)
         times.append(time.perf_counter() - start)
     text = f"{1e3 * statistics.median(times):.2f} ms in {len(times)} steps"
     if cuda:
@@ -176,8 +173,7 @@ def _timed(device: torch.device, make: Callable[[list[Parameter]], Optimizer], s
     return text
 
 
-def _wait(device: torch.device) -> Callable[[], object]:
-    """Return a function that waits until the device has finished its work."""
-    if device.type == "cpu":
-        return lambda: None
-    return lambda: torch.accelerator.synchronize(device)
+def _wait(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -101,11 +101,9 @@ def _cache() -> str:
     try:
         path = cache.location()
         reason = cache.why_not_trusted(path) if path.exists() else None
-        if reason is not None:
-            raise RuntimeError(reason)
-        return str(path)
     except RuntimeError as error:
-        return f"no folder, so every process compiles them ({error})"
+        reason = str(error)
+    return str(path) if reason is None else f"no folder, so every process compiles them ({reason})"
 
 
 def found_devices() -> list[torch.device]:

@@ -143,32 +143,27 @@ def table(precision: str = "bf16", world_sizes: Sequence[int] = TABLE_WORLD_SIZE
     Raises:
         ValueError: If `state_bytes` raises it.
     """
+    sizes = [parse_count("", text) for text in TABLE_PARAMS]
     alike: dict[tuple[bool, tuple[tuple[Usage, ...], ...]], list[str]] = {}  # the numbers -> the modes
     for offload, modes in ((None, MODES), ("optimizer", ("zero1", "zero2", "zero3"))):
         for mode in modes:
             numbers = tuple(
                 tuple(
                     state_bytes(
-                        parse_count("", size),
-                        mode=mode,
-                        world_size=n,
-                        precision=precision,
-                        offload=offload,
-                        state_bits=state_bits,
+                        size, mode=mode, world_size=n, precision=precision, offload=offload, state_bits=state_bits
                     )
-                    for size in TABLE_PARAMS
+                    for size in sizes
                 )
                 for n in world_sizes
             )
             alike.setdefault((mode in WHOLE, numbers), []).append(MODES[mode])
 
     head = ["mode", "processes", "held by", "moments, bytes", "fp32 weights, bytes"]
-    head += [f"{size}, GiB" for size in TABLE_PARAMS]
+    head += [f"{text}, GiB" for text in TABLE_PARAMS]
     lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3)]
     for (whole, numbers), names in alike.items():
         for n, usages in [("any", numbers[0])] if whole else zip(world_sizes, numbers, strict=True):
             part = "" if whole else f"/{n}"
-            sizes = [parse_count("", size) for size in TABLE_PARAMS]
             each = sorted(
                 usage.moments * (1 if whole else int(n)) / size for size, usage in zip(sizes, usages, strict=True)
             )
