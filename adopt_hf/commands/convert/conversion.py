@@ -1,4 +1,4 @@
-"""Convert one checkpoint: look at it, write the new one beside it, and say how to go on."""
+"""Convert one checkpoint: check it, write the new one next to it, and say how to continue."""
 
 import json
 from collections.abc import Callable, Mapping

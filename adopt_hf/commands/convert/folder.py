@@ -1,4 +1,4 @@
-"""A folder that is complete or not there: written under another name beside its place, and renamed at the end."""
+"""A folder that is complete or does not exist: written next to its place under another name, and renamed at the end."""
 
 import contextlib
 import ctypes

@@ -72,7 +72,7 @@ class Universal:
         if INNER in saved:
             states = saved[INNER]["state"]
             step = next((state["step"] for state in states.values() if "step" in state), None)
-            # DeepSpeed reads the step alone: the moments here are those of one process.
+            # DeepSpeed only reads the step: the moments here are those of one process.
             saved[INNER] = {**saved[INNER], "param_groups": news, "state": {i: {"step": step} for i in states}}
         if "param_groups" in saved:
             saved["param_groups"] = news

@@ -44,9 +44,9 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
 
     Raises:
         ValueError: If `optim_args` or a field has a value that ADOPT does not allow. The message says what is allowed.
-            Also if LoRA+ is asked for without a model, or with a model without LoRA. The optimizer raises it when it is
-            made, if the param groups do not show which numbers `optim_args` replaces, or if it needs the model to find
-            embeddings.
+            Also if LoRA+ is asked for without a model, or with a model without LoRA. When the optimizer is
+            made, also if the param groups do not show which numbers `optim_args` replaces, or if embeddings are to be
+            found without the model.
         ImportError: If LoRA+ is asked for, and peft is not installed.
     """
     kwargs, _, loraplus = resolve(args)

@@ -2,7 +2,8 @@
 
 TrainingArguments hold `adam_beta2=0.999` and `adam_epsilon=1e-8` whether or not a user has set them. A field at this
 default counts as not set. It counts as set if it was assigned after construction, as a trial of
-`Trainer.hyperparameter_search` does, or if it was written in a call of `TrainingArguments.set_optimizer`.
+`Trainer.hyperparameter_search` does. It also counts as set if it was written in a call of
+`TrainingArguments.set_optimizer`.
 """
 
 import dataclasses
