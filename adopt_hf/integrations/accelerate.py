@@ -5,7 +5,7 @@ from typing import Any
 from adopt_hf.identity import innermost, is_adopt_optimizer
 from adopt_hf.integrations import guard, patching
 from adopt_hf.integrations.after_import import when_imported, when_imported_no_more
-from adopt_hf.integrations.deepspeed.ds_config import FILLED, forget_auto, is_adopt_block, is_auto, keep_adopt
+from adopt_hf.integrations.deepspeed.ds_config import forget_auto, is_adopt_block, is_auto, keep_adopt
 from adopt_hf.integrations.patching import Package, Patch
 
 
@@ -23,7 +23,7 @@ def prepare(original: Any, accelerator: Any, *args: Any, **kwargs: Any) -> Any:
             for arg in args:
                 if type(arg).__name__ == "DummyOptim":
                     _fill(config["optimizer"], arg.kwargs)
-            forget_auto(config, but=FILLED)
+            forget_auto(config)
         if any(map(is_adopt_optimizer, args)):
             keep_adopt(config)
     result = original(accelerator, *args, **kwargs)

@@ -1,7 +1,7 @@
 """DeepSpeed configs: one that works with ADOPT, ADOPT's "optimizer" block, and the settings that are refused."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from adopt_hf.hyperparameters import OPTIONS
@@ -130,10 +130,10 @@ def block_kwargs(config: Mapping[str, Any], auto_is_filled: bool = False) -> dic
     return {key: checked[key] for key in kwargs}  # plain numbers, since DeepSpeed writes its config as JSON
 
 
-def forget_auto(config: dict[str, Any], but: Sequence[str] = ()) -> None:
-    """Remove each "auto" from ADOPT's block, in place, except for the keys `but`. ADOPT then uses its own defaults."""
+def forget_auto(config: dict[str, Any]) -> None:
+    """Remove each "auto" that Accelerate does not fill in from ADOPT's block, in place. ADOPT's defaults hold then."""
     params = config["optimizer"].get("params") or {}
-    config["optimizer"]["params"] = {k: v for k, v in params.items() if not is_auto(v) or k in but}
+    config["optimizer"]["params"] = {k: v for k, v in params.items() if not is_auto(v) or k in FILLED}
 
 
 def keep_adopt(config: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ def test_auto_means_not_set() -> None:
     forget_auto(made)
     assert made["optimizer"]["params"] == {"lr": 0.1}
     filled = {"optimizer": {"type": "ADOPT", "params": {"lr": "auto", "weight_decay": "auto", "eps": "auto"}}}
-    forget_auto(filled, but=("lr", "weight_decay"))
+    forget_auto(filled)
     assert filled["optimizer"]["params"] == {"lr": "auto", "weight_decay": "auto"}
     bare: dict[str, Any] = {"optimizer": {"type": "ADOPT"}}
     forget_auto(bare)
