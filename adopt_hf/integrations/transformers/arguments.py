@@ -45,8 +45,8 @@ def trainer_kwargs(args: "TrainingArguments", model: "nn.Module | None" = None) 
     Raises:
         ValueError: If `optim_args` or a field has a value that ADOPT does not allow. The message says what is allowed.
             Also if LoRA+ is asked for without a model, or with a model without LoRA. When the optimizer is
-            made, also if the param groups do not show which numbers `optim_args` replaces, or if embeddings are to be
-            found without the model.
+            made, also if the param groups do not show which numbers `optim_args` replaces. Also if only the model could
+            show which parameters are embeddings.
         ImportError: If LoRA+ is asked for, and peft is not installed.
     """
     kwargs, _, loraplus = resolve(args)

@@ -1,4 +1,4 @@
-"""AdoptMonitor, a callback of the Trainer."""
+"""The callback AdoptMonitor of the Trainer."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ class AdoptMonitor(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self.monitor is None or logs is None or "loss" not in logs:  # those of an evaluation
+        if self.monitor is None or logs is None or "loss" not in logs:  # the logs of an evaluation
             return
         figures = self.monitor.figures()
         logs.update(figures)

@@ -13,11 +13,11 @@ TARGET = f"{TRAINER}:CallbackHandler.on_train_begin"
 
 
 def add_where_asked_for(original: Any, handler: Any, args: "TrainingArguments", *rest: Any, **kwargs: Any) -> Any:
-    """`CallbackHandler.on_train_begin` that adds an AdoptMonitor if `optim_args` asks for one, and puts it first."""
+    """Add an AdoptMonitor in `CallbackHandler.on_train_begin` if `optim_args` asks for one, and put it first."""
     from adopt_hf.integrations.transformers.callback import AdoptMonitor
 
     ours = [callback for callback in handler.callbacks if isinstance(callback, AdoptMonitor)]
-    is_adopt = is_adopt_optimizer(innermost(handler.optimizer))  # another one reads optim_args in its own way
+    is_adopt = is_adopt_optimizer(innermost(handler.optimizer))  # another optimizer reads optim_args in its own way
     if not ours and is_adopt and optim_args.parse(args.optim_args).get("monitor"):
         ours = [AdoptMonitor()]
     if ours:
