@@ -73,10 +73,10 @@ PATCHES = (
         target=monitor.TARGET,
         around=monitor.add_where_asked_for,
         takes="self, args, state, control",
-        issue="`optim_args` can ask for a monitor, and a monitor that stands behind the callbacks of `report_to` adds "
-        "its figures to the logs when TensorBoard and W&B have written them.",
-        why="The handler has the optimizer and the list of callbacks, which it calls in their order.",
-        remove_when="A callback can say that it goes first.",
+        issue="`optim_args` can ask for a monitor. Behind the callbacks of `report_to`, it would add its figures after "
+        "TensorBoard and W&B have written the logs.",
+        why="The handler has the optimizer and the list of callbacks, and calls them in this order.",
+        remove_when="transformers lets a callback ask to be called first.",
         optional=True,
     ),
     Patch(
