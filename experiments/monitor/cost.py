@@ -58,8 +58,8 @@ def sentence(row: dict[str, Any]) -> str:
     plain, observed = row["ms"]["plain"], row["ms"]["observed"]
     costs = ", ".join(f"{100 * share:.2g} % with logging_steps={n}" for n, share in shares(row).items())
     return (
-        f"a training step of {row['model']} ({row['batch']} x {row['length']} tokens, {row['threads']} thread) takes "
-        f"{plain:,.0f} ms, and {observed:,.0f} ms if it is observed: {costs}. {machine.sentence(row['conditions'])}"
+        f"A training step of {row['model']} ({row['batch']} x {row['length']} tokens, {row['threads']} thread) takes "
+        f"{plain:,.0f} ms, and {observed:,.0f} ms if it is measured: {costs}. {machine.sentence(row['conditions'])}"
     )
 
 
