@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from examples.shared.errors import one_line
 from experiments.harness import runs as parts
 from experiments.harness.runs import FOLDER, RESULTS, InputError, Part
 
@@ -104,7 +105,7 @@ def words(config: Path, options: Mapping[str, Any]) -> list[str]:
 
 
 def fail(message: object) -> NoReturn:
-    print(f"{Path(sys.argv[0]).stem}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).stem}: error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 

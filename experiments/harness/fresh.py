@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from examples.shared import errors
 from experiments.harness.machine import ROOT
 
 
@@ -47,8 +48,7 @@ def call(function: Callable[..., Any], environment: Mapping[str, str], **argumen
 
 def one_line(text: object) -> str:
     """Return `text` without line breaks. For an exception, its type comes first."""
-    text = f"{type(text).__name__}: {text}" if isinstance(text, BaseException) else text
-    return " ".join(str(text).split())
+    return errors.one_line(f"{type(text).__name__}: {text}" if isinstance(text, BaseException) else text)
 
 
 def _main(module: str, name: str, arguments: str, answer: str) -> None:

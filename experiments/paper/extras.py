@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from experiments.harness.runs import InputError
+from examples.shared.errors import InputError, one_line
 
 
 def timm(what: str) -> ModuleType:
@@ -18,6 +18,6 @@ def timm(what: str) -> ModuleType:
     except (ImportError, RuntimeError) as error:  # a torchvision of another torch is a RuntimeError
         raise InputError(
             f"{what} needs timm, and torchvision from where this torch is from: pip install -c constraints.txt timm "
-            f"torchvision ({' '.join(str(error).split())})"
+            f"torchvision ({one_line(error)})"
         ) from None
     return timm

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from experiments.harness.runs import InputError
+from examples.shared.errors import InputError, one_line
 from experiments.paper.extras import timm
 from experiments.paper.image_arguments import ImageArguments
 
@@ -121,7 +121,7 @@ def _named(args: ImageArguments) -> tuple[Any, Any, int]:
     try:
         splits = datasets.load_dataset(args.dataset_name, args.dataset_config_name)
     except (OSError, ValueError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split()) or "there is nothing in it"
+        reason = one_line(error) or "there is nothing in it"
         raise InputError(f"data set {args.dataset_name!r} cannot be loaded: {reason}") from error
     for split in ("train", args.test_split):
         if split not in splits:

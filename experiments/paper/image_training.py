@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import experiments.paper.mlp  # noqa: F401  registers "paper_mlp"
-from experiments.harness.runs import InputError
+from examples.shared.errors import InputError, one_line
 from experiments.paper import image_arguments, image_data
 from experiments.paper.adashift import AdaShift
 from experiments.paper.extras import timm
@@ -83,7 +83,7 @@ def make_model(images: ImageArguments, num_labels: int) -> PreTrainedModel:
             config.image_size = images.image_size
         model = AutoModelForImageClassification.from_config(config)
     except (ValueError, TypeError) as error:
-        raise InputError(f"model_type {images.model_type!r}: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"model_type {images.model_type!r}: {one_line(error)[:300]}") from None
     if unknown:
         raise InputError(f"model_config: {images.model_type} has no {', '.join(unknown)}")
     if images.small_stem:
