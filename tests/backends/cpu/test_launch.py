@@ -299,7 +299,7 @@ def test_a_subclass_that_handles_operations_goes_to_foreach() -> None:
     optimizer.step()
     assert torch.equal(p, q)
     assert (p != 1).all()
-    with pytest.raises(RuntimeError, match=r"'fused' cannot run .* tensors of a subclass hide"):
+    with pytest.raises(RuntimeError, match=r"'fused' cannot run .* which tensor subclasses do not expose"):
         ADOPT([p], backend="fused").step()
 
 
