@@ -176,7 +176,7 @@ def test_an_interrupted_backward() -> None:
     with pytest.raises(ZeroDivisionError):
         loss(module, 0).backward()
     handle.remove()
-    with pytest.raises(RuntimeError, match=r"interrupted call the optimizer's zero_grad\(\)"):
+    with pytest.raises(RuntimeError, match=r"interrupted backward\(\) call the optimizer's zero_grad\(\)"):
         loss(module, 1).backward()
     optimizer.zero_grad()
     assert all(p.grad is None for p in module.parameters())
@@ -323,7 +323,7 @@ def test_a_cell_that_is_run_again() -> None:
     old.step()
     old.release()
     new = LayerwiseADOPT(module.parameters(), lr=0.05)
-    with pytest.raises(RuntimeError, match=r"release\(\) has been called"):
+    with pytest.raises(RuntimeError, match=r"called after release\(\)"):
         old.step()
     train(module, new, 0, 3)
     assert all(old.state[p]["step"] == 1 and new.state[p]["step"] == 3 for p in module.parameters())
