@@ -110,7 +110,7 @@ def adamws_group(group: Mapping[str, Any], given: Mapping[str, Any], fused: bool
             f"its weight decay of {known['weight_decay']:g} is coupled (decouple=False), and AdamW's is not: only a "
             "checkpoint with decouple=True or without weight decay can become one of AdamW"
         )
-    own = torch.optim.AdamW([torch.zeros(1)]).param_groups[0]
+    own = torch.optim.AdamW([torch.zeros(1, dtype=torch.float32)]).param_groups[0]
     (beta1, beta2), eps = known["betas"], known["eps"]
     own["betas"] = (beta1, ADAM["betas"][1] if beta2 == DEFAULTS["betas"][1] else beta2)
     own["eps"] = ADAM["eps"] if eps == DEFAULTS["eps"] else eps
