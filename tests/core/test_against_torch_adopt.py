@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from adopt_hf import ADOPT, backends
 
+pytestmark = pytest.mark.everyday
+
 STEPS = 200
 SHAPES = ((), (4,), (3, 5), (2, 3, 4))
 
