@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         stale = registry.stale()
         for line in stale:
-            print(line if args.check else line.replace("stale", "written again"))
+            print(line if args.check else line.replace(" is stale: run `make docs-numbers`", " is written again"))
         if not args.check:
             registry.rebuild()
     except (OSError, ValueError, KeyError) as error:
