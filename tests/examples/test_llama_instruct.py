@@ -258,6 +258,7 @@ def test_gradient_checkpointing_and_bf16(toy: Path, tmp_path: Path) -> None:
 # ----- the questions and the instructions -----
 
 
+@pytest.mark.slow
 def test_questions_have_the_format_of_mmlu() -> None:
     held_out, trained = functions.documented(held_out=True), functions.documented(held_out=False)
     made = questions.make(held_out)

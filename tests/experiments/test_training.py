@@ -30,6 +30,7 @@ def test_tokens_a_second_and_peaks_of_both(
     assert "**adopt_hf**" in report.render([results.read(out)])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not temporaries.measurable(), reason="reads the peak of the resident set from /proc")
 def test_the_peak_has_at_least_model_gradients_and_states() -> None:
     toy = {"model": "gpt2-toy", "batch": 64, "length": 64, "device": "cpu", "threads": 1, "seed": 0}
