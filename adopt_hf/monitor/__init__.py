@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from adopt_hf.backends import capture
 from adopt_hf.distributed import sharding
 from adopt_hf.distributed.flat import Partition
 from adopt_hf.identity import innermost, is_adopt_optimizer
 from adopt_hf.monitor.counts import counted
 from adopt_hf.optimizer import ADOPT
+from adopt_hf.plan import build
 from adopt_hf.state import names
 
 logger = logging.getLogger("adopt_hf")
@@ -50,15 +52,18 @@ class Monitor:
         every: Observe each step whose number is a multiple of it. Default: those before which `is_due` is True.
 
     Raises:
-        ValueError: If `every` is less than 1, or the optimizer is not ADOPT.
+        ValueError: If `every` is not a whole number of at least 1, the optimizer is not ADOPT, or `model` is no module.
     """
 
     def __init__(self, optimizer: Any, model: nn.Module | None = None, every: int | None = None) -> None:
         optimizer = innermost(optimizer)
-        if not is_adopt_optimizer(optimizer):
-            raise ValueError(f"a Monitor observes an ADOPT, got {type(optimizer).__name__}")
-        if every is not None and every < 1:
-            raise ValueError(f"every must be a number of steps >= 1 or None, got {every!r}")
+        if not is_adopt_optimizer(optimizer) or isinstance(optimizer, type):
+            got = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else type(optimizer).__name__
+            raise ValueError(f"a Monitor observes an ADOPT, got {got}")
+        if model is not None and not isinstance(model, nn.Module):
+            raise ValueError(f"model must be a torch.nn.Module or None, got {model!r}")
+        if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+            raise ValueError(f"every must be a whole number of steps >= 1 or None, got {every!r}")
         self.is_due = False  # whether steps that begin now are observed
         self.steps = 0  # that have begun, observed or not
         self.every = every
@@ -98,7 +103,8 @@ class Monitor:
             self.steps += 1
             self._seen = params
             self._is_observed = self.is_due or (self.every is not None and self.steps % self.every == 0)
-        if self._is_observed:
+        if self._is_observed and not capture.is_capturing():
+            build.check(groups, self._optimizer.partitions)  # or the step raises an error for what cannot be counted
             self._look(groups, first)
 
     def figures(self) -> dict[str, float]:
@@ -137,12 +143,12 @@ class Monitor:
                     spread.setdefault(_spread(p), []).append((rows, table))
                 number += 1
         for how, parts in spread.items():
-            table = torch.cat([table for _, table in parts])
+            rows, table = [row for rows, _ in parts for row in rows], torch.cat([table for _, table in parts])
             if how == FSDP1:
-                torch.distributed.all_reduce(table)
+                rows = _sum_over_fsdp1(rows, table)
             elif how is not None:
                 sharding.sum_over_shards(how, table)
-            self._add([row for rows, _ in parts for row in rows], table)
+            self._add(rows, table)
 
     def _note_groups(self) -> None:
         for index, group in enumerate(self._optimizer.param_groups):
@@ -230,6 +236,25 @@ def _spread(p: Tensor) -> Any:
     if getattr(p, "_fsdp_flattened", False):
         return FSDP1
     return sharding.sharding_of(p)
+
+
+def _sum_over_fsdp1(rows: list[Row], table: Tensor) -> list[Row]:
+    """Sum counts in place over all processes, and return the rows as all processes together have them.
+
+    A process that holds no element of a tensor has neither a gradient nor a step count of it.
+    """
+    with_gradient = torch.tensor([[row.has_gradient] for row in rows], dtype=table.dtype, device=table.device)
+    whole = torch.cat([table, with_gradient], 1)
+    if whole.device.type == "cpu" and "cpu:" not in torch.distributed.get_backend_config():  # offload beside nccl
+        whole = whole.to(torch.accelerator.current_accelerator())
+    torch.distributed.all_reduce(whole)
+    table.copy_(whole[:, :-1])
+    there = (whole[:, -1] > 0).tolist()
+    # Without an element here, a gradient elsewhere says that the step counts: FSDP1's step() itself skips nothing.
+    return [
+        row._replace(has_gradient=any_gradient, steps=row.steps if row.param.numel() else -1.0)
+        for row, any_gradient in zip(rows, there, strict=True)
+    ]
 
 
 def _own_name(groups: Sequence[Mapping[str, Any]], number: int) -> str | None:

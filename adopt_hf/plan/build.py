@@ -114,7 +114,7 @@ def _new_plan(
     keep: bool,
 ) -> tuple[KeptPlan, list[Tensor]]:
     """Return a new plan, and the local gradients."""
-    _check(groups, partitions)
+    check(groups, partitions)
     entries: list[Entry] = []
     flats: list[FlatEntry] = []
     waiting: list[Waiting] = []
@@ -152,7 +152,8 @@ def _new_plan(
     return plan, columns[1]
 
 
-def _check(groups: Sequence[dict[str, Any]], partitions: Mapping[Tensor, Partition]) -> None:
+def check(groups: Sequence[dict[str, Any]], partitions: Mapping[Tensor, Partition]) -> None:
+    """Raise RuntimeError if a step of these param groups is not possible."""
     for group in groups:
         for p in group["params"]:
             grad = p.grad

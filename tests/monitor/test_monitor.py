@@ -1,7 +1,6 @@
 """The figures of a Monitor are those computed from whole tensors, and observing changes no bit of the training."""
 
 import copy
-import logging
 import math
 import pickle
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import adopt_hf
-from adopt_hf.backends import reference
+from adopt_hf.backends import capture, reference
 from adopt_hf.state import quantization
 from adopt_hf.state.quantization import Quantized
 
@@ -273,33 +272,12 @@ def test_copies_have_no_monitor() -> None:
     assert pickle.loads(pickle.dumps(optimizer)).monitor is None
 
 
-def test_much_clipping_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    p = nn.Parameter(torch.ones(8))
-    optimizer = adopt_hf.ADOPT([p], lr=1e-6, clip_exp=0.0)
-    monitor = adopt_hf.Monitor(optimizer, every=20)
-    caplog.set_level(logging.WARNING, "adopt_hf")
-
-    def warnings() -> list[str]:
-        return [r.getMessage() for r in caplog.records if "clipped" in r.getMessage()]
-
-    for step in range(1, 500):
-        p.grad = torch.full((8,), 1.0 + step)
-        optimizer.step()
-        if step < 220:
-            assert not warnings()
-    monitor.figures()
-    (message,) = warnings()
-    assert "beta2_warmup=true" in message
-    assert "0.9999" in message
-
-
-@pytest.mark.parametrize("every", [0, -3])
-def test_a_wrong_interval_is_refused(every: int) -> None:
-    with pytest.raises(ValueError, match=f"every must be a number of steps >= 1 or None, got {every}"):
-        adopt_hf.Monitor(made()[1], every=every)
-
-
-def test_another_optimizer_is_refused() -> None:
-    adamw: Any = torch.optim.AdamW([nn.Parameter(torch.ones(2))])
-    with pytest.raises(ValueError, match="a Monitor observes an ADOPT, got AdamW"):
-        adopt_hf.Monitor(adamw)
+def test_a_step_that_a_graph_captures_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = made(capturable=True)
+    monitor = adopt_hf.Monitor(optimizer, model, every=1)
+    backward(model, 0)
+    optimizer.step()
+    assert monitor.figures()
+    monkeypatch.setattr(capture, "is_capturing", lambda: True)
+    optimizer.step()
+    assert monitor.figures() == {}
