@@ -21,6 +21,8 @@ class AdoptMonitor(TrainerCallback):
         ValueError: If the Trainer trains with another optimizer, when the training begins.
     """
 
+    is_of_optim_args = False  # whether it was added because `optim_args` of a training asked for it
+
     def __init__(self) -> None:
         self.monitor: Monitor | None = None
 
@@ -64,3 +66,4 @@ class AdoptMonitor(TrainerCallback):
     ) -> None:
         if self.monitor is not None:
             self.monitor.detach()
+            self.monitor = None  # which would keep the model and the state in memory

@@ -16,20 +16,24 @@ def add_where_asked_for(original: Any, handler: Any, args: "TrainingArguments", 
     """Add an AdoptMonitor in `CallbackHandler.on_train_begin` if `optim_args` asks for one, and put it first."""
     from adopt_hf.integrations.transformers.callback import AdoptMonitor
 
-    ours = [callback for callback in handler.callbacks if isinstance(callback, AdoptMonitor)]
+    monitors = [callback for callback in handler.callbacks if isinstance(callback, AdoptMonitor)]
+    others = [callback for callback in handler.callbacks if callback not in monitors]
+    ours = [callback for callback in monitors if not callback.is_of_optim_args]  # the next training asks again
     is_adopt = is_adopt_optimizer(innermost(handler.optimizer))  # another optimizer reads optim_args in its own way
     if not ours and is_adopt and optim_args.parse(args.optim_args).get("monitor"):
         ours = [AdoptMonitor()]
-    if ours:
-        handler.callbacks[:] = ours + [callback for callback in handler.callbacks if callback not in ours]
+        ours[0].is_of_optim_args = True
+    if monitors or ours:
+        handler.callbacks[:] = ours + others
     return original(handler, args, *rest, **kwargs)
 
 
 def check_trainer() -> None:
-    """Raise ImportError if this version of transformers cannot have a monitor that `optim_args` asks for."""
+    """Raise ImportError if the Trainer is not patched, so that it cannot have a monitor that `optim_args` asks for."""
     handler = getattr(sys.modules.get(TRAINER), "CallbackHandler", None)
     if handler is not None and not hasattr(handler.on_train_begin, "_adopt_hf_wraps"):
         raise ImportError(
-            "optim_args: monitor=true needs `CallbackHandler.on_train_begin` of transformers, which this version has "
-            "changed: remove it, and pass callbacks=[adopt_hf.AdoptMonitor()] to the Trainer"
+            "optim_args: monitor=true needs adopt_hf's patch of `CallbackHandler.on_train_begin` of transformers, "
+            "which this version has changed or adopt_hf.unregister() has restored: remove it, and pass "
+            "callbacks=[adopt_hf.AdoptMonitor()] to the Trainer"
         )

@@ -1,11 +1,13 @@
 """The monitor in a real Trainer: by `optim_args` or as a callback, in the logs and in the files of trackers."""
 
+import gc
 import json
 import os
 import sqlite3
 import struct
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,36 @@ def test_another_optimizer_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, [adopt_hf.AdoptMonitor()], optim="adamw_torch").train()
 
 
+def test_each_training_asks_for_its_own_monitor(tmp_path: Path) -> None:
+    """As the trials of a hyperparameter search do, which set the fields of one TrainingArguments."""
+    t = trainer(tmp_path, optim_args="monitor=true", save_strategy="no")
+    seen = []
+    for optim, text in (("adopt", "monitor=true"), ("adopt", None), ("adamw_torch", None), ("adopt", "monitor=true")):
+        t.args.optim, t.args.optim_args = optim, text
+        t.optimizer = t.lr_scheduler = None
+        seen.append(bool(logged(t)[6]))
+    assert seen == [True, False, False, True]
+    assert sum(isinstance(callback, adopt_hf.AdoptMonitor) for callback in t.callback_handler.callbacks) == 1
+
+
+def test_a_callback_of_ones_own_stays_for_all_trainings(tmp_path: Path) -> None:
+    t = trainer(tmp_path, [adopt_hf.AdoptMonitor()], optim_args="monitor=true", save_strategy="no")
+    assert logged(t)[6]
+    t.args.optim_args = None
+    assert logged(t)[6]
+
+
+def test_the_callback_keeps_no_optimizer_in_memory(tmp_path: Path) -> None:
+    callback = adopt_hf.AdoptMonitor()
+    t = trainer(tmp_path, [callback], save_strategy="no")
+    t.train()
+    optimizer = weakref.ref(t.optimizer.optimizer)
+    t.optimizer = t.lr_scheduler = t.callback_handler.optimizer = t.callback_handler.lr_scheduler = None
+    t.accelerator.free_memory()
+    gc.collect()
+    assert optimizer() is None
+
+
 def test_an_adopt_of_ones_own_is_observed(tmp_path: Path) -> None:
     model = Model()
     optimizer = adopt_hf.ADOPT(model.named_parameters())
@@ -144,7 +176,7 @@ def test_a_changed_handler_is_an_error_where_optim_args_ask(tmp_path: Path, monk
     module = sys.modules[TRAINER]
     args = trainer(tmp_path, optim_args="monitor=true").args
     monkeypatch.setattr(module, "CallbackHandler", CallbackHandler)
-    with pytest.raises(ImportError, match=r"monitor=true needs `CallbackHandler.on_train_begin` of transformers"):
+    with pytest.raises(ImportError, match=r"monitor=true needs adopt_hf's patch of `CallbackHandler.on_train_begin`"):
         adopt_hf.trainer_kwargs(args)
     assert patches.module_mismatch(TRAINER) is None  # ADOPT itself can be used
 
