@@ -27,7 +27,7 @@ from adopt_hf.state import bitsandbytes, conversion, rounding, saved_groups, sav
 ADAM: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8}  # the defaults of TrainingArguments and of torch
 ADAMS_KEYS = {"lr", "betas", "eps", "weight_decay"}
 MARKS = {"amsgrad", "bias_correction", *bitsandbytes.OPTIONS}  # one of them: torch's, apex' or DeepSpeed's, and 8-bit
-OF_OTHERS = {"momentum_decay"}  # NAdam's
+OF_OTHERS = {"momentum_decay", "grad_averaging", "max_coeff"}  # NAdam's, and LAMB's of apex and of DeepSpeed
 ONLY_ADAMS = {"amsgrad", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 ONLY_ADAMS |= {"bias_correction", *bitsandbytes.OPTIONS}
 ONLY_ADOPTS = {*OPTIONS, "float32_state", rounding.TENSOR_KEY}
@@ -135,7 +135,7 @@ def _check_group(group: Mapping[str, Any]) -> None:
     for name, expected in (("amsgrad", False), ("bias_correction", True)):
         if bool(group.get(name, expected)) != expected:
             raise ValueError(f"it was trained with {name}={group[name]!r}, which ADOPT does not have")
-    if len(group["betas"]) != 2:
+    if not isinstance(group["betas"], list | tuple) or len(group["betas"]) != 2:
         raise ValueError(f"it has betas={group['betas']!r}, and AdamW has two: it is the state of another optimizer")
 
 
@@ -198,8 +198,10 @@ def _checked(state: Mapping[str, Any], t: float, what: str) -> tuple[Tensor, Ten
         tensor = state[name]
         if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_meta:
             raise ValueError(f"{what} has {name} of type {type(tensor).__name__}, which must be a plain tensor")
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            raise ValueError(f"{what} has {name} of {tensor.dtype}, which must be a floating-point tensor")
+        if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.element_size() == 1:
+            raise ValueError(
+                f"{what} has {name} of {tensor.dtype}, which must be a floating-point tensor of 16 bits or more"
+            )
         if not tensor.isfinite().all():
             raise ValueError(
                 f"{what} has {name} with numbers that are not finite: the run has diverged, so convert an earlier "

@@ -1,6 +1,7 @@
 """Convert one checkpoint: check it, write the new one next to it, and say how to continue."""
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def convert(
     if not in_place and (target.exists() or target.is_symlink()):
         raise ValueError(f"{target} exists, and is not overwritten: write --output with the name of a new folder")
     target = target.resolve()  # a link is not replaced by a folder
+    if checkpoint.resolve() in target.parents:
+        raise ValueError(f"{target} is inside of the checkpoint, which must stay as it is: write another --output")
     try:
         old = layout.groups(checkpoint)
         change = Change(to, given, _before(checkpoint, to))
@@ -72,19 +75,41 @@ def check_complete(checkpoint: Path) -> None:
         raise ValueError(f"{checkpoint} is the folder of a run: name one of its checkpoints, such as {inside[-1]}")
     elif not any((checkpoint / name).is_file() for name in ENDS):
         raise ValueError(f"{checkpoint} is not a complete checkpoint: it has none of {', '.join((MARK, *ENDS))}")
-    for path in sorted(checkpoint.glob("*.safetensors")):
+    if (checkpoint / TRAINER_STATE).is_file():
+        _number_in(checkpoint / TRAINER_STATE, "global_step")
+    for path in sorted(checkpoint.iterdir()):
+        if path.is_file():
+            _check_not_cut_off(path)
+
+
+def _check_not_cut_off(path: Path) -> None:
+    if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt"):  # reads the header, and compares the file's size with it
                 pass
         except SafetensorError as error:
             raise ValueError(f"{path} is cut off or damaged: {error}") from error
+    elif path.suffix in (".pt", ".pth", ".bin"):
+        with path.open("rb") as file:
+            begin = file.read(2)
+        if not begin or (begin == b"PK" and not zipfile.is_zipfile(path)):  # the table of a zip file is at its end
+            raise ValueError(f"{path} cannot be read, it is cut off or no file of torch: it ends too early")
+
+
+def _number_in(path: Path, key: str) -> int:
+    """Return a number from a JSON file of the checkpoint."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))[key])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is cut off or damaged: it has no {key}") from error
 
 
 def beside(checkpoint: Path, to: str) -> Path:
     """Return the default output: run-adopt/checkpoint-500 for run/checkpoint-500."""
+    checkpoint = checkpoint.resolve()  # it may be "."
     if step_of(checkpoint) is None:
-        return checkpoint.resolve().with_name(f"{checkpoint.resolve().name}-{to}")
-    run = checkpoint.resolve().parent
+        return checkpoint.with_name(f"{checkpoint.name}-{to}")
+    run = checkpoint.parent
     return run.with_name(f"{run.name}-{to}") / checkpoint.name
 
 
@@ -133,7 +158,7 @@ def _mark(checkpoint: Path, target: Path, layout: Layout, to: str) -> None:
         marked = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
         name, step = marked.get("layout", name), int(marked["step"])
     elif (checkpoint / TRAINER_STATE).is_file():
-        step = int(json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))["global_step"])
+        step = _number_in(checkpoint / TRAINER_STATE, "global_step")
     if name is not None and step is not None:
         write_mark(target, step, layout=name, optimizer={"class": NAMES[to], "is_adopt": to == "adopt"})
 

@@ -12,6 +12,7 @@ from adopt_hf.commands.convert.change import Change
 from adopt_hf.commands.convert.files import load
 from adopt_hf.commands.convert.universal import Universal
 from adopt_hf.integrations.deepspeed.checkpoints import TO_UNIVERSAL
+from adopt_hf.state import loading
 
 Advance = Callable[[int], object]
 DEFAULT_SEED = 42  # of TrainingArguments
@@ -133,6 +134,7 @@ def _nested(entries: dict[str, Any], paths: dict[str, Any]) -> Any:
 def _groups_of(saved: Any, path: Path) -> list[dict[str, Any]]:
     if not isinstance(saved, dict) or not isinstance(saved.get("param_groups"), list):
         raise ValueError(f"{path} is not the state of an optimizer: it has no param_groups")
+    loading.check_structure({"state": {}, **saved})  # DCP's groups are read without the state
     return list(saved["param_groups"])
 
 

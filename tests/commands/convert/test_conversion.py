@@ -188,6 +188,14 @@ def test_accelerates_own_checkpoint(tmp_path: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_the_default_output_of_the_current_folder(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint)
+    assert call(Path(), "--to", "adopt") == 0
+    assert (tmp_path / "run-adopt" / checkpoint.name / MARK).is_file()
+
+
 def test_in_place_and_the_default_output(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     assert call(checkpoint, "--to", "adopt") == 0
     said = capsys.readouterr().out
@@ -285,7 +293,61 @@ def bad_record(checkpoint: Path) -> None:
     (checkpoint / "converted.json").write_text("[")
 
 
+def cut_schedule(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    cut(checkpoint / "scheduler.pt")
+
+
+def empty_random_state(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    (checkpoint / "rng_state.pth").write_bytes(b"")
+
+
+def cut_trainer_state(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    cut(checkpoint / "trainer_state.json")
+
+
+def trainer_state_of_others(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    (checkpoint / "trainer_state.json").write_text("[]")
+
+
+def groups_of_numbers(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    torch.save(state_in(checkpoint) | {"param_groups": [1]}, checkpoint / "optimizer.pt")
+
+
+def one_beta(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    saved = state_in(checkpoint)
+    saved["param_groups"][0]["betas"] = 0.9
+    torch.save(saved, checkpoint / "optimizer.pt")
+
+
+def of_lamb(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    saved = state_in(checkpoint)
+    saved["param_groups"][0] |= {"bias_correction": True, "grad_averaging": True}
+    torch.save(saved, checkpoint / "optimizer.pt")
+
+
+def in_float8(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    saved = state_in(checkpoint)
+    saved["state"][2]["exp_avg"] = saved["state"][2]["exp_avg"].to(torch.float8_e5m2)
+    torch.save(saved, checkpoint / "optimizer.pt")
+
+
 BAD: dict[Callable[[Path], None], str] = {
+    cut_schedule: "scheduler.pt cannot be read, it is cut off or no file of torch: ",
+    empty_random_state: "rng_state.pth cannot be read, it is cut off or no file of torch: ",
+    cut_trainer_state: "trainer_state.json is cut off or damaged: it has no global_step",
+    trainer_state_of_others: "trainer_state.json is cut off or damaged: it has no global_step",
+    groups_of_numbers: "the saved state has param_groups [1], which must be a list of dicts",
+    one_beta: "it has betas=0.9, and AdamW has two: it is the state of another optimizer",
+    of_lamb: "cannot be converted to ADOPT: it is not the state of AdamW: its param groups have ",
+    in_float8: "the state of parameter 2 has exp_avg of torch.float8_e5m2, which must be a floating-point tensor",
     cut_state: "optimizer.pt cannot be read, it is cut off or no file of torch: ",
     cut_weights: "model.safetensors is cut off or damaged: ",
     incomplete: "is not a complete checkpoint: no scheduler.pt",
@@ -332,6 +394,7 @@ def test_what_cannot_be_converted(spoil: Any, in_place: bool, checkpoint: Path, 
         (("--to", "adopt", "--optim_args", "beta3=1"), "optim_args: unknown key 'beta3'"),
         (("--to", "sgd"), "invalid choice: 'sgd'"),
         (("--to", "adopt", "--output", "{checkpoint}"), "exists, and is not overwritten"),
+        (("--to", "adopt", "--output", "{checkpoint}/x"), "is inside of the checkpoint, which must stay as it is"),
         (("--to", "adopt", "--output", "x", "--in-place"), "not allowed with argument"),
     ],
     ids=str,
