@@ -72,6 +72,8 @@ def run_script(path: str, args: list[str], error: Error) -> None:
     Args:
         error: called with a one-line message where there is no such script.
     """
+    if os.path.isdir(path):
+        error(f"{path!r} is a folder: write the name of the script in it, or -m and the name of a module")
     if not os.path.isfile(path):
         error(f"can't open file {path!r}: no such file; a module needs -m in front of its name")
     with open(path, "rb") as file:

@@ -283,6 +283,7 @@ def test_what_is_not_there_is_refused(start_it: Any, name: str, monkeypatch: pyt
     ("args", "says"),
     [
         (["run", "missing.py"], "error: can't open file 'missing.py'"),
+        (["run", "."], "error: '.' is a folder: write the name of the script in it, or -m and the name of a module"),
         (["run", "-m", "missing"], "error: no module named 'missing'"),
     ],
     ids=str,
