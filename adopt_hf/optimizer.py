@@ -254,6 +254,8 @@ class ADOPT(Optimizer):
                 is outside its range, or names or shapes differ from the parameters'. If a value cannot be one of a
                 state, such as a negative v. Nothing has been changed then.
         """
+        if self.monitor is not None:
+            self.monitor.settle()
         loading.load(self, self.partitions, state_dict, super().load_state_dict)
 
 

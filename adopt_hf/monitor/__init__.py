@@ -26,6 +26,8 @@ PREFIX = "adopt"  # of the names in the logs
 LAYERS = 5  # that are clipped most
 TOO_MANY, FOR_STEPS = 0.5, 200  # the share of clipped elements that is warned of, and for how long it must last
 
+_warned: set[str] = set()  # in this process
+
 
 class Row(NamedTuple):
     """A tensor in an observed step."""
@@ -79,7 +81,6 @@ class Monitor:
         self._tables: list[Tensor] = []
         self._figures: dict[str, float] = {}  # of the last observed step, until they are taken
         self._clipped_since: int | None = None
-        self._has_warned = False
         optimizer.monitor = self
 
     def detach(self) -> None:
@@ -99,7 +100,7 @@ class Monitor:
         if self._seen.isdisjoint(params) and self.steps:
             self._seen |= params
         else:
-            self._settle()
+            self.settle()
             self.steps += 1
             self._seen = params
             self._is_observed = self.is_due or (self.every is not None and self.steps % self.every == 0)
@@ -117,7 +118,7 @@ class Monitor:
             "adopt/nonfinite_v", a number of elements. The same as "adopt/group_0/clipped" and so on where there are
             several param groups. "adopt/clipped/LAYER" for the five layers with the largest share.
         """
-        self._settle()
+        self.settle()
         figures, self._figures = self._figures, {}
         return figures
 
@@ -180,8 +181,11 @@ class Monitor:
         called = partition.names or [f"parameter {number}.{i}" for i in range(partition.tensors)]
         return [Row(index, called[i], p, partition, i, t, has_gradient) for i, t in enumerate(steps)]
 
-    def _settle(self) -> None:
-        """Make figures of what was counted; which tensors the step has updated is known when it is over."""
+    def settle(self) -> None:
+        """Make figures of what was counted; which tensors the step has updated is known when it is over.
+
+        The next step calls this, and a load of another state, which has other step counts.
+        """
         if not self._rows:
             return
         self._look_at_rest()
@@ -216,8 +220,8 @@ class Monitor:
             self._clipped_since = None
             return
         self._clipped_since = self.steps if self._clipped_since is None else self._clipped_since
-        if self.steps - self._clipped_since >= FOR_STEPS and not self._has_warned:
-            self._has_warned = True
+        if self.steps - self._clipped_since >= FOR_STEPS and "clipping" not in _warned:
+            _warned.add("clipping")
             logger.warning(
                 "For %d steps more than half of the elements have been clipped (%.0f %% in the last observed step): "
                 "v, the mean of the squared gradients, does not follow the gradients. Write beta2_warmup=true, or a "

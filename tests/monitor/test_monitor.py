@@ -191,6 +191,23 @@ def test_observing_changes_no_bit(cls: Any, bits: int) -> None:
     assert all(map(torch.equal, *after))
 
 
+def test_a_load_leaves_the_figures_of_the_step_before() -> None:
+    found = []
+    for loads in (False, True):
+        model, optimizer = made()
+        empty = copy.deepcopy(optimizer.state_dict())
+        monitor = adopt_hf.Monitor(optimizer, model, every=1)
+        for i in range(2):
+            optimizer.zero_grad()
+            backward(model, i)
+            optimizer.step()
+        if loads:
+            optimizer.load_state_dict(empty)
+        found.append(monitor.figures())
+    assert found[0] == found[1]
+    assert found[0]["adopt/update_to_weight"] > 0
+
+
 def test_numbers_that_are_not_finite_are_counted() -> None:
     model, optimizer = made()
     monitor = adopt_hf.Monitor(optimizer, model, every=1)
