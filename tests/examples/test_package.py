@@ -7,7 +7,11 @@ import pytest
 
 from tests.support.processes import ROOT, python
 
-SCRIPTS = sorted(path for path in ROOT.glob("examples/*/*.py") if 'if __name__ == "__main__":' in path.read_text())
+SCRIPTS = sorted(
+    path
+    for path in ROOT.glob("examples/*/*.py")
+    if 'if __name__ == "__main__":' in path.read_text() and "from examples" in path.read_text()
+)
 OTHERS = (("gpt2_pretraining", True), ("llama_instruct", False), ("llama_instruct", True))
 FINDS_EXAMPLES = "sys.path.insert(0, str(Path(__file__).parents[2]))"
 
