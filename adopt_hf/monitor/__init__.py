@@ -46,7 +46,7 @@ class Monitor:
 
     An observed step costs some thirty passes over the parameters, in pieces of 2**19 elements, and one collective for
     each way in which parameters are spread over processes. Every process must observe the same steps. Steps that a
-    CUDA graph replays are not seen.
+    CUDA graph replays are not seen. An optimizer has one monitor, the last that was made.
 
     Args:
         optimizer: An ADOPT, by itself or in the wrappers of Accelerate and DeepSpeed. Those must be there already.
