@@ -23,7 +23,10 @@ def as_floats(state: Mapping[str, Any], what: str) -> dict[str, Any]:
     Raises:
         ValueError: If the codes do not belong together.
     """
-    flat = {name: value for name, value in state.items() if name != WRAPPED} | dict(state.get(WRAPPED, {}))
+    wrapped = state.get(WRAPPED, {})
+    if not isinstance(wrapped, Mapping):
+        raise ValueError(f"{what} has {WRAPPED} of type {type(wrapped).__name__}, which must be a dict")
+    flat = {name: value for name, value in state.items() if name != WRAPPED} | dict(wrapped)
     if "state1" not in flat:
         return flat
     for number, name in enumerate(conversion.FLOATS, 1):
@@ -31,14 +34,18 @@ def as_floats(state: Mapping[str, Any], what: str) -> dict[str, Any]:
         if codes is None:
             raise ValueError(f"{what} has no state{number}: it is not the state of bitsandbytes' Adam or AdamW")
         qmap, absmax = (flat.pop(key, None) for key in names)
-        flat[name] = codes if codes.is_floating_point() else _decoded(codes, qmap, absmax, what)
+        is_coded = isinstance(codes, Tensor) and not codes.is_floating_point()
+        flat[name] = _decoded(codes, qmap, absmax, what) if is_coded else codes
     return flat
 
 
 def _decoded(codes: Tensor, qmap: Any, absmax: Any, what: str) -> Tensor:
-    blocks = absmax.numel() if isinstance(absmax, Tensor) else 0
+    are_plain = all(
+        isinstance(t, Tensor) and t.layout == torch.strided and not t.is_meta for t in (codes, qmap, absmax)
+    )
+    blocks = absmax.numel() if are_plain else 0
     block_size = next((size for size in BLOCK_SIZES if -(-codes.numel() // size) == blocks), None)
-    if codes.dtype != torch.uint8 or not isinstance(qmap, Tensor) or qmap.numel() != 256 or block_size is None:
+    if not are_plain or codes.dtype != torch.uint8 or qmap.numel() != 256 or block_size is None:
         raise ValueError(
             f"{what} has 8-bit moments of bitsandbytes that are not a code for each element, 256 numbers, and a scale "
             f"for every {' or '.join(map(str, BLOCK_SIZES))} elements"

@@ -47,6 +47,8 @@ def test_small_tensors_are_in_floating_point() -> None:
         {"qmap1": None},
         {"qmap2": torch.ones(16)},
         {"absmax1": torch.ones(2)},
+        {"absmax1": torch.ones(3).to_sparse()},
+        {"qmap2": torch.ones(256, device="meta")},
         {"state2": torch.ones(20, 30, dtype=torch.int16)},
     ],
     ids=str,
@@ -54,6 +56,14 @@ def test_small_tensors_are_in_floating_point() -> None:
 def test_codes_that_do_not_belong_together(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="it has 8-bit moments of bitsandbytes that are not a code for each element"):
         bitsandbytes.as_floats(codes(**changes), "it")
+
+
+def test_what_is_no_dict_of_tensors_is_named() -> None:
+    with pytest.raises(ValueError, match=f"it has {bitsandbytes.WRAPPED} of type int, which must be a dict"):
+        bitsandbytes.as_floats({"step": 3, bitsandbytes.WRAPPED: 3}, "it")
+    group = {"betas": (0.9, 0.999), "eps": 1e-8}
+    with pytest.raises(ValueError, match="it has exp_avg of type list, which must be a plain tensor"):
+        adamw.adopts_state(codes(state1=[1]), group, group, "it")
 
 
 def test_one_moment_is_another_optimizer() -> None:
