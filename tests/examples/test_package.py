@@ -12,7 +12,6 @@ SCRIPTS = sorted(
     for path in ROOT.glob("examples/*/*.py")
     if 'if __name__ == "__main__":' in path.read_text() and "from examples" in path.read_text()
 )
-OTHERS = (("gpt2_pretraining", True), ("llama_instruct", False), ("llama_instruct", True))
 FINDS_EXAMPLES = "sys.path.insert(0, str(Path(__file__).parents[2]))"
 
 
@@ -26,13 +25,9 @@ def test_every_script_finds_the_package_before_it_imports_from_it() -> None:
         assert FINDS_EXAMPLES in [ast.unparse(node) for node in body[:first]], path.name
 
 
-@pytest.mark.parametrize(
-    ("recipe", "as_module"),
-    [
-        ("gpt2_pretraining", False),  # its imports are the same in all four
-        *(pytest.param(*row, marks=pytest.mark.slow) for row in OTHERS),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("as_module", [False, True])
+@pytest.mark.parametrize("recipe", ["gpt2_pretraining", "llama_instruct"])
 def test_a_recipe_starts(recipe: str, as_module: bool, tmp_path: Path) -> None:
     """By its path from another folder, with nothing on PYTHONPATH but what an installed adopt_hf would be."""
     script = ROOT / "examples" / recipe / "train.py"

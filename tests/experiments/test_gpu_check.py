@@ -48,6 +48,7 @@ def test_a_dry_run_passes(sections: tuple[str, ...], tmp_path: Path) -> None:
     assert "| verdict | section | name | figure | at |" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_budget_ends_a_section_that_does_not_end(tmp_path: Path) -> None:
     code = (
         "import sys, time; from experiments.gpu import run as gpu_check; "

@@ -77,6 +77,7 @@ def test_every_installed_peer_has_a_row(tmp_path: Path) -> None:
     assert out.with_suffix(".png").exists()
 
 
+@pytest.mark.slow
 def test_torch_alone_is_enough(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(HIDE).format(names=OPTIONAL), encoding="utf-8")
     out = tmp_path / "step.json"

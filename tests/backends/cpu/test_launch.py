@@ -154,7 +154,7 @@ for n in (1, 3):
 """
 
 
-@pytest.mark.everyday
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 @pytest.mark.parametrize("omp_num_threads", [1, 2])
 def test_as_many_threads_as_torch_has(omp_num_threads: int) -> None:
