@@ -64,6 +64,7 @@ def test_pieces_change_no_bit(format: Format, layout: str, size: int, monkeypatc
     assert not torch.equal(whole.params[3], bucket(format, layout).params[3])
 
 
+@pytest.mark.everyday
 @pytest.mark.parametrize("shape", [(3_000_017,), (1500, 2000), (3, 1_000_001), (20_000, 129), (1_000_000, 3)], ids=str)
 @pytest.mark.parametrize("format", [Format(8, 256, True), Format(8, 2048, False), Format(16, 64, True)], ids=str)
 def test_temporaries_stay_below_64_mib(shape: tuple[int, ...], format: Format) -> None:

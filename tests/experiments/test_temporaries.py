@@ -5,7 +5,10 @@ import pytest
 from experiments.harness import fresh
 from experiments.step import temporaries
 
-pytestmark = pytest.mark.skipif(not temporaries.measurable(), reason="reads the peak of the resident set from /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not temporaries.measurable(), reason="reads the peak of the resident set from /proc"),
+]
 
 
 def grown(peer: str) -> int:

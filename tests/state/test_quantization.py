@@ -89,6 +89,7 @@ def test_rounding_to_nearest_would_be_told_apart() -> None:
     assert ((back - v).abs() > 5.5 * step / 2 / 3000**0.5).float().mean() > 0.5
 
 
+@pytest.mark.everyday
 def test_decay_alone_is_exact() -> None:
     """Without gradients v falls by beta2 a step, and no code changes but when the scale moves by a power of two."""
     _, v = moments((4, 256), octaves=1)
