@@ -141,9 +141,9 @@ class Monitor:
                     partition.total(table)
                     self._add(rows, table)
                 else:
-                    spread.setdefault(_spread(p), []).append((rows, table))
+                    spread.setdefault((table.device, _spread(p)), []).append((rows, table))
                 number += 1
-        for how, parts in spread.items():
+        for (_, how), parts in spread.items():
             rows, table = [row for rows, _ in parts for row in rows], torch.cat([table for _, table in parts])
             if how == FSDP1:
                 rows = _sum_over_fsdp1(rows, table)

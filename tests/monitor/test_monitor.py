@@ -282,6 +282,21 @@ def test_a_monitor_that_is_detached_or_not_due_sees_nothing() -> None:
     assert monitor.figures() == {}
 
 
+def test_a_model_on_several_devices_has_a_table_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As device_map="auto" spreads a model: tables of two devices cannot be joined."""
+    layer = nn.Linear(3, 3)
+    monitor = adopt_hf.Monitor(adopt_hf.ADOPT(layer.parameters()), layer)
+    original = adopt_hf.monitor.counted
+
+    def counted(p: Tensor, *args: Any) -> Tensor:
+        return original(p, *args).to("meta" if p is layer.bias else "cpu")
+
+    monkeypatch.setattr(adopt_hf.monitor, "counted", counted)
+    monitor._look(monitor._optimizer.param_groups, 0)
+    assert sorted(table.device.type for table in monitor._tables) == ["cpu", "meta"]
+    assert [row.name for row in monitor._rows] == ["weight", "bias"]
+
+
 def test_copies_have_no_monitor() -> None:
     model, optimizer = made()
     adopt_hf.Monitor(optimizer, model)
