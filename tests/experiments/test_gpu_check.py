@@ -34,7 +34,8 @@ def verdicts(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("sections", [QUICK, pytest.param((), marks=pytest.mark.slow, id="all")])
+@pytest.mark.slow
+@pytest.mark.parametrize("sections", [QUICK, pytest.param((), id="all")])
 def test_a_dry_run_passes(sections: tuple[str, ...], tmp_path: Path) -> None:
     only = ["--only", *sections] if sections else []
     done = run("--dry", "--budget", "1800", "--out", str(tmp_path), *only)

@@ -242,6 +242,7 @@ def test_the_library_is_kept_by_compiler_and_options_and_links_nothing_of_python
     assert not any(name in linked for name in ("python", "torch", "gomp"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="switches off instructions of x86")
 @pytest.mark.parametrize("case", range(len(ROUNDED)), ids=lambda i: str(ROUNDED[i]))
 def test_a_step_is_the_same_without_wide_vectors(case: int, digests: list[list[str]]) -> None:

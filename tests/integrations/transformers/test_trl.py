@@ -233,6 +233,7 @@ def check_weights(run: Run, initial: dict[str, Tensor]) -> None:
 # -- One process -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sft(sft: Run, initial: dict[str, Tensor]) -> None:
     check_groups(sft.check(), SFT_ASKED)
     check_weights(sft, initial)
