@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest $(IN_TWO)
 PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct paper test test-quick test-all test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report test-tritons
+.PHONY: demo demo-instruct paper test test-quick test-all test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report test-tritons address
 
 demo: $(EXAMPLES)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -85,6 +85,15 @@ check: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# The repository's address is `Repository` in pyproject.toml. Where a file has to repeat it, this writes it, too:
+# make address URL=https://host/owner/adopt_hf
+ADDRESS := $(shell sed -n 's/^Repository = "\(.*\)"/\1/p' pyproject.toml)
+REPLACE := import pathlib, sys; old, new, *files = sys.argv[1:]; \
+	[path.write_text(path.read_text("utf-8").replace(old, new), "utf-8") for path in map(pathlib.Path, files)]
+address:
+	@case "$(URL)" in https://?*) ;; *) echo 'write make address URL=https://host/owner/adopt_hf' >&2; exit 2;; esac
+	git grep -lF "$(ADDRESS)" | xargs $(PYTHON) -c '$(REPLACE)' "$(ADDRESS)" "$(patsubst %/,%,$(URL))"
 
 bench: $(STAMP)
 	$(RUN) -m experiments step

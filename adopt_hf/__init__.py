@@ -17,7 +17,7 @@ from adopt_hf.state.formats import keep_float32
 if TYPE_CHECKING:
     from adopt_hf.integrations import AdoptMonitor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ADOPT",
     "ADOPTW",
