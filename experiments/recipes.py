@@ -10,6 +10,7 @@ A run adds a row to docs/results/recipes.jsonl and replaces none; `make docs-num
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,7 @@ def run(what: Run, seed: int, max_steps: int | None = None) -> dict[str, Any]:
         RuntimeError: If it fails; with the end of what it printed.
     """
     example = ROOT / "examples" / what.recipe
-    before, start = conditions.now(*PACKAGES), time.perf_counter()
+    before, start, used = conditions.now(*PACKAGES), time.perf_counter(), of_children()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / what.config
         words = ["--config", str(example / "configs" / f"{what.config}.yaml"), "--output_dir", str(output)]
@@ -88,7 +89,14 @@ def run(what: Run, seed: int, max_steps: int | None = None) -> dict[str, Any]:
         row = {**what._asdict(), "seed": seed, "threads": 1, **read(output)}
         if what.optimizer == "ADOPTW":
             row["exponent"] = WARMUP_EXPONENT
-    return row | {"seconds": round(time.perf_counter() - start), "conditions": before}
+    seconds, cpu_seconds = time.perf_counter() - start, of_children() - used
+    return row | {"seconds": round(seconds), "cpu_seconds": round(cpu_seconds), "conditions": before}
+
+
+def of_children() -> float:
+    """Return the seconds of CPU time of the processes that have ended: what a loaded machine changes little."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def read(output: Path) -> dict[str, Any]:
