@@ -117,7 +117,7 @@ HYPERPARAMETERS = {
         str,
         "auto",
         "execution",
-        '"fused", "foreach", "reference" ([backends](docs/backends.md))',
+        'what computes a step: "auto", "fused", "foreach" or "reference"',
         values=("auto", "fused", "foreach", "reference"),
     ),
     "capturable": Hyperparameter(

@@ -151,6 +151,26 @@ def _score(row: Row) -> str:
     return f"{row['score_before']:.1%}, **{row['score']:.1%}** ± {100 * row['score_error']:.1f}"
 
 
+def short() -> str:
+    """Return the table of the README: the last run of each recipe with ADOPTW, and the losses of AdamW's."""
+    lines = []
+    for name, one in RUNS.items():
+        if one.optimizer != "ADOPTW":
+            continue
+        found = rows(one.recipe)
+        last = [row for row in found if (row["config"], row["optimizer"]) == (one.config, one.optimizer)][-1]
+        twins = [row for row in found if row["optimizer"] == "AdamW"]
+        adamw = [f"{row['eval_loss']:.3f}" for row in twins if row["config"].removesuffix("_adamw") == one.config]
+        minutes = f"{last['cpu_seconds'] / 60:.0f}" if "cpu_seconds" in last else "not kept"
+        lines.append([name.split(",")[0], f"{last['steps']:,}", minutes, f"{last['eval_loss']:.3f}", " ".join(adamw)])
+    head = ["recipe", "steps", "minutes of one core", "held-out loss", "AdamW's"]
+    shown = [row for one in RUNS.values() for row in rows(one.recipe)]
+    dates = sorted({row["conditions"]["date"] for row in shown if row["optimizer"] != "ADOPT"})
+    processors = conditions.listed(row["conditions"]["processor"] for row in shown)
+    where = f"Seed 0, one thread, {dates[0]} to {dates[-1]} on {processors}; losses in nats per token."
+    return f"{pages.table(head, lines)}\n\n{where}"
+
+
 def behind() -> str:
     """Return the most by which the demo with the authors' rule has ended behind AdamW, with equal seed and threads."""
     found = rows("gpt2_pretraining")
@@ -163,4 +183,5 @@ TEXTS: dict[str, Callable[[], str]] = {
     "losses of the GPT-2 recipe": lambda: table("gpt2_pretraining"),
     "losses of the LLaMA recipe": lambda: table("llama_instruct"),
     "behind AdamW in the demo": behind,
+    "recipes short": short,
 }

@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from experiments.harness import machine as conditions
+from experiments.harness import pages
+from experiments.pages import launches
 from experiments.step import report, results, tables
 from experiments.step.goals import GOALS
 from experiments.step.peers import BASELINE, EIGHT_BITS, FEW_UNOBSERVED, HALF_UNOBSERVED, OURS
@@ -103,6 +106,28 @@ def training() -> str:
     return tables.medians([rows[OURS] for rows in trained if BASELINE in rows], "to_adamw")
 
 
+def in_short() -> str:
+    """Return the table of the README on a step's time and the bytes of the state."""
+    dates = sorted(result["date"] for result in steps())
+    machines = [result["environment"] for result in steps()]
+    hardware = conditions.listed(f"{one['hardware']}, {one['cores']} cores" for one in machines)
+    where = f"{hardware}, {dates[0]} to {dates[-1]}"
+    eight = [ratio(EIGHT_BITS, "to_ours", n) for n in THREADS]
+    rows = [
+        ["a step of GPT-2 124M", " and ".join(f"{ratio(OURS, 'to_adamw', n)}" for n in THREADS), "AdamW fused's time"],
+        ["a step with 8-bit moments", " and ".join(eight), "a float32 step's time"],
+        ["a whole training step of GPT-2", training(), "the time with AdamW fused"],
+        ["bytes a parameter, float32 moments", "8", "AdamW's 8"],
+        ["bytes a parameter, 8-bit moments, GPT-2 124M", launches.in_8_bits("gpt2"), "AdamW's 8"],
+        ["bytes a parameter, 8-bit moments, Llama 7B", launches.in_8_bits("llama-7b"), "AdamW's 8"],
+        ["a step on a GPU", "not measured", ""],
+    ]
+    conditions_of_all = (
+        f"Ratios of times with one thread and with two: {len(steps())} runs on {where}; bytes are counted."
+    )
+    return f"{pages.table(['what', 'figure', 'against'], rows)}\n\n{conditions_of_all}"
+
+
 def goals(device: str) -> str:
     """Return the goals of a step."""
     return "; ".join(goal.title for goal in GOALS[device])
@@ -115,6 +140,5 @@ TEXTS: dict[str, Callable[[], str]] = {
     "speed of training": training,
     "goals on a CPU": lambda: goals("cpu"),
     "goals on a GPU": lambda: goals("cuda"),
-    "speed with one thread": lambda: ratio(OURS, "to_adamw", 1),
-    "speed with two threads": lambda: ratio(OURS, "to_adamw", 2),
+    "speed and memory": in_short,
 }

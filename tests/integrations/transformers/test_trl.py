@@ -1,4 +1,4 @@
-"""TRL's own scripts, by name and as they are, train with ADOPT: the commands of the README on a tiny LLaMA, offline.
+"""TRL's own scripts, by name and as they are, train with ADOPT: the commands of docs/trainer.md, offline.
 
 - sft, dpo, grpo and reward: the first step moves nothing and later ones do (Adam's first step does), and the checkpoint
   holds ADOPT's hyperparameters as they were asked for and ADOPT's state; a run of AdamW does not pass for one;
@@ -62,9 +62,9 @@ JUDGE = "def by_position(completions, **_):\n    return [float(i) for i in range
 # -- What the scripts are given ----------------------------------------------------------------------------------------
 
 
-def readme_command(script: str) -> list[str]:
-    """Return the words of the README behind `python -m adopt_hf run` for one of TRL's scripts."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+def command_of_the_page(script: str) -> list[str]:
+    """Return the words of docs/trainer.md behind `python -m adopt_hf run` for one of TRL's scripts."""
+    text = (ROOT / "docs" / "trainer.md").read_text(encoding="utf-8").replace("\\\n", "")
     (command,) = re.findall(rf"^    python -m adopt_hf run (-m trl\.scripts\.{script} .*)$", text, re.MULTILINE)
     return shlex.split(command)
 
@@ -72,7 +72,7 @@ def readme_command(script: str) -> list[str]:
 def command(script: str, out: str, *more: str) -> list[str]:
     """The same for the tiny model, short; of two options with one name the later counts."""
     given = {"MODEL": "model", "DATA": f"data/{script}"}
-    return [*(given.get(word, word) for word in readme_command(script)), "--output_dir", out, *TINY.split(), *more]
+    return [*(given.get(word, word) for word in command_of_the_page(script)), "--output_dir", out, *TINY.split(), *more]
 
 
 def say(role: str, content: str) -> list[dict[str, str]]:

@@ -1,6 +1,6 @@
 """`adopt-hf run trl sft`: TRL's command, which starts processes of its own, trains with ADOPT.
 
-The command is the README's, on the model and the data of test_trl.py. torch's own hook says what has stepped.
+The command is that of docs/trainer.md, on the model and data of test_trl.py. torch's own hook says what has stepped.
 """
 
 import json
@@ -18,8 +18,8 @@ __all__ = ["environment", "folder"]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 
-def readme_command(out: Path) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def command_of_the_page(out: Path) -> list[str]:
+    text = (ROOT / "docs" / "trainer.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^    adopt-hf run (trl sft .*)$", text, re.MULTILINE)
     given = {"MODEL": "model", "DATA": "data/sft", "trl": str(Path(sys.executable).with_name("trl"))}
     words = [given.get(word, word) for word in shlex.split(command)]
@@ -29,7 +29,7 @@ def readme_command(out: Path) -> list[str]:
 @pytest.mark.slow
 def test_the_command_trains_adopt(folder: Path, environment: dict[str, str], tmp_path: Path) -> None:
     watched = {"PYTHONPATH": str(SCRIPTS / "watched"), "STEPPED": str(tmp_path)}
-    line = [*readme_command(tmp_path / "out"), "--optim_args", "beta2=0.95, clip_exp=0.3"]
+    line = [*command_of_the_page(tmp_path / "out"), "--optim_args", "beta2=0.95, clip_exp=0.3"]
     python("-m", "adopt_hf", "run", *line, cwd=folder, env=environment | watched)
     (path,) = tmp_path.glob("*.json")
     ((optimizer, steps, groups),) = json.loads(path.read_text())
@@ -44,6 +44,6 @@ def test_the_command_trains_adopt(folder: Path, environment: dict[str, str], tmp
 @pytest.mark.slow
 def test_without_us_it_does_not_know_the_name(folder: Path, environment: dict[str, str], tmp_path: Path) -> None:
     """The result that the test above would see if nothing of ours reached the command."""
-    done = run(*readme_command(tmp_path / "out"), cwd=folder, env=environment)
+    done = run(*command_of_the_page(tmp_path / "out"), cwd=folder, env=environment)
     assert done.returncode != 0
     assert "adopt" in done.stderr.splitlines()[-1]

@@ -31,7 +31,7 @@ MUTANTS = (
     ),
     Mutant(
         "docs-a-key-that-does-not-exist",
-        "README.md",
+        "docs/settings.md",
         "`block_size`, `bf16_stochastic_round`, `seed`, `loraplus_lr_ratio`",
         "`block_size`, `nesterov`, `bf16_stochastic_round`, `seed`, `loraplus_lr_ratio`",
         OF_DOCS,
@@ -39,7 +39,7 @@ MUTANTS = (
     ),
     Mutant(
         "docs-another-default",
-        "README.md",
+        "docs/settings.md",
         "| `eps` | 1e-06 |",
         "| `eps` | 1e-08 |",
         OF_DOCS,
@@ -135,8 +135,8 @@ MUTANTS = (
         "the recipe's page would say that AdamW is behind",
     ),
     Mutant(
-        "docs-behind-adamw-in-the-readme",
-        "README.md",
+        "docs-behind-adamw-in-the-limitations",
+        "docs/limitations.md",
         "<!--= behind AdamW on GPT-2 -->0.63",
         "<!--= behind AdamW on GPT-2 -->0.03",
         OF_DOCS,
