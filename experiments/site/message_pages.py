@@ -1,0 +1,98 @@
+"""The pages of the messages, one for each part of the package, with links to the remedies of docs/troubleshooting.md."""
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+from experiments.harness.machine import ROOT
+from experiments.site.messages import FILLED, Message, messages
+
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+FOLDER = "reference/messages"
+PARTS = {  # page -> title and the beginnings of its files, below adopt_hf/; the first that fits
+    "trainer": ("The Trainer", ("integrations/transformers/", "integrations/trainer", "integrations/axolotl")),
+    "deepspeed": ("DeepSpeed", ("integrations/deepspeed/", "distributed/flat")),
+    "checkpoints": ("Checkpoints", ("integrations/checkpoints/",)),
+    "integrations": ("Accelerate, PEFT and patches", ("integrations/",)),
+    "states": ("States that are loaded", ("state/",)),
+    "backends": ("Backends", ("backends/",)),
+    "commands": ("Commands", ("commands/", "startup/", "__main__", "memory")),
+    "optimizer": ("The optimizer", ("",)),
+}
+SHORT = 70  # characters of a heading
+ENTRY = re.compile(r"^#{2,3} (?P<title>.*)\n\n(?P<quotes>(?:    .*\n)+)", re.MULTILINE)
+
+
+class Entry(NamedTuple):
+    """A section of docs/troubleshooting.md: its heading, and the messages that it quotes."""
+
+    title: str
+    quotes: tuple[str, ...]
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"[^\w -]", "", self.title.lower()).replace(" ", "-")
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """Return the sections of docs/troubleshooting.md that quote a message."""
+    text = TROUBLESHOOTING.read_text(encoding="utf-8")
+    return tuple(Entry(m["title"], tuple(line.strip() for line in m["quotes"].splitlines())) for m in ENTRY.finditer(text))
+
+
+def quotes(quote: str, text: str) -> bool:
+    """Return whether a quote, in which `…` stands for anything, is from this text."""
+    parts = [part.strip() for part in quote.partition(": ")[2 * bool(re.match(r"\w*(Error|WARNING|INFO): ", quote))].split(FILLED)]
+    plain = re.sub(r"\{\w+\}", FILLED, " ".join(text.split()))
+    return bool(re.search(".*".join(map(re.escape, parts)), plain))
+
+
+def part_of(message: Message) -> str:
+    """Return the page of a message."""
+    file = message.file.partition("/")[2]
+    return next(page for page, (_, beginnings) in PARTS.items() if file.startswith(beginnings))
+
+
+def texts() -> dict[str, str]:
+    """Return the pages of the messages."""
+    made = {}
+    for page, (title, _) in PARTS.items():
+        mine = [one for one in messages() if part_of(one) == page]
+        said = [one for one in mine if one.kind]
+        others = [one for one in mine if not one.kind]
+        parts = [
+            f"# Messages: {title}\n\nEvery error, warning and information of this part of adopt_hf, by file and line. "
+            f"Names in braces and {FILLED} stand for what is filled in. Look in "
+            "[troubleshooting](docs/troubleshooting.md) first.\n",
+            *(_section(one) for one in said),
+        ]
+        if others:
+            parts += ["## Parts of messages\n", "Texts that are filled into others, or that a command prints.\n"]
+            parts += [f"- {_code(one.text)} ([{_short(one.file)}]({one.file}), line {one.line})" for one in others]
+        made[f"{FOLDER}/{page}.md"] = "\n".join(parts) + "\n"
+    return made
+
+
+def _section(message: Message) -> str:
+    text = message.text.strip()
+    short = text if len(text) <= SHORT else text[: text.rindex(" ", 0, SHORT)] + " …"
+    remedies = [one for one in entries() if any(quotes(quote, text) for quote in one.quotes)]
+    links = "".join(f" What to do: [{one.title}](docs/troubleshooting.md#{one.anchor})." for one in remedies)
+    return (
+        f"### {_code(short)}\n\n"
+        f"{message.kind} in [{_short(message.file)}]({message.file}), line {message.line}.{links}\n\n"
+        f"> {_code(text)}\n"
+    )
+
+
+def _short(file: str) -> str:
+    return f"`{file}`"
+
+
+def _code(text: str) -> str:
+    """Return a text as code of Markdown, whatever it contains."""
+    line = " ".join(text.split())
+    fence = "`" * (max(map(len, re.findall(r"`+", line)), default=0) + 1)
+    gap = " " if "`" in line else ""
+    return f"{fence}{gap}{line}{gap}{fence}"
