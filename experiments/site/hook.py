@@ -15,6 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
 from experiments.harness.machine import ROOT
 from experiments.site import tree
 from experiments.site.generated import pages
+from experiments.site.gfm import for_python_markdown
 from experiments.site.maths import InlineMaths
 
 ASSETS = Path(__file__).parent / "assets"
@@ -62,6 +63,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links between files of the repository lead to their pages."""
     uri = page.file.src_uri
-    return markdown if uri.startswith(tree.SOURCE) and not uri.endswith("/index.md") else tree.rewritten(
-        markdown, tree.origin(uri), uri
-    )
+    if uri.startswith(tree.SOURCE) and not uri.endswith("/index.md"):
+        return markdown
+    return for_python_markdown(tree.rewritten(markdown, tree.origin(uri), uri))

@@ -62,7 +62,7 @@ def texts() -> dict[str, str]:
         said = [one for one in mine if one.kind]
         others = [one for one in mine if not one.kind]
         parts = [
-            f"# Messages: {title}\n\nEvery error, warning and information of this part of adopt_hf, by file and line. "
+            f"---\ntitle: {title}\nhide:\n  - toc\n---\n\n# Messages: {title}\n\nEvery error, warning and information of this part of adopt_hf, by file and line. "
             f"Names in braces and {FILLED} stand for what is filled in. Look in "
             "[troubleshooting](docs/troubleshooting.md) first.\n",
             *(_section(one) for one in said),
@@ -81,8 +81,8 @@ def _section(message: Message) -> str:
     links = "".join(f" What to do: [{one.title}](docs/troubleshooting.md#{one.anchor})." for one in remedies)
     return (
         f"### {_code(short)}\n\n"
-        f"{message.kind} in [{_short(message.file)}]({message.file}), line {message.line}.{links}\n\n"
-        f"> {_code(text)}\n"
+        + (f"> {_code(text)}\n\n" if short != text else "")
+        + f"{message.kind} in [{_short(message.file)}]({message.file}), line {message.line}.{links}\n"
     )
 
 

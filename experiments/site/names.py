@@ -13,7 +13,6 @@ MODULES = {  # those with names for users, besides the package itself
     "adopt_hf.memory": "bytes of optimizer state",
     "adopt_hf.integrations.axolotl": "the plugin for axolotl",
 }
-EVERYTHING = "      show_root_toc_entry: true\n"
 
 
 def public_names() -> list[str]:
@@ -30,14 +29,14 @@ def texts() -> dict[str, str]:
         docstring = package[name].docstring
         first = docstring.value.split("\n\n")[0].replace("\n", " ") if docstring else "The version of the package."
         rows.append([f"[`{name}`](names/{name}.md)", first])
-        made[f"{FOLDER}/{name}.md"] = f"# {name}\n\n" + (
-            f"::: {full}\n" if docstring else f"`{full}`: {first} `{PACKAGE}.{name}` is text such as {package[name].value}.\n"
+        made[f"{FOLDER}/{name}.md"] = f"---\ntitle: {name}\n---\n\n" + (
+            f"::: {full}\n" if docstring else f"# `{full}`\n\n{first} Here it is {package[name].value}.\n"
         )
     for module, words in MODULES.items():
         rows.append([f"[`{module}`](names/{module}.md)", f"{words[0].upper()}{words[1:]}."])
         exports = griffe.load(module, search_paths=[ROOT]).exports
         members = f"    options:\n      members: [{', '.join(map(str, exports))}]\n" if exports else ""
-        made[f"{FOLDER}/{module}.md"] = f"# {module}\n\n::: {module}\n{members}"
+        made[f"{FOLDER}/{module}.md"] = f"---\ntitle: {module.removeprefix('adopt_hf.')}\n---\n\n::: {module}\n{members}"
     made["reference/index.md"] = (
         "# Public names\n\nEverything that `import adopt_hf` offers, and the modules with names for users. "
         "The pages are made of the docstrings.\n\n" + pages.table(["name", "what it is"], rows) + "\n"

@@ -7,12 +7,12 @@ from adopt_hf.integrations.transformers import fields, optim_args
 from experiments.harness import pages
 from experiments.harness.machine import ROOT
 
-KINDS = {
-    "update": "A number of the update. It is in `param_groups` and in checkpoints, and a load brings it along.",
-    "execution": "How the update is computed. A load does not change it.",
-    "storage": "How the state is stored. A load does not change it.",
-    "recipe": "How the Trainer makes the param groups. Only `optim_args` takes it.",
-    "trainer": "A callback of the Trainer. Only `optim_args` takes it.",
+KINDS = {  # kind -> the heading of its options, and what they have in common
+    "update": ("The update", "These are in `param_groups` and in checkpoints, and a load brings them along."),
+    "execution": ("Execution", "How the update is computed. A load does not change these."),
+    "storage": ("Storage", "How the state is stored. A load does not change these."),
+    "recipe": ("LoRA+", "How the Trainer makes the param groups. Only `optim_args` takes these."),
+    "trainer": ("The Trainer", "A callback of the Trainer. Only `optim_args` takes it."),
 }
 FIELDS = {"lr": "learning_rate", "weight_decay": "weight_decay", "seed": "seed", **fields.ADAM}
 BUILDS = {  # the names for `optim`
@@ -49,9 +49,9 @@ def options() -> str:
         pages.table(["`TrainingArguments(optim=...)`", "builds"], [[f"`{n}`", c] for n, c in BUILDS.items()]),
         "",
     ]
-    for kind, words in KINDS.items():
+    for kind, (title, words) in KINDS.items():
         names = [name for name, row in HYPERPARAMETERS.items() if row.kind == kind]
-        parts += [f"## Of the kind {kind}\n", f"{words}\n"]
+        parts += [f"## {title}\n", f"{words}\n"]
         parts += [_option(name, HYPERPARAMETERS[name]) for name in names]
     return "\n".join(parts)
 
@@ -68,7 +68,7 @@ def _option(name: str, row: Hyperparameter) -> str:
     ]
     return (
         f"### `{name}`\n\n{row.help[0].upper()}{row.help[1:]}.\n\n"
-        + pages.table(["", ""], [one for one in rows if one[1]])
+        + "\n".join(f"- {what}: {value}" for what, value in rows if value)
         + f"\n\nAnother value is an error: `{name} must be {row.allowed}, got ...`\n"
     )
 
