@@ -6,7 +6,7 @@ from experiments.harness import pages
 from experiments.harness.machine import ROOT
 
 PACKAGE = "adopt_hf"
-FOLDER = "reference/names"
+FOLDER, OF_MODULES = "reference/names", "reference/modules"
 MODULES = {  # those with names for users, besides the package itself
     "adopt_hf.integrations.checkpoints": "complete checkpoints, and what to resume from",
     "adopt_hf.integrations.deepspeed": "a DeepSpeed config that works",
@@ -33,10 +33,10 @@ def texts() -> dict[str, str]:
             f"::: {full}\n" if docstring else f"# `{full}`\n\n{first} Here it is {package[name].value}.\n"
         )
     for module, words in MODULES.items():
-        rows.append([f"[`{module}`](names/{module}.md)", f"{words[0].upper()}{words[1:]}."])
+        rows.append([f"[`{module}`](modules/{module}.md)", f"{words[0].upper()}{words[1:]}."])
         exports = griffe.load(module, search_paths=[ROOT]).exports
         members = f"    options:\n      members: [{', '.join(map(str, exports))}]\n" if exports else ""
-        made[f"{FOLDER}/{module}.md"] = f"---\ntitle: {module.removeprefix('adopt_hf.')}\n---\n\n::: {module}\n{members}"
+        made[f"{OF_MODULES}/{module}.md"] = f"---\ntitle: {module.removeprefix('adopt_hf.')}\n---\n\n::: {module}\n{members}"
     made["reference/index.md"] = (
         "# Public names\n\nEverything that `import adopt_hf` offers, and the modules with names for users. "
         "The pages are made of the docstrings.\n\n" + pages.table(["name", "what it is"], rows) + "\n"
