@@ -21,6 +21,7 @@ PARTS = {  # page -> title and the beginnings of its files, below adopt_hf/; the
 }
 SHORT = 70  # characters of a heading
 ENTRY = re.compile(r"^#{2,3} (?P<title>.*)\n\n(?P<quotes>(?:    .*\n)+)", re.MULTILINE)
+KIND = re.compile(r"^(\w*Error|WARNING|INFO): ")
 
 
 class Entry(NamedTuple):
@@ -42,10 +43,15 @@ def entries() -> tuple[Entry, ...]:
 
 
 def quotes(quote: str, text: str) -> bool:
-    """Return whether a quote, in which `…` stands for anything, is from this text."""
-    parts = [part.strip() for part in quote.partition(": ")[2 * bool(re.match(r"\w*(Error|WARNING|INFO): ", quote))].split(FILLED)]
+    """Return whether a quote, in which `…` stands for anything, is from the text of a message.
+
+    Args:
+        quote: The quote, with or without the class of the error in front.
+        text: The text of a `Message`.
+    """
     plain = re.sub(r"\{\w+\}", FILLED, " ".join(text.split()))
-    return bool(re.search(".*".join(map(re.escape, parts)), plain))
+    parts = (re.escape(part.strip()) for part in KIND.sub("", quote).split(FILLED))
+    return bool(re.search(".*".join(parts), plain))
 
 
 def part_of(message: Message) -> str:

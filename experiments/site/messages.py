@@ -14,7 +14,8 @@ PACKAGE = ROOT / "adopt_hf"
 LEVELS = {"warning": "Warning", "info": "Information", "error": "Error of the command line", "exit": "Command line"}
 TABLES = ("Hyperparameter", "Command", "Patch", "add_argument", "add_parser", "ArgumentParser", "add_argument_group")
 LEAST_WORDS = 3  # of a text that is not raised or logged where it is written
-FORMATS = re.compile(r"%[-+ #0-9.]*[a-z]")
+WARNERS = ("_warn",)  # functions of the package that log a warning once
+FORMATS = re.compile(r"(?<!%)%[-+#0-9.]*[a-z]")
 
 
 class Message(NamedTuple):
@@ -55,15 +56,20 @@ def in_source(source: str) -> Iterator[tuple[str, str, int]]:
         kind, argument = said
         text = template(argument, constants)
         if words(text) >= 2:
-            yield kind, FORMATS.sub(FILLED, text) if kind in LEVELS.values() else text, argument.lineno
+            yield kind, _formatted(text) if kind in LEVELS.values() else text, argument.lineno
             done.update(ast.walk(argument))
     for node in ast.walk(tree):
         if node in done or not isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
             continue
-        text = FORMATS.sub(FILLED, template(node, {}))
+        text = _formatted(template(node, {}))
         done.update(ast.walk(node))
         if words(text) >= LEAST_WORDS and text.strip().count(" ") >= 2:
             yield "", text, node.lineno
+
+
+def _formatted(text: str) -> str:
+    """Return a text with its formats, such as %s, as what is filled in."""
+    return FORMATS.sub(FILLED, text).replace("%%", "%")
 
 
 def _silent(tree: ast.AST) -> set[ast.AST]:
@@ -87,6 +93,8 @@ def _said(node: ast.AST) -> tuple[str, ast.expr] | None:
     name = _name(call.func)
     if isinstance(node, ast.Raise):
         return (name if name[:1].isupper() else "Error"), call.args[0]
+    if name in WARNERS:
+        return LEVELS["warning"], max(call.args, key=lambda one: words(template(one, {})))
     if not isinstance(call.func, ast.Attribute) or name not in LEVELS:
         return None
     if name in ("warning", "info") and _name(call.func.value) != "logger":
