@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest $(IN_TWO)
 PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct paper test test-quick test-all test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report test-tritons address
+.PHONY: demo demo-instruct paper test test-quick test-all test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report test-tritons address site site-serve
 
 demo: $(EXAMPLES)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -68,6 +68,13 @@ test-oldest test-newest: test-%: .venv-%/.installed
 	@echo "Installing into .venv-$*, once: some minutes"
 	.venv-$*/bin/python -m pip install --quiet --no-compile -c constraints-$*.txt -e . $(WITH)
 	@touch $@
+
+# The site, from docs/ and the code (experiments/site): into site/, or shown at http://127.0.0.1:8000. Python 3.11 or later.
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+site-serve: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve
 
 # Planted faults, each in a copy of the tree: all of them have to be noticed. Half an hour and more on two cores.
 mutants: $(STAMP)

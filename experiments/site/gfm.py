@@ -1,7 +1,7 @@
 """Pages as Python-Markdown wants them. They are written for GitHub, which is less strict about lists.
 
-Python-Markdown begins a list only after an empty line, and takes a paragraph or a table for a part of a list item only if
-it is indented by four spaces.
+Python-Markdown begins a list only after an empty line. A paragraph or a table belongs to an item only if it is
+indented by four spaces.
 """
 
 import re

@@ -2,10 +2,10 @@
 
 import os
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
+import tomllib
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page

@@ -1,4 +1,4 @@
-"""The pages of the messages, one for each part of the package, with links to the remedies of docs/troubleshooting.md."""
+"""The pages of the messages, one for each part of the package, with links to docs/troubleshooting.md."""
 
 import re
 from functools import cache
@@ -39,7 +39,9 @@ class Entry(NamedTuple):
 def entries() -> tuple[Entry, ...]:
     """Return the sections of docs/troubleshooting.md that quote a message."""
     text = TROUBLESHOOTING.read_text(encoding="utf-8")
-    return tuple(Entry(m["title"], tuple(line.strip() for line in m["quotes"].splitlines())) for m in ENTRY.finditer(text))
+    return tuple(
+        Entry(m["title"], tuple(line.strip() for line in m["quotes"].splitlines())) for m in ENTRY.finditer(text)
+    )
 
 
 def quotes(quote: str, text: str) -> bool:
@@ -68,7 +70,8 @@ def texts() -> dict[str, str]:
         said = [one for one in mine if one.kind]
         others = [one for one in mine if not one.kind]
         parts = [
-            f"---\ntitle: {title}\nhide:\n  - toc\n---\n\n# Messages: {title}\n\nEvery error, warning and information of this part of adopt_hf, by file and line. "
+            f"---\ntitle: {title}\nhide:\n  - toc\n---\n\n# Messages: {title}\n\n"
+            "Every error, warning and information of this part of adopt_hf, by file and line. "
             f"Names in braces and {FILLED} stand for what is filled in. Look in "
             "[troubleshooting](docs/troubleshooting.md) first.\n",
             *(_section(one) for one in said),

@@ -1,4 +1,4 @@
-"""Every message of the package, read from its source: errors, warnings, information, and texts that become parts of them."""
+"""Every message of the package, read from its source: errors, warnings, information, and parts of them."""
 
 import ast
 import re

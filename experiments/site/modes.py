@@ -12,8 +12,9 @@ def texts() -> dict[str, str]:
     matrix = Matrix.load()
     parts = [
         "# Launch modes\n\nEach mode is a file of "
-        f"[{CONFIGS}]({CONFIGS}), which `accelerate launch` reads. [What works](docs/integrations.md#what-works) has the "
-        "measurements in one table, and says what its columns mean.\n"
+        f"[{CONFIGS}]({CONFIGS}), which `accelerate launch` reads. "
+        "[What works](docs/integrations.md#what-works) has the measurements in one table, and explains "
+        "its columns.\n"
     ]
     for config in dict.fromkeys(mode.config for mode in MODES):
         modes = [mode for mode in MODES if mode.config == config]

@@ -36,7 +36,9 @@ def texts() -> dict[str, str]:
         rows.append([f"[`{module}`](modules/{module}.md)", f"{words[0].upper()}{words[1:]}."])
         exports = griffe.load(module, search_paths=[ROOT]).exports
         members = f"    options:\n      members: [{', '.join(map(str, exports))}]\n" if exports else ""
-        made[f"{OF_MODULES}/{module}.md"] = f"---\ntitle: {module.removeprefix('adopt_hf.')}\n---\n\n::: {module}\n{members}"
+        made[f"{OF_MODULES}/{module}.md"] = (
+            f"---\ntitle: {module.removeprefix('adopt_hf.')}\n---\n\n::: {module}\n{members}"
+        )
     made["reference/index.md"] = (
         "# Public names\n\nEverything that `import adopt_hf` offers, and the modules with names for users. "
         "The pages are made of the docstrings.\n\n" + pages.table(["name", "what it is"], rows) + "\n"

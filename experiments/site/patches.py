@@ -6,9 +6,9 @@ from adopt_hf import integrations
 def texts() -> dict[str, str]:
     """Return the page of the patches."""
     parts = [
-        "# Patches\n\nFunctions of other packages that `import adopt_hf` replaces, because they have no public way to do "
-        "what ADOPT needs. [The table](docs/integrations.md#functions-of-other-packages-that-are-replaced) is shorter, and "
-        "says when they are replaced and how they are put back. `adopt-hf env` lists which are in place.\n"
+        "# Patches\n\nFunctions of other packages that `import adopt_hf` replaces, because they have no public way to "
+        "do what ADOPT needs. [The table](docs/integrations.md#functions-of-other-packages-that-are-replaced) is "
+        "shorter. It says when they are replaced and how they are put back. `adopt-hf env` lists which are in place.\n"
     ]
     for package, patched in integrations.PATCHED.items():
         parts.append(f"## {package}\n")

@@ -21,12 +21,12 @@ BUILDS = {  # the names for `optim`
     "adopt_layerwise": "`LayerwiseADOPTW`, which steps in `backward()`",
 }
 VARIABLES = {  # read by adopt_hf, or by what it needs
-    "ADOPT_HF_CACHE": "The folder for compiled kernels and for the verdicts of the self-check. Default: a folder of the "
-    "user's cache. A folder that other users can write to is refused.",
-    "ADOPT_HF_REGISTER": "`1` registers `optim=\"adopt\"` at the start of every Python that has adopt_hf installed from a "
-    "wheel. `0` or an empty value is the default.",
-    "CC": "The C compiler for the CPU kernel, with its options. Default: the first of `cc`, `gcc` and `clang` that is there.",
-    "PYTHONPATH": "`adopt-hf run` puts a folder of the package in front of it, so that the Pythons that the command starts "
+    "ADOPT_HF_CACHE": "The folder for compiled kernels and for the verdicts of the self-check. Default: a folder "
+    "of the user's cache. A folder that other users can write to is refused.",
+    "ADOPT_HF_REGISTER": '`1` registers `optim="adopt"` at the start of every Python that has adopt_hf installed from '
+    "a wheel. `0` or an empty value is the default.",
+    "CC": "The C compiler for the CPU kernel, with its options. Default: the first of `cc`, `gcc` and `clang`.",
+    "PYTHONPATH": "`adopt-hf run` puts a folder of the package in front of it, so that the Pythons below the command "
     "know ADOPT.",
     "WORLD_SIZE": "Set by the launcher. A message about resuming then names the launcher and not `python`.",
     "XDG_CACHE_HOME": "The folder of the user's caches, if `ADOPT_HF_CACHE` is not set.",
@@ -41,10 +41,9 @@ def texts() -> dict[str, str]:
 def options() -> str:
     """Return a section for each option, and for each name for `optim`."""
     parts = [
-        "# Options\n\nEvery option with its range, its defaults, and where it can be set. The "
-        "[settings](docs/settings.md) have them in one table.\n"
-        if (ROOT / "docs" / "settings.md").is_file()
-        else "# Options\n\nEvery option with its range, its defaults, and where it can be set.\n",
+        "---\nsearch:\n  boost: 3\n---\n\n# Options\n\n"
+        "Every option with its range, its defaults, and where it can be set. "
+        "[Settings](docs/settings.md) has them in one table.\n",
         "## Names for `optim`\n",
         pages.table(["`TrainingArguments(optim=...)`", "builds"], [[f"`{n}`", c] for n, c in BUILDS.items()]),
         "",
@@ -81,7 +80,9 @@ def environment() -> str:
     """Return the page of the environment variables."""
     rows = [[f"`{name}`", words] for name, words in VARIABLES.items()]
     return (
-        "# Environment variables\n\nThe variables that adopt_hf reads or sets.\n\n" + pages.table(["variable", "what it does"], rows) + "\n"
+        "# Environment variables\n\nThe variables that adopt_hf reads or sets.\n\n"
+        + pages.table(["variable", "what it does"], rows)
+        + "\n"
     )
 
 

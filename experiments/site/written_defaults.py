@@ -1,4 +1,4 @@
-"""An extension of griffe: signatures show the numbers of the defaults, which the code reads from its table of options."""
+"""An extension of griffe: signatures show the numbers that the code reads from its table of options."""
 
 import re
 from typing import Any
