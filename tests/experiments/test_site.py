@@ -1,4 +1,4 @@
-"""What the site is made of: its nav, the messages read from the source, links, lists and equations."""
+"""The parts of the site: its nav, the messages read from the source, links, lists and equations."""
 
 import inspect
 import re

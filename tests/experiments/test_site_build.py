@@ -253,13 +253,17 @@ def opened(served: str) -> Iterator[Open]:
     assert wrong == []
 
 
-def search(tab: Any, words: str, first: str) -> list[str]:
-    """Type into the search, wait for a result whose address ends in `first`, and return the first five results."""
+RESULTS = r"""() => [...document.querySelectorAll(".md-search-result__link")]
+    .map(one => one.getAttribute("href").replace(/\?h=[^#]*/, ""))"""
+
+
+def search(tab: Any, words: str, wanted: str) -> list[str]:
+    """Type into the search, wait for a result whose address contains `wanted`, and return the first six results."""
     tab.fill(".md-search__input", words)
     tab.press(".md-search__input", "End")
-    tab.wait_for_selector(f".md-search-result__link[href*='{first}']", state="attached", timeout=20_000)
-    links = tab.eval_on_selector_all(".md-search-result__link", "found => found.map(one => one.getAttribute('href'))")
-    return [re.sub(r"\?h=[^#]*", "", link) for link in links[:5]]
+    tab.wait_for_function(f"wanted => ({RESULTS})().some(one => one.includes(wanted))", arg=wanted, timeout=20_000)
+    found: list[str] = tab.evaluate(RESULTS)
+    return found[:6]
 
 
 @pytest.mark.parametrize("kind", ["served", "file"])
