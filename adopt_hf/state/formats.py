@@ -3,11 +3,13 @@
 32    float32 (float64 for float64 parameters): `exp_avg`, `exp_avg_sq`
 16    bfloat16, rounded stochastically: `exp_avg`, `exp_avg_sq`
 8     the blocks of `quantization`: `exp_avg_codes`, `exp_avg_sq_codes`, `scales`. Three kinds of tensors keep 32 bits:
-      tensors of fewer than 4096 elements, those marked by `keep_float32`, and DTensors whose shards are not whole rows
+      tensors of fewer than 4096 elements, those marked by `keep_float32`, and DTensors whose shards are not whole rows.
+      The last is a WARNING, once a process
 """
 
+import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +17,11 @@ from torch import Tensor
 from adopt_hf.distributed.sharding import is_dtensor
 from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.state import quantization
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+logger = logging.getLogger("adopt_hf")
 
 MARK = "adopt_float32_state"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -110,11 +117,7 @@ def format_of(p: Tensor, group: Mapping[str, Any], position: int, is_flat: bool)
     _check_dtype(p, group["state_bits"])
     round_param = group["bf16_stochastic_round"] and p.dtype == torch.bfloat16
     bits = group["state_bits"]
-    if (
-        bits == 8
-        and not is_flat
-        and (position in group.get("float32_state", ()) or not _can_be_blocked(p, group["block_size"]))
-    ):
+    if bits == 8 and not is_flat and (position in group.get("float32_state", ()) or not _can_be_blocked(p, group)):
         bits = 32
     return Format(bits, group["block_size"], round_param)
 
@@ -137,10 +140,30 @@ def _check_dtype(p: Tensor, bits: int) -> None:
         )
 
 
-def _can_be_blocked(p: Tensor, block_size: int) -> bool:
+def _can_be_blocked(p: Tensor, group: Mapping[str, Any]) -> bool:
     if p.numel() < quantization.SMALLEST_TENSOR:
         return False
-    if is_dtensor(p):
-        by_rows = all(placement.is_replicate() or placement.is_shard(0) for placement in p.placements)
-        return by_rows and quantization.has_rows(p.shape, block_size)
-    return True
+    if not is_dtensor(p):
+        return True
+    # The strided shards of dimension 0 that FSDP2 makes of experts and of tensor parallelism are whole rows, too.
+    by_rows = all(placement.is_replicate() or getattr(placement, "dim", None) == 0 for placement in p.placements)
+    if by_rows and quantization.has_rows(p.shape, group["block_size"]):
+        return True
+    _warn_of_float32(p, group["block_size"])
+    return False
+
+
+_warned: set[str] = set()  # in this process
+
+
+def _warn_of_float32(p: "DTensor", block_size: int) -> None:
+    if "float32" not in _warned:
+        _warned.add("float32")
+        logger.warning(
+            "state_bits=8: the moments of a parameter of shape %s stay in float32, which takes 8 bytes per element and "
+            "not 2. Blocks of 8 bits need shards that are whole rows of at least %d elements, and this parameter is "
+            "sharded as %s. More parameters may stay so. state_bits=16 has no such limit",
+            tuple(p.shape),
+            block_size // 2,
+            p.placements,
+        )

@@ -1,6 +1,17 @@
 """All mutants, by the part that they damage."""
 
-from tests.mutants.catalog import convert, docs, examples, found, integrations, kernels, optimizer, startup, update
+from tests.mutants.catalog import (
+    convert,
+    docs,
+    examples,
+    found,
+    integrations,
+    kernels,
+    meshes,
+    optimizer,
+    startup,
+    update,
+)
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -12,5 +23,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *found.MUTANTS,
     *convert.MUTANTS,
     *docs.MUTANTS,
+    *meshes.MUTANTS,
     *startup.MUTANTS,
 )
