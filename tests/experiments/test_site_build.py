@@ -20,10 +20,11 @@ import pytest
 from adopt_hf.hyperparameters import HYPERPARAMETERS
 from adopt_hf.integrations.transformers.names import NAMES
 from experiments.launches.matrix import MODES, NOT_HERE
-from experiments.site import message_pages, messages, names, tree
+from experiments.site import message_pages, messages, tree
 from tests.support.processes import environment
 
 pytest.importorskip("mkdocs", reason="the tools of the site want Python 3.11")
+names = pytest.importorskip("experiments.site.names", reason="the tools of the site want Python 3.11")
 html = pytest.importorskip("lxml.html")
 pytestmark = pytest.mark.slow
 
