@@ -1,16 +1,14 @@
 """Convert one checkpoint: check it, write the new one next to it, and say how to continue."""
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from adopt_hf.commands.convert import folder, layouts
+from adopt_hf.commands.convert import complete, folder, layouts
 from adopt_hf.commands.convert.change import NAMES, Change, given_options
 from adopt_hf.commands.convert.layouts import Layout
 from adopt_hf.integrations import checkpoints
@@ -20,7 +18,6 @@ from adopt_hf.state import saved_groups
 
 RECORD = "converted.json"  # what a conversion has found, for one that goes back
 ERRORS = (ValueError, OSError, DiskFullError)
-ENDS = (TRAINER_STATE, "random_states_0.pkl")  # what the Trainer and Accelerate write last
 TITLES = {"adopt": "ADOPT", "adamw": "AdamW"}
 GO_ON = {"adopt": 'optim="adopt"', "adamw": 'optim="adamw_torch_fused"'}
 Advance = Callable[[int], object]
@@ -44,7 +41,7 @@ def convert(
         DiskFullError: If the disk is full.
     """
     given = given_options(to, optim_args)
-    check_complete(checkpoint)
+    complete.check(checkpoint)
     layout = layouts.find(checkpoint)
     target = checkpoint if in_place else output or beside(checkpoint, to)
     if not in_place and (target.exists() or target.is_symlink()):
@@ -61,47 +58,6 @@ def convert(
     with checkpoints.names_a_full_disk(target.parent), folder.written(target, replaces=in_place) as unfinished:
         _write(checkpoint, unfinished, layout, change, old)
     return _said(target, to, new, checkpoint if in_place else None)
-
-
-def check_complete(checkpoint: Path) -> None:
-    """Raise ValueError if `checkpoint` is no folder of a checkpoint, or one that lacks something."""
-    if not checkpoint.is_dir():
-        raise ValueError(f"there is no folder {checkpoint}: name that of a checkpoint, such as run/checkpoint-500")
-    if (checkpoint / MARK).exists():
-        lacks = checkpoints.missing(checkpoint)
-        if lacks is not None:
-            raise ValueError(f"{checkpoint} is not a complete checkpoint: {lacks}")
-    elif inside := checkpoints.checkpoints_in(checkpoint):
-        raise ValueError(f"{checkpoint} is the folder of a run: name one of its checkpoints, such as {inside[-1]}")
-    elif not any((checkpoint / name).is_file() for name in ENDS):
-        raise ValueError(f"{checkpoint} is not a complete checkpoint: it has none of {', '.join((MARK, *ENDS))}")
-    if (checkpoint / TRAINER_STATE).is_file():
-        _number_in(checkpoint / TRAINER_STATE, "global_step")
-    for path in sorted(checkpoint.iterdir()):
-        if path.is_file():
-            _check_not_cut_off(path)
-
-
-def _check_not_cut_off(path: Path) -> None:
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt"):  # reads the header, and compares the file's size with it
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{path} is cut off or damaged: {error}") from error
-    elif path.suffix in (".pt", ".pth", ".bin"):
-        with path.open("rb") as file:
-            begin = file.read(2)
-        if not begin or (begin == b"PK" and not zipfile.is_zipfile(path)):  # the table of a zip file is at its end
-            raise ValueError(f"{path} cannot be read, it is cut off or no file of torch: it ends too early")
-
-
-def _number_in(path: Path, key: str) -> int:
-    """Return a number from a JSON file of the checkpoint."""
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))[key])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is cut off or damaged: it has no {key}") from error
 
 
 def beside(checkpoint: Path, to: str) -> Path:
@@ -158,7 +114,7 @@ def _mark(checkpoint: Path, target: Path, layout: Layout, to: str) -> None:
         marked = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
         name, step = marked.get("layout", name), int(marked["step"])
     elif (checkpoint / TRAINER_STATE).is_file():
-        step = _number_in(checkpoint / TRAINER_STATE, "global_step")
+        step = complete.number_in(checkpoint / TRAINER_STATE, "global_step")
     if name is not None and step is not None:
         write_mark(target, step, layout=name, optimizer={"class": NAMES[to], "is_adopt": to == "adopt"})
 
