@@ -114,6 +114,7 @@ class ADOPT(Optimizer):
             "seed": seed,
         }
         self.partitions: dict[Tensor, Partition] = {}
+        self.names: dict[Tensor, str] = {}  # of parameters that are copies of the model's; not in a pickle
         if regroup is not None:
             params = regroup(list(params))
         self.monitor: Any = None  # an `adopt_hf.monitor.Monitor`; not in a pickle
@@ -219,6 +220,7 @@ class ADOPT(Optimizer):
         super().__setstate__(state)
         # torch calls __setstate__ in every load too, not only in unpickling. A pickle has no partitions.
         self.__dict__.setdefault("partitions", {})
+        self.__dict__.setdefault("names", {})
         self.__dict__.setdefault("monitor", None)
         self.kept_plans = {}
         self.has_noted_first_steps = False

@@ -175,11 +175,15 @@ class Monitor:
     ) -> list[Row]:
         index = self._group_of[p]
         if partition is None:
-            name = self._names.get(p) or _own_name(self._optimizer.param_groups, number) or f"parameter {number}"
+            own = self._optimizer.names.get(p) or _own_name(self._optimizer.param_groups, number)
+            name = self._names.get(p) or names.without_wrappers(own or f"parameter {number}")
             return [Row(index, name, p, None, 0, float(state.get("step", 0)), has_gradient)]
         steps = partition.steps(state) if state else [0.0] * partition.tensors
-        called = partition.names or [f"parameter {number}.{i}" for i in range(partition.tensors)]
-        return [Row(index, called[i], p, partition, i, t, has_gradient) for i, t in enumerate(steps)]
+        called = [names.without_wrappers(name) for name in partition.names] or [""] * partition.tensors
+        return [
+            Row(index, called[i] or f"parameter {number}.{i}", p, partition, i, t, has_gradient)
+            for i, t in enumerate(steps)
+        ]
 
     def settle(self) -> None:
         """Make figures of what was counted; which tensors the step has updated is known when it is over.
@@ -264,7 +268,7 @@ def _sum_over_fsdp1(rows: list[Row], table: Tensor) -> list[Row]:
 def _own_name(groups: Sequence[Mapping[str, Any]], number: int) -> str | None:
     for group in groups:
         if number < len(group["params"]):
-            return names.without_wrappers(group["param_names"][number]) if "param_names" in group else None
+            return str(group["param_names"][number]) if "param_names" in group else None
         number -= len(group["params"])
     return None
 

@@ -21,13 +21,34 @@ import torch
 from torch import Tensor
 
 from adopt_hf.algorithm import least_of
-from adopt_hf.hyperparameters import DEFAULTS, OF_ADOPTW, OPTIONS, check_group
+from adopt_hf.hyperparameters import DEFAULTS, HYPERPARAMETERS, OF_ADOPTW, OPTIONS, check_betas, check_group
 from adopt_hf.state import bitsandbytes, conversion, rounding, saved_groups, saved_parameter
 
 ADAM: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8}  # the defaults of TrainingArguments and of torch
 ADAMS_KEYS = {"lr", "betas", "eps", "weight_decay"}
 MARKS = {"amsgrad", "bias_correction", *bitsandbytes.OPTIONS}  # one of them: torch's, apex' or DeepSpeed's, and 8-bit
-OF_OTHERS = {"momentum_decay", "grad_averaging", "max_coeff"}  # NAdam's, and LAMB's of apex and of DeepSpeed
+OTHERS = {  # optimizer -> options that only its param groups have, for an error message that names it
+    "Adadelta": {"rho"},
+    "Adafactor of torch": {"beta2_decay"},
+    "Adafactor": {"clip_threshold"},
+    "Adagrad": {"lr_decay"},
+    "ASGD": {"lambd"},
+    "LAMB or NovoGrad": {"grad_averaging"},
+    "LAMB": {"max_coeff"},
+    "LBFGS": {"history_size"},
+    "Lion": {"lr", "betas", "weight_decay"},
+    "Muon": {"ns_steps"},
+    "Muon with an auxiliary Adam": {"use_muon"},
+    "NAdam": {"momentum_decay"},
+    "Prodigy or D-Adaptation": {"d0"},
+    "RMSprop": {"centered"},
+    "Rprop": {"etas"},
+    "Schedule-Free": {"weight_lr_power"},
+    "SGD": {"momentum", "dampening"},
+    "Adamax, RAdam or another relative of Adam": ADAMS_KEYS | {"differentiable"},
+}
+NEVER_ADAMS = {"momentum_decay", "grad_averaging", "max_coeff", "use_muon"}  # of groups that have all of AdamW's, too
+VARIANTS = {"amsgrad": False, "bias_correction": True, "caution": False, "corrected_weight_decay": False}
 ONLY_ADAMS = {"amsgrad", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 ONLY_ADAMS |= {"bias_correction", *bitsandbytes.OPTIONS}
 ONLY_ADOPTS = {*OPTIONS, "float32_state", rounding.TENSOR_KEY}
@@ -83,7 +104,7 @@ def adopts_group(group: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
         group: As AdamW's `state_dict()` has it, checked.
         given: Options of ADOPT that win.
     """
-    (beta1, beta2), eps = group["betas"], group["eps"]
+    (beta1, beta2), eps = numbers_of(group)
     options = DEFAULTS | OF_ADOPTW | {"decouple": group.get("decoupled_weight_decay", True)}
     options["betas"] = (beta1, options["betas"][1] if beta2 == ADAM["betas"][1] else beta2)
     options["eps"] = options["eps"] if eps == ADAM["eps"] else eps
@@ -116,7 +137,9 @@ def adamws_group(group: Mapping[str, Any], given: Mapping[str, Any], fused: bool
     own["eps"] = ADAM["eps"] if eps == DEFAULTS["eps"] else eps
     own |= {name: known[name] for name in ("lr", "weight_decay", "maximize")} | {"fused": fused}
     kept = {name: value for name, value in known.items() if name not in ONLY_ADOPTS}
-    return own | kept | dict(given)
+    new = own | kept | dict(given)
+    betas, eps = numbers_of(new)
+    return new | {"betas": betas, "eps": eps}
 
 
 def check_groups(groups: Iterable[Mapping[str, Any]]) -> None:
@@ -126,17 +149,52 @@ def check_groups(groups: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _check_group(group: Mapping[str, Any]) -> None:
-    if not group.keys() >= ADAMS_KEYS or not MARKS & group.keys() or OF_OTHERS & group.keys():
+    if not group.keys() >= ADAMS_KEYS or not MARKS & group.keys() or NEVER_ADAMS & group.keys():
         keys = ", ".join(sorted(str(key) for key in group if key != "params")) or "no options"
+        name = _name_of_other(group)
         raise ValueError(
-            f"it is not the state of AdamW: its param groups have {keys}. Those that can be converted are AdamW's and "
-            "Adam's of torch, also fused, bitsandbytes' in 8 bits, and ADOPT's"
+            f"it is {f'the state of {name}, not of AdamW' if name else 'not the state of AdamW'}: its param groups "
+            f"have {keys}. Those that can be converted are AdamW's and Adam's of torch, also fused, bitsandbytes' in "
+            "8 bits, and ADOPT's"
         )
-    for name, expected in (("amsgrad", False), ("bias_correction", True)):
-        if bool(group.get(name, expected)) != expected:
-            raise ValueError(f"it was trained with {name}={group[name]!r}, which ADOPT does not have")
-    if not isinstance(group["betas"], list | tuple) or len(group["betas"]) != 2:
-        raise ValueError(f"it has betas={group['betas']!r}, and AdamW has two: it is the state of another optimizer")
+    for name, expected in VARIANTS.items():
+        value = _scalar(group.get(name, expected))
+        if not isinstance(value, bool | int | None):
+            raise ValueError(f"it has {name}={value!r:.100}, which must be True or False")
+        if bool(value) != expected:
+            raise ValueError(f"it was trained with {name}={value!r}, which ADOPT does not have")
+    betas = group["betas"]
+    if not isinstance(betas, list | tuple) or len(betas) != 2:
+        raise ValueError(f"it has betas={betas!r:.100}, and AdamW has two: it is the state of another optimizer")
+    numbers_of(group)
+
+
+def _name_of_other(group: Mapping[str, Any]) -> str | None:
+    """Return the name of the optimizer that has such a param group, where it is known."""
+    for name, keys in OTHERS.items():
+        if group.keys() >= keys and not (name == "Lion" and "eps" in group):
+            return name
+    return None
+
+
+def numbers_of(group: Mapping[str, Any]) -> tuple[tuple[float, float], float]:
+    """Return the betas and the eps of a param group of AdamW, of which torch also takes tensors, as plain numbers.
+
+    Raises:
+        ValueError: If they are not numbers of their ranges.
+    """
+    betas = group["betas"]
+    if isinstance(betas, list | tuple):
+        betas = [_scalar(beta) for beta in betas]
+    return check_betas(betas), float(HYPERPARAMETERS["eps"].check("eps", _scalar(group["eps"])))
+
+
+def _scalar(value: Any) -> Any:
+    """Return a tensor of one element as a number, and another value in Python's own types."""
+    if type(value) is Tensor and value.numel() == 1 and not value.is_meta and value.layout == torch.strided:
+        number = value.item()
+        return float(f"{number:.7g}") if value.dtype == torch.float32 else number  # 0.999, not 0.99900001
+    return saved_groups.plain(value)
 
 
 # -- the state of a parameter ------------------------------------------------------------------------------------------
@@ -163,7 +221,7 @@ def adopts_state(
         raise ValueError(f"{what} has {has}: AdamW's has step, exp_avg and exp_avg_sq, and nothing else")
     t = saved_parameter.step_count(f"{what} has step", floats.get("step", theirs.get("step")))
     m, v = _checked(floats, t, what)
-    new = moments_of_adopt(_real(m), _real(v), t, theirs["betas"][1], ours["eps"])
+    new = moments_of_adopt(_real(m), _real(v), t, numbers_of(theirs)[0][1], ours["eps"])
     return _state(t, new, m.is_complex())
 
 
@@ -207,7 +265,7 @@ def _checked(state: Mapping[str, Any], t: float, what: str) -> tuple[Tensor, Ten
                 f"{what} has {name} with numbers that are not finite: the run has diverged, so convert an earlier "
                 "checkpoint"
             )
-    m, v = (state[name] for name in conversion.FLOATS)
+    m, v = (state[name].detach() for name in conversion.FLOATS)  # differentiable=True leaves a graph
     if m.shape != v.shape or m.is_complex() != v.is_complex():
         raise ValueError(f"{what} has moments of {tuple(m.shape)} and {tuple(v.shape)} elements: they must be alike")
     if (_real(v) < 0).any():

@@ -3,6 +3,7 @@
 The reference is made of the sums that the moments are, and of torch's own AdamW; a round trip loses rounding only.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -216,10 +217,8 @@ def test_what_adamw_does_not_have() -> None:
     ("group", "message"),
     [
         (group_of(torch.optim.AdamW, amsgrad=True), "it was trained with amsgrad=True, which ADOPT does not have"),
-        (group_of(torch.optim.RAdam), "it is not the state of AdamW: its param groups have betas, capturable"),
-        (group_of(torch.optim.NAdam), "it is not the state of AdamW"),
-        (group_of(torch.optim.SGD), "it is not the state of AdamW: its param groups have dampening"),
-        ({"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.0, "params": []}, "it is not the state of AdamW"),
+        ({"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.0, "params": []}, "it is the state of Lion, not of A"),
+        ({"lr": 1e-3, "betas": (0.9, 0.99), "eps": 0.0, "weight_decay": 0.0}, "it is not the state of AdamW: its p"),
         ({}, "its param groups have no options"),
         (
             {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "bias_correction": False},
@@ -234,6 +233,114 @@ def test_what_adamw_does_not_have() -> None:
 def test_groups_of_others_are_refused(group: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         adamw.check_groups([group_of(torch.optim.AdamW), group])
+
+
+OTHERS = {
+    "SGD": "SGD",
+    "Adadelta": "Adadelta",
+    "Adafactor": "Adafactor of torch",
+    "Adagrad": "Adagrad",
+    "Adamax": "Adamax, RAdam or another relative of Adam",
+    "ASGD": "ASGD",
+    "LBFGS": "LBFGS",
+    "Muon": "Muon",
+    "NAdam": "NAdam",
+    "RAdam": "Adamax, RAdam or another relative of Adam",
+    "RMSprop": "RMSprop",
+    "Rprop": "Rprop",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_optimizers_of_torch_are_named(name: str) -> None:
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"this torch has no {name}")
+    params = [nn.Parameter(torch.ones(2, 2))]
+    groups = getattr(torch.optim, name)(params).state_dict()["param_groups"]
+    with pytest.raises(ValueError, match=f"it is the state of {OTHERS[name]}, not of AdamW: its param groups have "):
+        adamw.check_groups(groups)
+
+
+def test_transformers_adafactor_is_named() -> None:
+    from transformers.optimization import Adafactor
+
+    with pytest.raises(ValueError, match="it is the state of Adafactor, not of AdamW"):
+        adamw.check_groups([group_of(Adafactor)])
+
+
+# What AdamW of torch takes, in the forms that it takes them in.
+OPTIONS_OF_ADAMW: dict[str, dict[str, Any]] = {
+    "amsgrad=0": {"amsgrad": 0},
+    "maximize": {"maximize": True},
+    "capturable": {"capturable": True, "foreach": False},
+    "differentiable": {"differentiable": True},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+    "a tensor as lr": {"lr": torch.tensor(2e-3), "foreach": False},
+    "tensors as betas": {"betas": (torch.tensor(0.9), torch.tensor(0.999)), "foreach": False},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS_OF_ADAMW.values(), ids=OPTIONS_OF_ADAMW)
+def test_each_option_of_adamw(options: dict[str, Any], tmp_path: Path) -> None:
+    """A saved state converts whatever AdamW was made with, gives ADOPT's numbers, and comes back."""
+    p = nn.Parameter(torch.ones(3))
+    try:
+        optimizer = torch.optim.AdamW([p], **options)
+    except ValueError as error:
+        pytest.skip(f"this torch does not take it: {error}")
+    for i in range(3):
+        p.grad = torch.arange(3.0) * (i + 1)
+        if options.get("differentiable"):
+            optimizer.state[p] = {
+                "step": torch.tensor(float(i + 1)),
+                "exp_avg": (p * 0.1 * i).clone(),
+                "exp_avg_sq": (p * 0.2).clone(),
+            }
+        elif options.get("capturable"):  # which takes no step on a CPU
+            optimizer.state[p] = {"step": torch.tensor(1.0), "exp_avg": p.grad * 0.1, "exp_avg_sq": p.grad.square()}
+        else:
+            optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "saved.pt")
+    saved = torch.load(tmp_path / "saved.pt", weights_only=True)
+    adamw.check_groups(saved["param_groups"])
+    (group,), state = saved["param_groups"], saved["state"][0]
+    new = adamw.adopts_group(group, {})
+    assert (new["betas"], new["eps"]) == ((0.9, 0.9999), 1e-6)
+    assert new["maximize"] is options.get("maximize", False)
+    assert not {"amsgrad", "foreach", "fused", "differentiable"} & new.keys()
+    ours = adamw.adopts_state(state, group, new, "it")
+    assert not any(t.requires_grad for t in ours.values())
+    adopt = ADOPTW([nn.Parameter(torch.ones(3))])
+    adopt.load_state_dict({"state": {0: ours}, "param_groups": [new]})
+    back = adamw.adamws_state(ours, new, adamw.adamws_group(new, {}, fused=None), "it")
+    for name in back:
+        torch.testing.assert_close(back[name], state[name].detach(), rtol=4e-7, atol=1e-38)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"amsgrad": torch.tensor([False, True])},
+            r"it has amsgrad=tensor\(\[False,  True\]\), which must be True or F",
+        ),
+        ({"amsgrad": torch.tensor(True)}, "it was trained with amsgrad=True, which ADOPT does not have"),
+        ({"amsgrad": "no"}, "it has amsgrad='no', which must be True or False"),
+        ({"amsgrad": []}, r"it has amsgrad=\[\], which must be True or False"),
+        ({"bias_correction": torch.zeros(2)}, "it has bias_correction=tensor"),
+        ({"caution": True}, "it was trained with caution=True, which ADOPT does not have"),
+        ({"corrected_weight_decay": True}, "it was trained with corrected_weight_decay=True"),
+        ({"betas": (torch.ones(2), 0.9)}, "betas"),
+        ({"betas": (0.9, 1.0)}, r"beta2 = betas\[1\] must be a number in \[0, 1\), got 1.0"),
+        ({"betas": ("0.9", 0.9)}, r"beta1 = betas\[0\] must be a number in \[0, 1\), got '0.9'"),
+        ({"eps": torch.ones(2)}, "eps must be a finite number >= 0, got tensor"),
+        ({"eps": float("nan")}, "eps must be a finite number >= 0, got nan"),
+    ],
+)
+def test_options_that_cannot_be_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adamw.check_groups([group_of(torch.optim.AdamW) | changes])
 
 
 # -- states that cannot be ---------------------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ from tqdm.auto import tqdm
 
 from adopt_hf.commands.convert import complete, folder, layouts
 from adopt_hf.commands.convert.change import NAMES, Change, given_options
+from adopt_hf.commands.convert.complete import RECORD
+from adopt_hf.commands.convert.files import files_in
 from adopt_hf.commands.convert.layouts import Layout
 from adopt_hf.integrations import checkpoints
 from adopt_hf.integrations.checkpoints import MARK, TRAINER_STATE, DiskFullError, step_of
 from adopt_hf.integrations.checkpoints.marks import write_mark
 from adopt_hf.state import saved_groups
 
-RECORD = "converted.json"  # what a conversion has found, for one that goes back
 ERRORS = (ValueError, OSError, DiskFullError)
 TITLES = {"adopt": "ADOPT", "adamw": "AdamW"}
 GO_ON = {"adopt": 'optim="adopt"', "adamw": 'optim="adamw_torch_fused"'}
@@ -49,6 +50,7 @@ def convert(
     target = target.resolve()  # a link is not replaced by a folder
     if checkpoint.resolve() in target.parents:
         raise ValueError(f"{target} is inside of the checkpoint, which must stay as it is: write another --output")
+    folder.clean(target)
     try:
         old = layout.groups(checkpoint)
         change = Change(to, given, _before(checkpoint, to))
@@ -93,8 +95,9 @@ def _before(checkpoint: Path, to: str) -> list[Mapping[str, Any]]:
 
 def _write(checkpoint: Path, target: Path, layout: Layout, change: Change, old: list[dict[str, Any]]) -> None:
     """Write all files of the new checkpoint."""
-    paths = [path.relative_to(checkpoint) for path in sorted(checkpoint.rglob("*")) if path.is_file()]
-    copied = [path for path in paths if not layout.is_part(path) and path.as_posix() not in (MARK, RECORD)]
+    copied = [
+        path for path in files_in(checkpoint) if not layout.is_part(path) and path.as_posix() not in (MARK, RECORD)
+    ]
     total = layout.size(checkpoint) + sum((checkpoint / path).stat().st_size for path in copied)
     with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="converting", disable=None) as bar:
         layout.convert(checkpoint, target, change, bar.update)

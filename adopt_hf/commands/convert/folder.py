@@ -30,11 +30,10 @@ def written(target: Path, replaces: bool) -> Iterator[Path]:
     """
     if replaces:
         _check_exchange()
+    made = [path for path in target.parents if not path.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    if unfinished.is_dir():
-        with _locked(unfinished):
-            shutil.rmtree(unfinished)
+    clean(target)
+    unfinished = _unfinished(target)
     unfinished.mkdir()
     with _locked(unfinished):
         try:
@@ -47,6 +46,25 @@ def written(target: Path, replaces: bool) -> Iterator[Path]:
             _sync_folder(target.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+            for path in made:
+                if not any(path.iterdir()):  # an error leaves no folder behind
+                    path.rmdir()
+
+
+def clean(target: Path) -> None:
+    """Remove what a killed process has left next to `target`.
+
+    Raises:
+        ValueError: If another process is writing this target.
+    """
+    unfinished = _unfinished(target)
+    if unfinished.is_dir():
+        with _locked(unfinished):
+            shutil.rmtree(unfinished)
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_name(f".{target.name}.unfinished")
 
 
 def copy(source: Path, target: Path, advance: Callable[[int], object]) -> None:

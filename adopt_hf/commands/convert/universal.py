@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adopt_hf.commands.convert.change import Change
-from adopt_hf.commands.convert.files import load
+from adopt_hf.commands.convert.files import files_in, load
 from adopt_hf.state import conversion
 
 GROUPS, STEP = "optimizer_state.pt", "step.pt"
@@ -95,8 +95,9 @@ class Universal:
             torch.save(changed, target / f"{name}.pt")
 
     def _parameters(self, checkpoint: Path) -> Iterator[Path]:
-        for path in sorted((checkpoint / self.zero).rglob("exp_avg.pt")):
-            yield path.parent
+        for path in files_in(checkpoint / self.zero):
+            if path.name == "exp_avg.pt":
+                yield (checkpoint / self.zero / path).parent
 
     def _moments(self, folder: Path) -> list[Path]:
         return [folder / f"{name}.pt" for name in conversion.FLOATS]

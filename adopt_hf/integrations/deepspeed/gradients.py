@@ -51,6 +51,8 @@ def follow(engine: Any) -> None:
         )
         optimizer.set_partition(group.flat, partition)
 
+    for _, pairs in whole:
+        optimizer.names.update((stepped, names[model]) for model, stepped in pairs if model in names)
     if whole:
 
         def forget_made_up_gradients(*unused: Any) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of real runs, converted: they resume, and what cannot be converted is one line and changes nothing."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,13 +16,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import Trainer, TrainingArguments
+from transformers.optimization import Adafactor
 
 from adopt_hf import ADOPTW, commands
 from adopt_hf.commands.convert import conversion, folder, layouts
 from adopt_hf.integrations import checkpoints
 from adopt_hf.integrations.checkpoints import MARK, MarkComplete, missing
 from tests.integrations.conftest import make_model
-from tests.support.processes import environment, start
+from tests.support.processes import environment, python, start
 
 SAVED, STEPS = 4, 8
 AFTER = ("complete.json", "converted.json", "optimizer.pt")
@@ -82,8 +84,10 @@ def call(*words: object) -> int:
     return 0
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+def contents(root: Path) -> dict[str, bytes | None]:
+    """Return what is in a folder, by path; folders have no contents."""
+    paths = sorted(root.rglob("*"))
+    return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def state_in(checkpoint: Path) -> Any:
@@ -205,6 +209,42 @@ def test_in_place_and_the_default_output(checkpoint: Path, tmp_path: Path, capsy
     assert call(checkpoint, "--to", "adopt", "--in-place") == 0
     assert contents(checkpoint) == contents(beside)
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == [checkpoint.name]
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["beside", "in place"])
+def test_a_checkpoint_of_links(in_place: bool, checkpoint: Path, tmp_path: Path) -> None:
+    """The new checkpoint has the files themselves, also those of a linked folder; what is linked to stays as it is."""
+    store = tmp_path / "store"
+    (store / "extra").mkdir(parents=True)
+    (store / "extra" / "notes.txt").write_text("kept")
+    (checkpoint / "model.safetensors").rename(store / "weights")
+    (checkpoint / "model.safetensors").symlink_to(store / "weights")
+    (checkpoint / "extra").symlink_to(store / "extra")
+    link = tmp_path / "latest"
+    link.symlink_to(checkpoint)
+    before, old, stored = contents(store), contents(checkpoint), (store / "weights").read_bytes()
+    assert call(link, "--to", "adopt", *(["--in-place"] if in_place else [])) == 0
+    new = checkpoint if in_place else tmp_path / "run-adopt" / checkpoint.name
+    assert link.is_symlink()
+    assert (new / "extra" / "notes.txt").read_text() == "kept"
+    assert (new / "model.safetensors").read_bytes() == stored
+    assert not any(path.is_symlink() for path in new.rglob("*"))
+    assert contents(store) == before
+    assert in_place or contents(checkpoint) == old
+
+
+def test_without_a_mark_of_weights_of_any_name(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("adapter_model.safetensors", "pytorch_model.bin", "unet/diffusion_pytorch_model.safetensors"):
+        source = Path(shutil.copytree(checkpoint, tmp_path / Path(name).stem))
+        no_mark(source)
+        weights = (source / "model.safetensors").rename(source / "weights")
+        (source / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".bin"):
+            torch.save({"weight": torch.ones(2)}, source / name)
+            weights.unlink()
+        else:
+            weights.rename(source / name)
+        assert call(source, "--to", "adopt", "--output", tmp_path / "new" / Path(name).stem) == 0
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -332,6 +372,69 @@ def of_lamb(checkpoint: Path) -> None:
     torch.save(saved, checkpoint / "optimizer.pt")
 
 
+def saved_by(optimizer: Any, checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    torch.save(optimizer.state_dict(), checkpoint / "optimizer.pt")
+
+
+def of_adafactor(checkpoint: Path) -> None:
+    saved_by(Adafactor(make_model().parameters()), checkpoint)
+
+
+def of_lion(checkpoint: Path) -> None:
+    group = {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "params": [0]}
+    no_mark(checkpoint)
+    torch.save({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [group]}, checkpoint / "optimizer.pt")
+
+
+def of_muon(checkpoint: Path) -> None:
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    saved_by(torch.optim.Muon([p for p in make_model().parameters() if p.dim() == 2]), checkpoint)
+
+
+def with_foreign_class(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    torch.save(state_in(checkpoint) | {"model": torch.nn.Linear(1, 1)}, checkpoint / "optimizer.pt")
+
+
+def with_tensor_as_amsgrad(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    saved = state_in(checkpoint)
+    saved["param_groups"][0]["amsgrad"] = torch.tensor([True, False])
+    torch.save(saved, checkpoint / "optimizer.pt")
+
+
+def without_weights(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+
+
+def without_a_shard(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+def dead_link(checkpoint: Path) -> None:
+    (checkpoint / "gone").symlink_to("nowhere")
+
+
+def link_to_itself(checkpoint: Path) -> None:
+    (checkpoint / "inside").mkdir()
+    (checkpoint / "inside" / "again").symlink_to("..")
+
+
+def pipe(checkpoint: Path) -> None:
+    os.mkfifo(checkpoint / "pipe")
+
+
+def cut_config(checkpoint: Path) -> None:
+    no_mark(checkpoint)
+    cut(checkpoint / "config.json")
+
+
 def in_float8(checkpoint: Path) -> None:
     no_mark(checkpoint)
     saved = state_in(checkpoint)
@@ -346,7 +449,7 @@ BAD: dict[Callable[[Path], None], str] = {
     trainer_state_of_others: "trainer_state.json is cut off or damaged: it has no global_step",
     groups_of_numbers: "the saved state has param_groups [1], which must be a list of dicts",
     one_beta: "it has betas=0.9, and AdamW has two: it is the state of another optimizer",
-    of_lamb: "cannot be converted to ADOPT: it is not the state of AdamW: its param groups have ",
+    of_lamb: "cannot be converted to ADOPT: it is the state of LAMB or NovoGrad, not of AdamW: its param groups have ",
     in_float8: "the state of parameter 2 has exp_avg of torch.float8_e5m2, which must be a floating-point tensor",
     cut_state: "optimizer.pt cannot be read, it is cut off or no file of torch: ",
     cut_weights: "model.safetensors is cut off or damaged: ",
@@ -355,7 +458,18 @@ BAD: dict[Callable[[Path], None], str] = {
     without_state: "has no optimizer state (no optimizer.pt, ",
     of_zero: "global_step4 is DeepSpeed's own state, whose parts belong to one number of processes: make a universal "
     "checkpoint of it with `python -m deepspeed.checkpoint.ds_to_universal --input_folder ",
-    of_sgd: "cannot be converted to ADOPT: it is not the state of AdamW: its param groups have dampening, ",
+    of_sgd: "cannot be converted to ADOPT: it is the state of SGD, not of AdamW: its param groups have dampening, ",
+    of_adafactor: "cannot be converted to ADOPT: it is the state of Adafactor, not of AdamW: its param groups have ",
+    of_lion: "cannot be converted to ADOPT: it is the state of Lion, not of AdamW: its param groups have betas, lr, ",
+    of_muon: "cannot be converted to ADOPT: it is the state of Muon, not of AdamW: its param groups have adjust_lr_fn",
+    with_foreign_class: "optimizer.pt holds an object of torch.nn.modules.linear.Linear, and a conversion reads tens",
+    with_tensor_as_amsgrad: "cannot be converted to ADOPT: it has amsgrad=tensor([ True, False]), which must be True",
+    without_weights: "is not a complete checkpoint: it has no weights, such as model.safetensors",
+    without_a_shard: "is not a complete checkpoint: no model-00002-of-00002.safetensors, which model.safetensors.index",
+    dead_link: "gone is a link that leads nowhere, and a checkpoint has files and folders: remove it",
+    link_to_itself: "again is a link to a folder that it is in: remove the link",
+    pipe: "pipe is neither a file nor a folder, and a checkpoint has files and folders: remove it",
+    cut_config: "config.json is cut off or damaged: ",
     with_amsgrad: "cannot be converted to ADOPT: it was trained with amsgrad=True, which ADOPT does not have",
     diverged: "the state of parameter 2 has exp_avg with numbers that are not finite: the run has diverged",
     foreign_file: "optimizer.pt is not the state of an optimizer: it has no param_groups",
@@ -378,7 +492,6 @@ def test_what_cannot_be_converted(spoil: Any, in_place: bool, checkpoint: Path, 
     assert said.err.count("\n") == 1
     assert said.out == ""
     assert contents(tmp_path) == before
-    assert not list(tmp_path.rglob("*.unfinished"))
 
 
 @pytest.mark.parametrize(
@@ -481,6 +594,69 @@ def test_a_kill_leaves_the_old_and_nothing_that_passes_for_new(
     new = checkpoint if in_place else tmp_path / "run-adopt" / checkpoint.name
     assert missing(new) is None
     assert "clip_exp" in state_in(new)["param_groups"][0]
+
+
+AT_EACH_MOMENT = """
+import os, shutil, signal, sys
+from pathlib import Path
+from adopt_hf.commands.convert import conversion, layouts
+from adopt_hf.integrations.checkpoints import missing
+
+source, work, in_place = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "in place"
+checkpoint = work / "run" / source.name
+target = checkpoint if in_place else work / "run-adopt" / source.name
+
+def is_new(folder):
+    assert missing(folder) is None, missing(folder)
+    return "clip_exp" in layouts.find(folder).groups(folder)[0]
+
+def convert_and_die_at(moment):
+    passed, here = 0, str(work)
+    def count(event, args):
+        nonlocal passed
+        if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (event == "open" and here in str(args[0])):
+            passed += 1
+            if passed == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(count)
+    conversion.convert(checkpoint, "adopt", in_place=in_place)
+    os._exit(0)
+
+found, moment = [], 0
+while True:
+    moment += 1
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(source, checkpoint)
+    pid = os.fork()
+    if pid == 0:
+        convert_and_die_at(moment)
+    killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if in_place:
+        found.append("new" if is_new(checkpoint) else "old")
+    else:
+        assert not is_new(checkpoint)
+        found.append("new" if target.exists() and is_new(target) else "old")
+    if killed == 0:
+        break
+    assert killed == -signal.SIGKILL, killed
+    try:
+        conversion.convert(checkpoint, "adopt", in_place=in_place)
+    except ValueError as error:
+        assert found[-1] == "new" and ("already" in str(error) or "exists" in str(error)), error
+    assert is_new(target)
+    assert not list(work.rglob("*.unfinished")), list(work.rglob("*.unfinished"))
+print(*found)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_place", ["beside", "in place"])
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(in_place: str, checkpoint: Path, tmp_path: Path) -> None:
+    """The process is killed at each file and folder that it opens, makes, renames or removes, one after the other."""
+    found = python("-c", AT_EACH_MOMENT, checkpoint, tmp_path / "work", in_place).split()
+    assert found == sorted(found, reverse=True)  # old, old, ..., new
+    assert found.count("old") > 20
+    assert found.count("new") > (2 if in_place == "in place" else 0)  # it removes the old one at the end
 
 
 @pytest.mark.slow

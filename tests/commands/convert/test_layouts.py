@@ -51,6 +51,12 @@ def sharded(cls: Any) -> tuple[nn.Module, Any]:
     return model, optimizer
 
 
+def others(checkpoint: Path) -> None:
+    """Write the other files that a complete checkpoint has."""
+    torch.save({"step": 3}, checkpoint / "random_states_0.pkl")
+    torch.save({"weight": torch.ones(2)}, checkpoint / "pytorch_model_fsdp.bin")
+
+
 def states(optimizer: Any) -> list[dict[str, Any]]:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     found = ({name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in optimizer.state[p].items()}
@@ -70,7 +76,7 @@ def test_fsdp_goes_on_and_back(kind: str, tmp_path: Path, monkeypatch: pytest.Mo
     source = tmp_path / "state"
     source.mkdir()
     save_fsdp_optimizer(plugin, accelerator, optimizer, model, str(source))
-    (source / "random_states_0.pkl").touch()
+    others(source)
     assert type(layouts.find(source)) is (layouts.Whole if kind == "FULL_STATE_DICT" else layouts.Sharded)
     convert(source, "adopt", tmp_path / "adopt")
     assert (tmp_path / "adopt" / KINDS[kind]).exists()
@@ -100,7 +106,7 @@ def test_a_part_that_is_missing(tmp_path: Path) -> None:
     state = {"exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3), "step": torch.tensor(1.0)}
     group = torch.optim.AdamW([nn.Parameter(torch.ones(3))]).state_dict()["param_groups"][0] | {"params": ["w"]}
     save({"optimizer": {"state": {"w": state}, "param_groups": [group]}}, checkpoint_id=tmp_path / "state/optimizer_0")
-    (tmp_path / "state" / "random_states_0.pkl").touch()
+    others(tmp_path / "state")
     convert(tmp_path / "state", "adopt", tmp_path / "new")
     next((tmp_path / "state" / "optimizer_0").glob("*.distcp")).unlink()
     with pytest.raises(ValueError, match="optimizer_0 cannot be read, a file is cut off or missing: "):

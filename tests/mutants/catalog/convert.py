@@ -27,8 +27,8 @@ MUTANTS = (
     Mutant(
         "convert-eps-of-adamw",
         ADAMW,
-        'new = moments_of_adopt(_real(m), _real(v), t, theirs["betas"][1], ours["eps"])',
-        'new = moments_of_adopt(_real(m), _real(v), t, theirs["betas"][1], theirs["eps"])',
+        'new = moments_of_adopt(_real(m), _real(v), t, numbers_of(theirs)[0][1], ours["eps"])',
+        'new = moments_of_adopt(_real(m), _real(v), t, numbers_of(theirs)[0][1], theirs["eps"])',
         OF_ADAMW,
         "small gradients would get a momentum a hundred times too large",
     ),
