@@ -77,7 +77,7 @@ def _check_not_cut_off(path: Path, is_inside: bool) -> None:
     elif path.suffix in OF_TORCH:
         with path.open("rb") as file:
             begin = file.read(2)
-        if not begin or (begin == b"PK" and not zipfile.is_zipfile(path)):  # the table of a zip file is at its end
+        if b"PK".startswith(begin) and not zipfile.is_zipfile(path):  # the table of a zip file is at its end
             raise ValueError(f"{path} cannot be read, it is cut off or no file of torch: it ends too early")
     elif path.name == DCP_TABLE:
         _check_distributed(path)

@@ -35,11 +35,19 @@ class Universal:
 
     @classmethod
     def find(cls, checkpoint: Path) -> "Universal | None":
-        """Return the one that `latest_universal` names, or the only one that there is."""
+        """Return the one that `latest_universal` names, or the first one that there is.
+
+        Raises:
+            ValueError: If `latest_universal` names one that is not there.
+        """
         latest = checkpoint / "latest_universal"
-        tags = [latest.read_text(encoding="utf-8").strip()] if latest.is_file() else []
-        tags += sorted(path.name for path in checkpoint.glob("*_universal"))
-        return next((cls(tag) for tag in tags if (checkpoint / tag / "zero" / GROUPS).is_file()), None)
+        there = [p.name for p in sorted(checkpoint.glob("*_universal")) if (p / "zero" / GROUPS).is_file()]
+        if not latest.is_file():
+            return cls(there[0]) if there else None
+        tag = latest.read_text(encoding="utf-8", errors="replace").strip()
+        if tag not in there:
+            raise ValueError(f"{latest} names {tag!r}, and {checkpoint} has no {Path(tag, 'zero', GROUPS)}")
+        return cls(tag)
 
     def is_part(self, path: Path) -> bool:
         """Return whether it is converted here, or is DeepSpeed's own state, which the new checkpoint does not have."""

@@ -109,6 +109,39 @@ def test_a_part_that_is_missing(tmp_path: Path) -> None:
     others(tmp_path / "state")
     convert(tmp_path / "state", "adopt", tmp_path / "new")
     next((tmp_path / "state" / "optimizer_0").glob("*.distcp")).unlink()
-    with pytest.raises(ValueError, match="optimizer_0 cannot be read, a file is cut off or missing: "):
+    with pytest.raises(
+        ValueError, match=r"optimizer_0 cannot be read, a file is cut off or missing: .*distcp is missing"
+    ):
         convert(tmp_path / "state", "adopt", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_file_that_is_cut_off(kind: str, tmp_path: Path) -> None:
+    """Of the optimizer's state and of the weights, wherever it ends: one line, and nothing is written."""
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    state = {"exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3), "step": torch.tensor(1.0)}
+    group = torch.optim.AdamW([nn.Parameter(torch.ones(3))]).state_dict()["param_groups"][0] | {"params": ["w"]}
+    saved = {"state": {"w": state}, "param_groups": [group]}
+    source = tmp_path / "state"
+    source.mkdir()
+    others(source)
+    if kind == "FULL_STATE_DICT":
+        torch.save(saved, source / "optimizer.bin")
+    else:
+        (source / "pytorch_model_fsdp.bin").unlink()
+        save({"optimizer": saved}, checkpoint_id=source / "optimizer_0")
+        save({"model": {"w": torch.ones(3)}}, checkpoint_id=source / "pytorch_model_fsdp_0")
+    before = sorted(tmp_path.rglob("*"))
+    for path in [p for p in before if p.is_file() and p.name != "store"]:
+        whole = path.read_bytes()
+        for length in {0, 1, len(whole) // 2, len(whole) - 1}:
+            path.write_bytes(whole[:length])
+            with pytest.raises(ValueError, match=r"cut off") as error:
+                convert(source, "adopt", tmp_path / "new")
+            assert path.name in str(error.value)
+        path.write_bytes(whole)
+    assert sorted(tmp_path.rglob("*")) == before
+    convert(source, "adopt", tmp_path / "new")

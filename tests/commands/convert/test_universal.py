@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adopt_hf import ADOPTW
 from adopt_hf.commands.convert import layouts
-from adopt_hf.commands.convert.conversion import convert
+from adopt_hf.commands.convert.conversion import convert, in_a_line
 from adopt_hf.state import adamw
 
 NAMES = ("h.0.weight", "h.0.bias")
@@ -130,6 +130,26 @@ def test_what_cannot_be_converted(spoil: Any, message: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=message):
         convert(source, "adopt", tmp_path / "adopt")
     assert not (tmp_path / "adopt").exists()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_each_file_that_is_cut_off(stage: int, tmp_path: Path) -> None:
+    """Wherever a file ends too early, it is one line, and nothing is written."""
+    source = write(tmp_path / "run", stage)
+    before = sorted(tmp_path.rglob("*"))
+    for path in [p for p in before if p.is_file()]:
+        whole = path.read_bytes()
+        is_text = path.suffix in ("", ".json")
+        if "model_states" in path.name or "optim_states" in path.name or path.name == "latest":
+            continue  # no files of torch here, and one that a universal checkpoint does not need
+        for length in {0, 1, len(whole) // 2, len(whole) - 1}:
+            path.write_bytes(whole[:length])
+            with pytest.raises(ValueError, match=str(path) if is_text else path.name) as error:
+                convert(source, "adopt", tmp_path / "adopt")
+            assert "\n" not in in_a_line(error.value)
+        path.write_bytes(whole)
+    assert sorted(tmp_path.rglob("*")) == before
+    convert(source, "adopt", tmp_path / "adopt")
 
 
 @pytest.mark.parametrize("changes", [{"betas": (0.9, 0.95)}, {"eps": 1e-6}], ids=str)
