@@ -59,7 +59,7 @@ def convert(
         raise ValueError(f"{checkpoint} cannot be converted to {TITLES[to]}: {error}") from error
     with checkpoints.names_a_full_disk(target.parent), folder.written(target, replaces=in_place) as unfinished:
         _write(checkpoint, unfinished, layout, change, old)
-    return _said(target, to, new, checkpoint if in_place else None)
+    return _said(checkpoint if in_place else _shown(target), to, new, replaced=in_place)
 
 
 def beside(checkpoint: Path, to: str) -> Path:
@@ -129,13 +129,18 @@ def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if isinstance(value, bool | int | float | str | tuple | None)}
 
 
-def _said(target: Path, to: str, groups: list[dict[str, Any]], replaced: Path | None) -> str:
+def _shown(path: Path) -> Path:
+    """Return a path as the user would write it here: relative, where it is below the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _said(target: Path, to: str, groups: list[dict[str, Any]], *, replaced: bool) -> str:
     """Return a line for the new checkpoint, one for each param group, and one that says how to go on."""
     names = ("lr", "betas", "eps", "weight_decay", "decouple", "clip_exp", "beta2_warmup")
-    lines = [f"{replaced or target} has the state of {TITLES[to]}"]
+    lines = [f"{target} has the state of {TITLES[to]}"]
     for index, group in enumerate(groups):
         options = ", ".join(f"{name}={saved_groups.plain(group[name])}" for name in names if name in group)
         lines.append(f"  param group {index}: {options}")
     where = "" if replaced else ", and an output_dir of its own"
-    lines.append(f'go on with {GO_ON[to]}, resume_from_checkpoint="{replaced or target}"{where}')
+    lines.append(f'go on with {GO_ON[to]}, resume_from_checkpoint="{target}"{where}')
     return "\n".join(lines)

@@ -200,6 +200,16 @@ def test_the_default_output_of_the_current_folder(
     assert (tmp_path / "run-adopt" / checkpoint.name / MARK).is_file()
 
 
+def test_paths_below_the_current_folder_are_shown_as_they_are_written_there(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(checkpoint.relative_to(tmp_path), "--to", "adopt") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"run-adopt/{checkpoint.name} has the state of ADOPT\n")
+    assert f'resume_from_checkpoint="run-adopt/{checkpoint.name}", and an output_dir of its own\n' in said
+
+
 def test_in_place_and_the_default_output(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     assert call(checkpoint, "--to", "adopt") == 0
     said = capsys.readouterr().out
