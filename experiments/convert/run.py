@@ -16,7 +16,8 @@ The rule, written before the runs:
   within the 95 % interval of AdamW's own mean over the seeds;
 - "goes on" takes both; "jumps" is said of a jump; else it is "not shown".
 
-Results are in experiments/results/convert.jsonl, and `make docs-numbers` writes the table of docs/migrate.md.
+Results are in experiments/results/convert.jsonl. docs/migrate.png shows them, and `make docs-numbers` writes the table of
+docs/migrate.md.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.shared.errors import InputError
+from experiments.convert.plot import plot
 from experiments.convert.report import table
 from experiments.harness import command
 from experiments.harness import runs as parts
@@ -35,13 +37,14 @@ from experiments.harness.runs import Part
 NAME = "convert"
 FOLDER = Path("runs/convert")
 RESULTS = parts.RESULTS / f"{NAME}.jsonl"
+PLOT = Path(__file__).parents[2] / "docs" / "migrate.png"
 SEEDS = (0, 1, 2, 3, 4)
 BETA2 = (0.999, 0.95)
 SAVED, ENDED, STEPS = 500, 700, 1000
 
 
 def main() -> None:
-    """Do the runs, keep their rows, and print the table."""
+    """Do the runs, keep their rows, draw them, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report_only", action="store_true")
     parser.add_argument("--folder", type=Path, default=FOLDER)
@@ -57,14 +60,16 @@ def main() -> None:
         help="of AdamW, at the end of the runs that go on, and of the schedule",
     )
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--plot", type=Path, default=PLOT)
     tried = command.TRIED
-    quick = {"folder": tried, "results": tried / "convert.jsonl"}
+    quick = {"folder": tried, "results": tried / "convert.jsonl", "plot": tried / "migrate.png"}
     args = command.parse(parser, steps=(20, 40, 50), seeds=(0, 1), beta2=(0.999,), **quick)
     if not args.report_only:
         parts.keep(args.results, parts.run(wanted(args.seeds, args.beta2, args.steps), one, args.folder, args.workers))
     rows = parts.lines(args.results)
     if not rows:
         raise InputError(f"{args.results} has no results")
+    plot(rows, args.plot)
     print(table(rows))
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
-from experiments.convert import report, run
+from experiments.convert import plot, report, run
 from experiments.harness import runs
 
 STEPS = 200
@@ -49,6 +50,27 @@ def test_the_table_shows_both_runs() -> None:
     assert lines[2].endswith("| 10 of 10 | **goes on** |")
     assert lines[3].endswith("| 0 of 10 | **jumps** |")
     assert "AdamW trained for 500 of 1000 steps" in text
+
+
+def test_the_plot_shows_the_means_and_the_paired_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plot, "Figure", lambda **options: drawn.append(Figure(**options)) or drawn[-1])
+    plot.plot(rows(lambda step, seed: 0.25 + NOISE[seed]), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    above, below = drawn[0].axes
+    adamw, converted, empty = (line.get_ydata() for line in above.lines)
+    assert len(adamw) == STEPS // report.BLOCK
+    assert converted == pytest.approx([loss + 0.25 for loss in adamw])
+    assert empty == pytest.approx([loss + 1 for loss in adamw])
+    assert above.get_legend_handles_labels()[1][1:] == ["AdamW goes on", *report.ARMS.values()]
+    differences = [container.lines[0].get_ydata() for container in below.containers]
+    assert differences[0] == pytest.approx([0.25] * len(adamw))
+    assert differences[1] == pytest.approx([1.0] * len(adamw))
+
+
+def test_the_page_shows_the_plot() -> None:
+    assert f"]({run.PLOT.name})" in (run.PLOT.parent / "migrate.md").read_text(encoding="utf-8")
+    assert run.PLOT.is_file()
 
 
 def test_each_beta2_has_its_seeds() -> None:
