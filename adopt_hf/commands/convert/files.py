@@ -21,6 +21,8 @@ def load(path: Path, weights_only: bool = True) -> Any:
         return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=weights_only)
     except OSError:
         raise
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path} holds an object of {error.name}, which is not installed: install it") from error
     except Exception as error:
         if foreign := _foreign_class(error):
             raise ValueError(
@@ -36,9 +38,9 @@ def _foreign_class(error: Exception) -> str | None:
         found = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
         found = found or re.search(r"but got <class '([^']+)'>", str(error))
         return found[1] if found else None
-    if isinstance(error, ModuleNotFoundError | AttributeError) and (found := re.search(r"'([^']+)'", str(error))):
-        of = re.search(r"<module '([^']+)'", str(error))
-        return f"{of[1]}.{found[1]}" if of else found[1]
+    if isinstance(error, AttributeError):
+        found = re.search(r"attribute '([^']+)' on <module '([^']+)'", str(error))
+        return f"{found[2]}.{found[1]}" if found else None
     return None
 
 

@@ -6,7 +6,9 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,10 +37,11 @@ def written(target: Path, replaces: bool) -> Iterator[Path]:
     clean(target)
     unfinished = _unfinished(target)
     unfinished.mkdir()
-    with _locked(unfinished):
+    with _locked(unfinished), contextlib.ExitStack() as at_the_end:
         try:
             yield unfinished
             _sync(unfinished)
+            at_the_end.enter_context(_without_interrupts())
             if replaces:
                 _exchange(unfinished, target)  # `unfinished` is the old folder now
             else:
@@ -91,6 +94,19 @@ def _locked(folder: Path) -> Iterator[None]:
         raise ValueError(f"another process is writing {folder}: wait for it to end") from None
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C in the block: an interrupt says that nothing has been changed, which is no longer so."""
+    if threading.current_thread() is not threading.main_thread():  # others cannot set a handler, and get no interrupt
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _sync(folder: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.optimization import Adafactor
 
 from adopt_hf import ADOPTW, commands
-from adopt_hf.commands.convert import conversion, folder, layouts
+from adopt_hf.commands.convert import conversion, files, folder, layouts
 from adopt_hf.integrations import checkpoints
 from adopt_hf.integrations.checkpoints import MARK, MarkComplete, missing
 from tests.integrations.conftest import make_model
@@ -700,6 +701,38 @@ def test_a_folder_appears_when_all_is_written(tmp_path: Path) -> None:
         raise RuntimeError("stopped")
     assert contents(target) == {"other": b"newer"}
     assert [path.name for path in target.parent.iterdir()] == ["new"]
+
+
+def test_an_interrupt_at_the_very_end_is_too_late(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the new folder is in its place, the rest is done: no message says that nothing has been changed."""
+    remove = shutil.rmtree
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        remove(*args, **options)
+
+    monkeypatch.setattr(folder.shutil, "rmtree", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    assert call(checkpoint, "--to", "adopt", "--in-place") == 0
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert missing(checkpoint) is None
+    assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
+
+
+def test_classes_are_named_that_a_file_of_deepspeed_needs(tmp_path: Path) -> None:
+    """They are read without a check, as DeepSpeed reads them, so that a class may be missing."""
+    for text, wanted in (
+        (b"cnowhere_installed\nThing\n.", "holds an object of nowhere_installed, which is not installed: install it"),
+        (b"cjson\nNoSuchThing\n.", "holds an object of json.NoSuchThing, and a conversion reads tensors"),
+    ):
+        with zipfile.ZipFile(tmp_path / "state.pt", "w") as file:
+            file.writestr("state/data.pkl", text)
+            file.writestr("state/version", b"3")
+            file.writestr("state/byteorder", b"little")
+        with pytest.raises(ValueError, match=f"state.pt {wanted}"):
+            files.load(tmp_path / "state.pt", weights_only=False)
 
 
 def test_where_folders_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
