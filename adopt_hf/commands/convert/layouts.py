@@ -113,7 +113,10 @@ class Sharded:
         except (Exception, CheckpointException) as error:  # the latter is no Exception
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
             raise ValueError(f"{folder} cannot be read, a file is cut off or missing: {reason}") from error
-        return _nested(entries, metadata.planner_data or {})["optimizer"]
+        paths = metadata.planner_data or {}
+        if not any(paths.get(name, ())[:2] == ("optimizer", "param_groups") for name in entries):
+            raise ValueError(f"{folder} is not the state of an optimizer: it has no param_groups")
+        return _nested(entries, paths)["optimizer"]
 
 
 def _nested(entries: dict[str, Any], paths: dict[str, Any]) -> Any:

@@ -66,7 +66,10 @@ class Universal:
 
     def groups(self, checkpoint: Path) -> list[dict[str, Any]]:
         saved = self._read_groups(checkpoint)
-        return list(saved[INNER]["param_groups"] if INNER in saved else saved["param_groups"])
+        groups = saved.get(INNER, saved)["param_groups"]
+        if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+            raise ValueError(f"{GROUPS} has param_groups {groups!r:.200}, which must be a list of dicts")
+        return groups
 
     def convert(self, checkpoint: Path, target: Path, change: Change, advance: Callable[[int], object]) -> None:
         saved = self._read_groups(checkpoint)
@@ -78,7 +81,7 @@ class Universal:
         news = change._replace(fused=None).groups(olds)
         step = None
         if INNER in saved:
-            states = saved[INNER]["state"]
+            states = saved[INNER].get("state", {})
             step = next((state["step"] for state in states.values() if "step" in state), None)
             # DeepSpeed only reads the step: the moments here are those of one process.
             saved[INNER] = {**saved[INNER], "param_groups": news, "state": {i: {"step": step} for i in states}}
@@ -95,6 +98,9 @@ class Universal:
         if (folder / STEP).is_file():
             step = load(folder / STEP)
         what = f"the state of parameter {folder.name}"
+        for name, file in files.items():
+            if not isinstance(file, Tensor) and not (isinstance(file, dict) and isinstance(file.get("param"), Tensor)):
+                raise ValueError(f"{folder / name}.pt is not what DeepSpeed writes: it holds no tensor")
         moments = {name: file if isinstance(file, Tensor) else file["param"] for name, file in files.items()}
         state = change.state({"step": step, **moments}, old, new, what)
         target.mkdir(parents=True, exist_ok=True)
@@ -103,9 +109,14 @@ class Universal:
             torch.save(changed, target / f"{name}.pt")
 
     def _parameters(self, checkpoint: Path) -> Iterator[Path]:
+        """Yield the folder of each parameter, each with both moments."""
         for path in files_in(checkpoint / self.zero):
             if path.name == "exp_avg.pt":
-                yield (checkpoint / self.zero / path).parent
+                folder = (checkpoint / self.zero / path).parent
+                for moment in self._moments(folder):
+                    if not moment.is_file():
+                        raise ValueError(f"{checkpoint} is not a complete checkpoint: no {moment}")
+                yield folder
 
     def _moments(self, folder: Path) -> list[Path]:
         return [folder / f"{name}.pt" for name in conversion.FLOATS]
@@ -113,6 +124,7 @@ class Universal:
     def _read_groups(self, checkpoint: Path) -> dict[str, Any]:
         path = checkpoint / self.zero / GROUPS
         saved = load(path, weights_only=False)  # it holds objects of DeepSpeed, which reads it in the same way
-        if not isinstance(saved, dict) or not {"param_groups", INNER} & saved.keys():
+        inner = saved.get(INNER, saved) if isinstance(saved, dict) else None
+        if not isinstance(inner, dict) or "param_groups" not in inner:
             raise ValueError(f"{path} is not what DeepSpeed writes: it has no param_groups")
         return saved

@@ -145,3 +145,26 @@ def test_each_file_that_is_cut_off(kind: str, tmp_path: Path) -> None:
         path.write_bytes(whole)
     assert sorted(tmp_path.rglob("*")) == before
     convert(source, "adopt", tmp_path / "new")
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("of", ["model", "no groups", "a tensor", "SGD"])
+def test_distributed_checkpoints_of_something_else(of: str, tmp_path: Path) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    w = nn.Parameter(torch.ones(3))
+    group = torch.optim.SGD([w]).state_dict()["param_groups"][0] | {"params": ["w"]}
+    saved: dict[str, dict[str, Any]] = {
+        "model": {"model": {"w": torch.ones(3)}},
+        "no groups": {"optimizer": {"state": {"w": {"exp_avg": torch.ones(3)}}}},
+        "a tensor": {"optimizer": torch.ones(3)},  # type: ignore[dict-item]
+        "SGD": {"optimizer": {"state": {"w": {"momentum_buffer": torch.ones(3)}}, "param_groups": [group]}},
+    }
+    save(saved[of], checkpoint_id=tmp_path / "state" / "optimizer_0")
+    others(tmp_path / "state")
+    message = (
+        "it is the state of SGD, not of AdamW" if of == "SGD" else "optimizer_0 is not the state of an optimizer: "
+    )
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path / "state", "adopt", tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -107,6 +107,30 @@ def no_groups(zero: Path) -> None:
     torch.save({"clip_grad": 1.0}, zero / "optimizer_state.pt")
 
 
+def inner_without_groups(zero: Path) -> None:
+    torch.save({"param_groups": groups(), "optimizer_state_dict": {"state": {}}}, zero / "optimizer_state.pt")
+
+
+def groups_of_numbers(zero: Path) -> None:
+    torch.save({"param_groups": [1]}, zero / "optimizer_state.pt")
+
+
+def of_sgd(zero: Path) -> None:
+    torch.save({"param_groups": torch.optim.SGD([torch.ones(1)]).param_groups}, zero / "optimizer_state.pt")
+
+
+def no_tensor(zero: Path) -> None:
+    torch.save({"cat_dim": 0}, zero / NAMES[0] / "exp_avg.pt")
+
+
+def no_moment(zero: Path) -> None:
+    (zero / NAMES[0] / "exp_avg_sq.pt").unlink()
+
+
+def latest_elsewhere(zero: Path) -> None:
+    (zero.parents[1] / "latest_universal").write_text("global_step9_universal")
+
+
 def cut(zero: Path) -> None:
     path = zero / NAMES[0] / "exp_avg_sq.pt"
     path.write_bytes(path.read_bytes()[:-100])
@@ -120,6 +144,12 @@ def no_step(zero: Path) -> None:
     ("spoil", "message"),
     [
         (no_groups, "optimizer_state.pt is not what DeepSpeed writes: it has no param_groups"),
+        (inner_without_groups, "optimizer_state.pt is not what DeepSpeed writes: it has no param_groups"),
+        (groups_of_numbers, r"optimizer_state.pt has param_groups \[1\], which must be a list of dicts"),
+        (of_sgd, "it is the state of SGD, not of AdamW: its param groups have dampening"),
+        (no_tensor, "exp_avg.pt is not what DeepSpeed writes: it holds no tensor"),
+        (no_moment, "is not a complete checkpoint: no .*exp_avg_sq.pt"),
+        (latest_elsewhere, "latest_universal names 'global_step9_universal', and .*run has no global_step9_universal/"),
         (cut, "exp_avg_sq.pt cannot be read, it is cut off"),
         (no_step, "the state of parameter h.0.weight has step None, which must be a whole number"),
     ],
