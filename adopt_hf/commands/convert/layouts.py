@@ -112,7 +112,9 @@ class Sharded:
                 load_parts(entries, checkpoint_id=folder)
         except (Exception, CheckpointException) as error:  # the latter is no Exception
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-            raise ValueError(f"{folder} cannot be read, a file is cut off or missing: {reason}") from error
+            foreign = "No module named" in reason or "Can't get attribute" in reason
+            what = "it holds an object of a class that is not here" if foreign else "a file is cut off or missing"
+            raise ValueError(f"{folder} cannot be read, {what}: {reason}") from error
         paths = metadata.planner_data or {}
         if not any(paths.get(name, ())[:2] == ("optimizer", "param_groups") for name in entries):
             raise ValueError(f"{folder} is not the state of an optimizer: it has no param_groups")

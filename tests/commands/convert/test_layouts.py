@@ -5,6 +5,7 @@ tests/processes/test_convert.py has them on two processes, with the Trainer, and
 
 import copy
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,19 @@ def test_distributed_checkpoints_of_something_else(of: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=message):
         convert(tmp_path / "state", "adopt", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_an_object_of_a_missing_class_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    module = types.ModuleType("gone_since")
+    module.Thing = type("Thing", (), {"__module__": "gone_since"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gone_since", module)
+    group = torch.optim.AdamW([nn.Parameter(torch.ones(3))]).state_dict()["param_groups"][0] | {"params": ["w"]}
+    saved = {"state": {}, "param_groups": [group | {"thing": module.Thing()}]}
+    save({"optimizer": saved}, checkpoint_id=tmp_path / "state" / "optimizer_0")
+    others(tmp_path / "state")
+    monkeypatch.delitem(sys.modules, "gone_since")
+    with pytest.raises(ValueError, match=r"it holds an object of a class that is not here: .*gone_since"):
+        convert(tmp_path / "state", "adopt", tmp_path / "new")
