@@ -16,8 +16,8 @@ The rule, written before the runs:
   within the 95 % interval of AdamW's own mean over the seeds;
 - "goes on" takes both; "jumps" is said of a jump; else it is "not shown".
 
-Results are in experiments/results/convert.jsonl. docs/migrate.png shows them, and `make docs-numbers` writes the table of
-docs/migrate.md.
+Results are in experiments/results/convert.jsonl. docs/migrate.png shows them, and `make docs-numbers` writes the table
+of docs/migrate.md.
 """
 
 import argparse

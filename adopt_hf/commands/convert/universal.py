@@ -124,7 +124,7 @@ class Universal:
     def _read_groups(self, checkpoint: Path) -> dict[str, Any]:
         path = checkpoint / self.zero / GROUPS
         saved = load(path, weights_only=False)  # it holds objects of DeepSpeed, which reads it in the same way
-        inner = saved.get(INNER, saved) if isinstance(saved, dict) else None
-        if not isinstance(inner, dict) or "param_groups" not in inner:
+        inner: Any = saved.get(INNER, saved) if isinstance(saved, dict) else None
+        if not isinstance(saved, dict) or not isinstance(inner, dict) or "param_groups" not in inner:
             raise ValueError(f"{path} is not what DeepSpeed writes: it has no param_groups")
         return saved
