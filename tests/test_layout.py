@@ -13,10 +13,7 @@ ELSEWHERE = {  # module -> the test file that it shares, without .py
     "backends/problem": "backends/test_agreement",
     "backends/triton/launch": "backends/triton/test_kernels",
     "backends/verdicts": "backends/test_selfcheck",
-    **{
-        f"commands/convert/{name}": "commands/convert/test_conversion"
-        for name in ("change", "complete", "files", "folder")
-    },
+    **{f"commands/convert/{name}": "commands/convert/test_conversion" for name in ("complete", "files", "folder")},
     "commands/device_check": "commands/test_env",
     "identity": "integrations/test_guard",
     "integrations/after_import": "integrations/test_import_orders",

@@ -75,7 +75,7 @@ def test_any_text_of_options(text: str, to: str) -> None:
 @settings(deadline=None, max_examples=100)
 @given(groups=JSON, to=JSON, text=st.none() | st.text(max_size=20))
 def test_any_record(groups: Any, to: Any, text: str | None, tmp_path_factory: Any) -> None:
-    """What an earlier conversion has written, or another program: it is used, left out, or refused."""
+    """A record of an earlier conversion, or of another program, is used, left out, or refused."""
     folder: Path = tmp_path_factory.mktemp("record")
     record = json.dumps({"from": "AdamW", "groups": groups, "to": to})
     (folder / conversion.RECORD).write_text(record if text is None else text, encoding="utf-8", errors="replace")
