@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from adopt_hf.identity import innermost, is_adopt_optimizer
 from adopt_hf.integrations.transformers import TRAINER, optim_args
+from adopt_hf.integrations.transformers.others import warn_of_another
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -13,9 +14,13 @@ TARGET = f"{TRAINER}:CallbackHandler.on_train_begin"
 
 
 def add_where_asked_for(original: Any, handler: Any, args: "TrainingArguments", *rest: Any, **kwargs: Any) -> Any:
-    """Add an AdoptMonitor in `CallbackHandler.on_train_begin` if `optim_args` asks for one, and put it first."""
+    """Add an AdoptMonitor in `CallbackHandler.on_train_begin` if `optim_args` asks for one, and put it first.
+
+    This is also the first call that knows the optimizer which a Trainer, or its subclass, has ended up with.
+    """
     from adopt_hf.integrations.transformers.callback import AdoptMonitor
 
+    warn_of_another(handler.optimizer, args)
     monitors = [callback for callback in handler.callbacks if isinstance(callback, AdoptMonitor)]
     others = [callback for callback in handler.callbacks if callback not in monitors]
     ours = [callback for callback in monitors if not callback.is_of_optim_args]  # the next training asks again
