@@ -1,0 +1,4 @@
+set -- ${RESUME:++resume="$RESUME"}
+# page:
+python train.py optimizer.lr=0.01 "$@"
+# end of page

@@ -1,0 +1,1 @@
+python run_clm_no_trainer.py

@@ -1,0 +1,2 @@
+export RAY_TRAIN_V2_ENABLED=1 RAY_DISABLE_IMPORT_WARNING=1
+python train.py

@@ -1,0 +1,3 @@
+# page:
+tune run full_finetune_single_device --config train.yaml
+# end of page

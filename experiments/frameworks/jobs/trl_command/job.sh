@@ -1,0 +1,4 @@
+set -- --output_dir out ${RESUME:+--resume_from_checkpoint "$RESUME"}
+# page:
+adopt-hf run trl sft --config sft.yaml --optim adopt --optim_args "beta2=0.99" "$@"
+# end of page

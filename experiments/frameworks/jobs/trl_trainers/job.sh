@@ -1,0 +1,2 @@
+export TRL_EXPERIMENTAL_SILENCE=1
+python trainers.py
