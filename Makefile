@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest $(IN_TWO)
 PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct paper test test-quick test-all test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest mutants check bench bench-train bench-low-bits bench-report test-tritons address site site-serve
+.PHONY: demo demo-instruct paper test test-quick test-all test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest test-python mutants check bench bench-train bench-low-bits bench-report test-tritons address site site-serve
 
 demo: $(EXAMPLES)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -75,6 +75,14 @@ site: $(STAMP)
 
 site-serve: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve
+
+# `make test-quick` and the part above on another Python, with the pinned versions: make test-python PYTHON=python3.13
+THIS := .venv-$(notdir $(PYTHON))
+test-python:
+	$(PYTHON) -m venv $(THIS)
+	$(THIS)/bin/python -m pip install --quiet --no-compile -c constraints.txt -e . $(WITH) triton hatchling pyyaml
+	OMP_NUM_THREADS=1 $(THIS)/bin/python -m pytest $(IN_TWO) $(QUICK) $(OTHERS) \
+		-m "not everyday and not slow and not distributed" --ignore tests/backends/triton
 
 # Planted faults, each in a copy of the tree: all of them have to be noticed. Half an hour and more on two cores.
 mutants: $(STAMP)
