@@ -93,7 +93,7 @@ def _patches(name: str, patched: integrations.Patched) -> list[str]:
 def _state(patch: patching.Patch, reason: str | None) -> str:
     if patch.is_installed():
         return "replaced" if reason is None else "replaced by an error, for ADOPT"
-    why = patch.mismatch()
+    why = "this version does not need it" if patch.unneeded() else patch.mismatch()
     return f"not replaced ({why})" if why else "not replaced"
 
 

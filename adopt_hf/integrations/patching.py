@@ -30,6 +30,7 @@ class Patch:
         remove_when: The change of the other package that makes the patch unnecessary.
         optional: Whether ADOPT works without the patch. The patch is left out if the function differs or does not
             exist.
+        unneeded: Whether the installed version makes the patch unnecessary. It is then left out. Default: never.
         asks: Whether an argument of a call asks for ADOPT. In a version that does not fit, a call with such an argument
             raises ImportError. Default: the function is unchanged in such a version.
     """
@@ -41,6 +42,7 @@ class Patch:
     why: str
     remove_when: str
     optional: bool = False
+    unneeded: Callable[[], bool] = lambda: False
     asks: Callable[[Any], bool] | None = None
 
     @property
@@ -130,7 +132,8 @@ def says_changed(package: str, installed: str, name: str | None) -> str | None:
 
 def changed(patches: Iterable[Patch]) -> str | None:
     """Return the name of the first function that ADOPT needs and that has changed, or None."""
-    return next((patch.name for patch in patches if not patch.optional and patch.mismatch()), None)
+    needed = (patch for patch in patches if not patch.optional and not patch.unneeded())
+    return next((patch.name for patch in needed if patch.mismatch()), None)
 
 
 def install(patches: Iterable[Patch], reason: str | None = None) -> None:
@@ -142,7 +145,7 @@ def install(patches: Iterable[Patch], reason: str | None = None) -> None:
     """
     for patch in patches:
         owner, name = patch._place()
-        if reason is None and patch.mismatch() is None:
+        if reason is None and patch.mismatch() is None and not patch.unneeded():
             _wrap(owner, name, patch.around)
         elif reason is not None and patch.asks is not None and inspect.isroutine(_function(owner, name)):
             _wrap(owner, name, functools.partial(_refuse, patch.asks, reason))

@@ -2,5 +2,6 @@
 
 ARGUMENTS = "transformers.training_args"
 TRAINER = "transformers.trainer"
+HANDLERS = "transformers.trainer_optimizer"  # the Trainer imports it
 DEEPSPEED = "transformers.integrations.deepspeed"
 MODULES = (ARGUMENTS, TRAINER, DEEPSPEED)  # the modules that are patched

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from adopt_hf.integrations.transformers import ARGUMENTS
+from adopt_hf.integrations.transformers import ARGUMENTS, HANDLERS
 
 NAME = "adopt"
 EIGHT_BITS, LAYERWISE = "adopt_8bit", "adopt_layerwise"
@@ -27,7 +27,21 @@ def add_names(check: Callable[[], None]) -> None:
     global _check
     _check = check
     for name in NAMES:
-        if add_optimizer_name(name):
+        if add_to_registry(name) or add_optimizer_name(name):
+            registered.add(name)
+
+
+def settle_names() -> None:
+    """Find out what builds the names that transformers has itself. The Trainer has been imported.
+
+    A handler of transformers that imports adopt_hf builds the same ADOPT. Such a name counts as registered. Another one
+    keeps the optimizer of transformers, and a warning says so.
+    """
+    handlers = getattr(sys.modules.get(HANDLERS), "_OPTIMIZER_HANDLERS", {})
+    for name in NAMES:
+        if name in registered or not is_of_transformers(name):
+            continue
+        if builds_adopt_hf(handlers.get(name)):
             registered.add(name)
         else:
             logger.warning(
@@ -35,6 +49,11 @@ def add_names(check: Callable[[], None]) -> None:
                 "For adopt_hf's write Trainer(optimizer_cls_and_kwargs=adopt_hf.trainer_kwargs(args))",
                 name,
             )
+
+
+def builds_adopt_hf(handler: Any) -> bool:
+    """Return whether a function that makes an optimizer for the Trainer imports adopt_hf."""
+    return "adopt_hf" in getattr(getattr(handler, "__code__", None), "co_names", ())
 
 
 def before_use(optim: Any) -> None:
@@ -51,6 +70,7 @@ def explain_names(reason: str) -> None:
     """Make every use of the names raise ImportError(reason). This replaces what `add_names` has made of them."""
     registered.clear()
     for name in NAMES:
+        remove_from_registry(name)
         remove_optimizer_name(name)
         explain_optimizer_name(name, reason)
 
@@ -63,6 +83,7 @@ def has_name(argument: Any) -> bool:
 def remove_names() -> None:
     """Undo `add_names` and `explain_names`. The patches of the Trainer stay."""
     for name in NAMES:
+        remove_from_registry(name)
         remove_optimizer_name(name)
     registered.clear()
 
@@ -75,7 +96,50 @@ def _reduce_optimizer_name(member: Any) -> tuple[Any, tuple[str]]:
 def _optimizer_name(value: str) -> Any:
     from transformers.training_args import OptimizerNames
 
-    return OptimizerNames(value)
+    return value if is_in_registry(value) else OptimizerNames(value)
+
+
+# -- register_optimizer: the extension point of docs/upstream/transformers-register-optimizer --------------------------
+
+
+def build(context: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the optimizer class and its arguments to a Trainer that has looked the name up in its registry."""
+    from adopt_hf.integrations.transformers.arguments import trainer_kwargs  # imports this module
+
+    return trainer_kwargs(context.args, context.model)
+
+
+def add_to_registry(value: str) -> bool:
+    """Register the name with transformers, and return whether it is registered.
+
+    It is not if this transformers has no registry, or has the name itself.
+    """
+    if _registry() is None or is_of_transformers(value):
+        return False
+    sys.modules[ARGUMENTS].register_optimizer(value, build)
+    return True
+
+
+def remove_from_registry(value: str) -> None:
+    """Undo `add_to_registry`, also that of another copy of this module."""
+    if is_in_registry(value):
+        del sys.modules[ARGUMENTS].REGISTERED_OPTIMIZERS[value]
+
+
+def is_in_registry(value: str) -> bool:
+    """Return whether transformers has a registry with this name, of this module or another copy of it."""
+    registered_there = (_registry() or {}).get(value)
+    return registered_there is not None and registered_there.__module__ == __name__
+
+
+def all_in_registry() -> bool:
+    """Return whether the registry of transformers has all names, so that no function has to be replaced for them."""
+    return all(map(is_in_registry, NAMES))
+
+
+def _registry() -> dict[str, Any] | None:
+    registry = getattr(sys.modules.get(ARGUMENTS), "REGISTERED_OPTIMIZERS", None)
+    return registry if isinstance(registry, dict) else None
 
 
 # -- OptimizerNames: a member for us -----------------------------------------------------------------------------------
@@ -122,6 +186,14 @@ def has_optimizer_names() -> bool:
     """Return whether OptimizerNames exists, and is the kind of enum that this module changes."""
     names = getattr(sys.modules.get(ARGUMENTS), "OptimizerNames", None)  # a test may have put a stand-in there
     return isinstance(names, enum.EnumMeta) and hasattr(names, "_value2member_map_")
+
+
+def is_of_transformers(value: str) -> bool:
+    """Return whether transformers has the name itself."""
+    from transformers.training_args import OptimizerNames
+
+    member = OptimizerNames._value2member_map_.get(value)
+    return member is not None and not _is_added(member)
 
 
 def _is_added(member: Any) -> bool:

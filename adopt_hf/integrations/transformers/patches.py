@@ -47,6 +47,7 @@ PATCHES = (
         why="This function is called before both, so that ADOPT's own parser can read the text and say what is wrong "
         "with it.",
         remove_when="transformers lets a package register an optimizer, and gives it the text of `optim_args`.",
+        unneeded=names.all_in_registry,
         asks=names.has_name,  # in arguments that were made, or unpickled, before the Trainer was imported
     ),
     Patch(

@@ -38,6 +38,8 @@ def _take(module: str) -> None:
         return
     if module == ARGUMENTS:
         names.add_names(_check_trainer)
+    elif module == TRAINER:
+        names.settle_names()
     patching.install(patches.patches_of(module))
 
 
