@@ -352,3 +352,32 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     for other in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), KeyError("x"), FileNotFoundError(2, "no")):
         with pytest.raises(type(other)), names_a_full_disk(tmp_path):
             raise other
+
+
+def test_folders_can_be_text(tmp_path: Path) -> None:
+    """`args.output_dir` of the Trainer is text."""
+    run, ten = str(tmp_path), str(write(tmp_path, 10))
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 10, "epoch": 1.0}))
+    shutil.copy(tmp_path / "trainer_state.json", ten)
+    args = TrainingArguments(run, max_steps=10, use_cpu=True, report_to="none")
+    Accelerator(cpu=True)  # TrainingArguments have reset it
+    checkpoints.mark(ten, 10, ADOPT([torch.nn.Parameter(torch.zeros(1))]))
+    assert checkpoints.missing(ten) is None
+    assert checkpoints.step_of(ten) == 10
+    assert checkpoints.checkpoints_in(run) == [Path(ten)]
+    assert checkpoints.last_complete(run) == (Path(ten), [])
+    assert checkpoints.layout_of(ten) == checkpoints.layout()
+    checkpoints.check_layout(ten)
+    checkpoints.check_optimizer(ten, ADOPT)
+    checkpoints.check_writable(run)
+    assert checkpoints.to_resume(run, "last") == Path(ten)
+    assert ten.rsplit("/", 1)[-1] in checkpoints.after_interrupt(["train.py"], run)
+    assert checkpoints.is_finished(ten, args)
+    assert not checkpoints.is_saved(run, ten, "model.safetensors")
+    with pytest.raises(DiskFullError, match="the last complete checkpoint is"), checkpoints.names_a_full_disk(run):
+        raise OSError(28, "No space left on device")
+    nine = write(tmp_path, 9)
+    checkpoints.rotate(run, 1, keep=[str(nine)])
+    assert nine.is_dir()
+    checkpoints.forget_later(run, 9)
+    assert checkpoints.missing(ten) is not None

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from adopt_hf.integrations.checkpoints.folders import last_complete
+from adopt_hf.integrations.checkpoints.folders import Folder, last_complete
 
 # Texts in the errors of torch, its C++ streams and safetensors on a full disk.
 SAYS_FULL = ("unexpected pos", "iostream error", "file write failed", "No space left on device", "Disk quota exceeded")
@@ -17,11 +17,12 @@ class DiskFullError(RuntimeError):
 
 
 @contextlib.contextmanager
-def names_a_full_disk(output_dir: Path) -> Iterator[None]:
+def names_a_full_disk(output_dir: Folder) -> Iterator[None]:
     """Raise DiskFullError instead of what torch and safetensors raise in the block if the disk of `output_dir` is full.
 
     Their errors ("unexpected pos 576 vs 534") name neither the disk nor the file.
     """
+    output_dir = Path(output_dir)
     try:
         yield
     except Exception as error:

@@ -1,14 +1,17 @@
 """The folders of a run's checkpoints, and whether each is complete."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 MARK = "complete.json"
+Folder = str | os.PathLike[str]  # as callers have it: args.output_dir is text
 
 
-def missing(checkpoint: Path) -> str | None:
+def missing(checkpoint: Folder) -> str | None:
     """Return what `checkpoint` lacks, in a line that names the file, or None if it is complete."""
+    checkpoint = Path(checkpoint)
     try:
         written = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
         step, files = int(written["step"]), dict(written["files"])
@@ -28,7 +31,7 @@ def missing(checkpoint: Path) -> str | None:
     return None
 
 
-def last_complete(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+def last_complete(output_dir: Folder) -> tuple[Path | None, list[tuple[Path, str]]]:
     """Return the newest complete checkpoint in `output_dir`, and the newer ones with what each lacks, newest first."""
     skipped: list[tuple[Path, str]] = []
     for checkpoint in reversed(checkpoints_in(output_dir)):
@@ -39,13 +42,15 @@ def last_complete(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]
     return None, skipped
 
 
-def checkpoints_in(output_dir: Path) -> list[Path]:
+def checkpoints_in(output_dir: Folder) -> list[Path]:
     """Return the folders checkpoint-<step> in `output_dir`, complete or not, oldest first."""
+    output_dir = Path(output_dir)
     found = [(step, p) for p in output_dir.glob("checkpoint-*") if (step := step_of(p)) is not None and p.is_dir()]
     return [p for _, p in sorted(found)]
 
 
-def step_of(checkpoint: Path) -> int | None:
+def step_of(checkpoint: Folder) -> int | None:
     """Return the step in the name of the folder, or None if it has another name."""
+    checkpoint = Path(checkpoint)
     match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
     return int(match[1]) if match else None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-from adopt_hf.integrations.checkpoints.folders import MARK
+from adopt_hf.integrations.checkpoints.folders import MARK, Folder
 
 
 def layout() -> str:
@@ -22,12 +22,13 @@ def layout() -> str:
     return "whole"  # one process, or DDP
 
 
-def layout_of(checkpoint: Path) -> str:
+def layout_of(checkpoint: Folder) -> str:
     """Return the layout of a complete checkpoint."""
+    checkpoint = Path(checkpoint)
     return str(json.loads((checkpoint / MARK).read_text(encoding="utf-8"))["layout"])
 
 
-def check_layout(checkpoint: Path) -> None:
+def check_layout(checkpoint: Folder) -> None:
     """Raise ValueError if this process cannot read `checkpoint`, because it was written in another launch mode."""
     theirs, ours = layout_of(checkpoint), layout()
     if theirs != ours:

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from adopt_hf.identity import innermost, is_adopt_optimizer
-from adopt_hf.integrations.checkpoints.folders import MARK, checkpoints_in, missing, step_of
+from adopt_hf.integrations.checkpoints.folders import MARK, Folder, checkpoints_in, missing, step_of
 from adopt_hf.integrations.checkpoints.layouts import layout
 
 logger = logging.getLogger("adopt_hf")
@@ -59,7 +59,7 @@ class MarkComplete(TrainerCallback):
             rotate(output_dir, self.save_total_limit, keep=[Path(best)] if best else [])
 
 
-def mark(checkpoint: Path, step: int, optimizer: Any = None) -> None:
+def mark(checkpoint: Folder, step: int, optimizer: Any = None) -> None:
     """Declare that the files in the folder `checkpoint` now are a complete checkpoint, taken after `step` steps.
 
     One process calls this, after all processes have written their parts. If `optimizer` is given, `check_optimizer`
@@ -72,8 +72,9 @@ def mark(checkpoint: Path, step: int, optimizer: Any = None) -> None:
     write_mark(checkpoint, step, **written)
 
 
-def write_mark(checkpoint: Path, step: int, **more: Any) -> None:
+def write_mark(checkpoint: Folder, step: int, **more: Any) -> None:
     """Write the mark of a checkpoint that is complete, with the layout and the optimizer that `more` names."""
+    checkpoint = Path(checkpoint)
     (checkpoint / MARK).unlink(missing_ok=True)
     files = {
         p.relative_to(checkpoint).as_posix(): p.stat().st_size for p in sorted(checkpoint.rglob("*")) if p.is_file()
@@ -85,7 +86,7 @@ def write_mark(checkpoint: Path, step: int, **more: Any) -> None:
     os.replace(unfinished, checkpoint / MARK)
 
 
-def forget_later(output_dir: Path, step: int) -> None:
+def forget_later(output_dir: Folder, step: int) -> None:
     """Remove the marks of the checkpoints after `step`, for a run that continues from there.
 
     The run will write these checkpoints again. Half of the new files next to half of the old ones would pass as
@@ -98,14 +99,14 @@ def forget_later(output_dir: Path, step: int) -> None:
             (checkpoint / MARK).unlink()
 
 
-def rotate(output_dir: Path, limit: int | None, keep: Collection[Path] = ()) -> None:
+def rotate(output_dir: Folder, limit: int | None, keep: Collection[Folder] = ()) -> None:
     """Remove the checkpoints that are older than the newest `limit` complete ones, except for those in `keep`."""
     if limit is None or limit < 1:
         return
     complete = [p for p in checkpoints_in(output_dir) if missing(p) is None]
     if len(complete) <= limit:
         return
-    kept = {p.resolve() for p in keep}
+    kept = {Path(p).resolve() for p in keep}
     for checkpoint in checkpoints_in(output_dir):
         if checkpoint == complete[-limit]:
             return

@@ -13,7 +13,7 @@ from transformers import TrainerState, TrainingArguments
 
 from adopt_hf.identity import is_adopt_optimizer
 from adopt_hf.integrations import guard
-from adopt_hf.integrations.checkpoints.folders import MARK, last_complete, missing
+from adopt_hf.integrations.checkpoints.folders import MARK, Folder, last_complete, missing
 from adopt_hf.state.saved_groups import CONVERT, WEIGHTS_ONLY
 
 logger = logging.getLogger("adopt_hf")
@@ -22,7 +22,7 @@ logger = logging.getLogger("adopt_hf")
 TRAINER_STATE = "trainer_state.json"
 
 
-def to_resume(output_dir: Path, asked: str | None, traces: Collection[str] = ("checkpoint-*",)) -> Path | None:
+def to_resume(output_dir: Folder, asked: str | None, traces: Collection[str] = ("checkpoint-*",)) -> Path | None:
     """Return the checkpoint that a run continues from, or None to start a new run.
 
     Args:
@@ -35,6 +35,7 @@ def to_resume(output_dir: Path, asked: str | None, traces: Collection[str] = ("c
         ValueError: If the folder holds another run, or there is no such complete checkpoint. The message says what is
             there.
     """
+    output_dir = Path(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"output_dir {output_dir} is a file; choose another --output_dir")
     found = sorted(p.name for pattern in traces for p in output_dir.glob(pattern))
@@ -76,8 +77,9 @@ def to_resume(output_dir: Path, asked: str | None, traces: Collection[str] = ("c
     return checkpoint
 
 
-def check_writable(output_dir: Path) -> None:
+def check_writable(output_dir: Folder) -> None:
     """Raise ValueError if `output_dir`, which need not exist, cannot be written to. The folder is not created."""
+    output_dir = Path(output_dir)
     folder = output_dir.absolute()
     try:
         while not folder.exists():
@@ -90,13 +92,14 @@ def check_writable(output_dir: Path) -> None:
         ) from None
 
 
-def after_interrupt(argv: Sequence[str], output_dir: Path) -> str:
+def after_interrupt(argv: Sequence[str], output_dir: Folder) -> str:
     """Return the line for a user who has interrupted a run, with the command that continues it.
 
     Args:
         argv: `sys.argv` of a script that takes `--output_dir` and `--resume_from_checkpoint last`.
         output_dir: The run's folder.
     """
+    output_dir = Path(output_dir)
     script, *options = argv
     checkpoint, _ = last_complete(output_dir)
     if checkpoint is None:
@@ -116,7 +119,7 @@ def after_interrupt(argv: Sequence[str], output_dir: Path) -> str:
     return f"{Path(script).name}: stopped; go on from {checkpoint.name} with: {launcher} {shlex.join(command)}"
 
 
-def check_optimizer(checkpoint: Path, optimizer: Any) -> None:
+def check_optimizer(checkpoint: Folder, optimizer: Any) -> None:
     """Check that the optimizer of `checkpoint` and `optimizer` are both ADOPT, or that neither is.
 
     Args:
@@ -126,6 +129,7 @@ def check_optimizer(checkpoint: Path, optimizer: Any) -> None:
     Raises:
         ValueError: If only one of the two is ADOPT.
     """
+    checkpoint = Path(checkpoint)
     saved = json.loads((checkpoint / MARK).read_text(encoding="utf-8")).get("optimizer")
     if saved is None or saved["is_adopt"] == is_adopt_optimizer(optimizer):
         return
@@ -138,15 +142,16 @@ def check_optimizer(checkpoint: Path, optimizer: Any) -> None:
     )
 
 
-def is_finished(checkpoint: Path, args: TrainingArguments) -> bool:
+def is_finished(checkpoint: Folder, args: TrainingArguments) -> bool:
     """Return whether `checkpoint` has no step left to do, of the steps or epochs that `args` ask for."""
+    checkpoint = Path(checkpoint)
     state: Any = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
     if args.max_steps > 0:
         return bool(state.global_step >= args.max_steps)
     return bool((state.epoch or 0.0) >= args.num_train_epochs)
 
 
-def is_saved(output_dir: Path, checkpoint: Path, last: str) -> bool:
+def is_saved(output_dir: Folder, checkpoint: Folder, last: str) -> bool:
     """Return whether a run has written its end into `output_dir` after `checkpoint`, its last one.
 
     Args:
@@ -154,6 +159,7 @@ def is_saved(output_dir: Path, checkpoint: Path, last: str) -> bool:
         checkpoint: The last checkpoint.
         last: The name of the file that the run writes last of all.
     """
+    output_dir, checkpoint = Path(output_dir), Path(checkpoint)
     state, end = output_dir / TRAINER_STATE, output_dir / last
     if not state.is_file() or not end.is_file() or end.stat().st_mtime_ns < state.stat().st_mtime_ns:
         return False
