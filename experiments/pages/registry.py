@@ -29,7 +29,7 @@ TEXTS: dict[str, Callable[[], str]] = {
 
 def pages(root: Path) -> list[Path]:
     """Every Markdown page that may have produced passages."""
-    patterns = ("*.md", "docs/*.md", "examples/*/README.md", "experiments/*/README.md")
+    patterns = ("*.md", "docs/*.md", "docs/*/*.md", "examples/*/README.md", "experiments/*/README.md")
     return sorted(path for pattern in patterns for path in root.glob(pattern))
 
 
