@@ -9,6 +9,9 @@ PACKAGE, TESTS = ROOT / "adopt_hf", ROOT / "tests"
 ELSEWHERE = {  # module -> the test file that it shares, without .py
     "__main__": "commands/test_env",
     "backends/bucket": "backends/test_backends",
+    "backends/cpu/call": "backends/cpu/test_launch",
+    "backends/cpu/source": "backends/cpu/test_prebuilt",
+    "backends/cpu/target": "backends/cpu/test_compiler",
     "backends/dense": "backends/test_foreach",
     "backends/problem": "backends/test_agreement",
     "backends/triton/launch": "backends/triton/test_kernels",

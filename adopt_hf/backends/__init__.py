@@ -166,6 +166,7 @@ def _why_not(backend: Backend, wanted: Wanted) -> str | None:
     return backend.why_not(wanted.device, wanted.dtype)
 
 
+SLOWER = "3 to 8 times the time of the compiled kernel"  # docs/benchmarks.md
 _said: set[tuple[str, bool] | str] = set()  # the fallbacks already logged: (device type, rounded), or "check"
 
 
@@ -183,7 +184,7 @@ def _say_fallback(chosen: Backend, wanted: Wanted, skipped: list[tuple[Backend, 
         cost = "dozens of passes over memory"
         reasons = reasons or [f"there is no kernel for {device} tensors"]
     elif disproved or (reasons and wanted.plain and not wanted.capturable and torch.version.hip is None):
-        cost = "more time or memory than the compiled kernel"
+        cost = SLOWER if device == "cpu" else "more time or memory than the compiled kernel"
     else:
         return
     _said.add(about)

@@ -5,7 +5,6 @@ import hashlib
 import logging
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -16,19 +15,15 @@ from functools import cache
 from pathlib import Path
 
 from adopt_hf.backends import cache as files
+from adopt_hf.backends.cpu import target
+from adopt_hf.backends.cpu.source import FLAGS as OF_NUMBERS
 
 logger = logging.getLogger("adopt_hf")
 
-# No fused multiply-adds and no fast math, so results are equal on all machines and NaN stays NaN.
-FLAGS = (
-    *("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
-    *("-std=c11", "-shared", "-fPIC", "-pthread"),
-)
+FLAGS = (*OF_NUMBERS, "-shared", "-fPIC", "-pthread")
 NATIVE = "-march=native"  # unknown to some compilers
 COMPILERS = ("cc", "gcc", "clang")
 SECONDS = 120  # timeout of one compiler call, which takes one or two seconds
-ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 21: "ppc64", 22: "s390x", 243: "riscv"}
-MADE_FOR_MUSL = re.compile(rb"\0libc\.(musl-[^\0]+\.so\.1|so)\0")  # glibc's is libc.so.6
 
 
 @cache
@@ -51,7 +46,7 @@ def load(source: Path) -> ctypes.CDLL:
 
 
 def _load(source: Path) -> ctypes.CDLL:
-    compiler = _compiler()
+    compiler = command()
     name = f"{source.stem}-{_key(source, compiler)}"
     folder = None
     try:
@@ -69,7 +64,9 @@ def _load(source: Path) -> ctypes.CDLL:
     with _temporary_folder(folder) as own:
         path = Path(own) / f"{name}.so"
         _compile(source, compiler, path)
-        _check_target(path, compiler)
+        other = target.mismatch(path.read_bytes())
+        if other is not None:
+            raise RuntimeError(f"{shlex.join(compiler)} compiles {other}. Set CC to another compiler")
         if folder is not None:
             library, reason = _keep(path, folder, name)
             if library is not None:
@@ -135,17 +132,21 @@ def _keep(path: Path, folder: Path, name: str) -> tuple[ctypes.CDLL | None, str]
     return library, reason
 
 
-def _compiler() -> list[str]:
-    """Return the command of the C compiler: CC, or the first installed one of `COMPILERS`."""
+def command() -> list[str]:
+    """Return the command of the C compiler: CC, or the first installed one of `COMPILERS`.
+
+    Raises:
+        RuntimeError: If there is none.
+    """
     if sys.platform == "win32":
         raise RuntimeError("the CPU kernel is not compiled on Windows")
     named = os.environ.get("CC")
     if named:
-        command = shlex.split(named)
-        found = shutil.which(command[0]) if command else None
+        words = shlex.split(named)
+        found = shutil.which(words[0]) if words else None
         if found is None:
             raise RuntimeError(f"CC is {named!r}, and this C compiler was not found. Set CC to an installed C compiler")
-        return [found, *command[1:]]
+        return [found, *words[1:]]
     for name in COMPILERS:
         found = shutil.which(name)
         if found:
@@ -199,11 +200,9 @@ def _compile(source: Path, compiler: list[str], library: Path) -> None:
     """
     failures = []
     for native in ([NATIVE], []):
-        command = [*compiler, *FLAGS, *native, "-o", str(library), str(source), "-lm"]
+        call = [*compiler, *FLAGS, *native, "-o", str(library), str(source), "-lm"]
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False
-            )
+            done = subprocess.run(call, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f"{shlex.join(compiler)} did not compile {source.name} in {SECONDS} s") from error
         except OSError as error:
@@ -214,35 +213,3 @@ def _compile(source: Path, compiler: list[str], library: Path) -> None:
         errors = [line for line in lines if "error" in line] or lines[-3:]
         failures.append("; ".join(errors[:3])[:500] or f"exit code {done.returncode}")
     raise RuntimeError(f"{shlex.join(compiler)} cannot compile {source.name}: {failures[0]}")
-
-
-def _check_target(library: Path, compiler: list[str]) -> None:
-    """Check that a library was compiled for this process's machine and C library. Only Linux is checked.
-
-    The loader would report a missing file, or load a second C library.
-
-    Raises:
-        RuntimeError: If the library was compiled for another machine or C library.
-    """
-    program = Path("/proc/self/exe")
-    if not sys.platform.startswith("linux") or not program.exists():
-        return
-    with program.open("rb") as file:
-        ours = file.read(4096)  # the name of the loader is near the beginning
-    made = library.read_bytes()
-    machines = [_machine(ours), _machine(made)]
-    if machines[0] != machines[1]:
-        what = f"compiles for {machines[1]}, and this Python runs on {machines[0]}"
-    elif MADE_FOR_MUSL.search(made) and b"ld-musl" not in ours:
-        what = "compiles for the C library musl, and this Python uses another one"
-    else:
-        return
-    raise RuntimeError(f"{shlex.join(compiler)} {what}. Set CC to another compiler")
-
-
-def _machine(head: bytes) -> str:
-    """Return the processor that an ELF file was made for, with its word size."""
-    if head[:4] != b"\x7fELF" or len(head) < 20:
-        return "no machine that Linux knows"
-    number = int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
-    return f"{ELF_MACHINES.get(number, f'ELF machine {number}')} ({32 * head[4]} bits)"

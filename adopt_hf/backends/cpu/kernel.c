@@ -1,15 +1,16 @@
 // ADOPT in one pass over memory: every element is read, updated and written once. The equations and their numbers are
 // those of adopt_hf/algorithm.py, operation by operation, so results equal those of the definition.
-// The file is compiled on first use (compiler.py) and called through ctypes (launch.py). It needs neither Python nor
-// torch.
+// The file is compiled into the wheels (hatch_build.py), or on first use (compiler.py), and called through ctypes
+// (launch.py). It needs neither Python nor torch.
 
 #include <math.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "export.h"
 #include "numbers.h"
+#include "threads.h"
 #include "vectors.h"
 
 enum { MAX_THREADS = 256 };
@@ -361,7 +362,7 @@ static int64_t chunk_for(int64_t elements, int64_t threads) {
     return chunk < 1 << 14 ? 1 << 14 : chunk > 1 << 18 ? 1 << 18 : chunk;
 }
 
-static void *work(void *argument) {
+static Ended THREAD_CALL work(void *argument) {
     Step *step = argument;
     int64_t before = 0;           // chunks of the previous tensors
     int64_t chunk = atomic_fetch_add(&step->next, 1);
@@ -390,8 +391,7 @@ static void *work(void *argument) {
 
 // Updates all buckets with up to `threads` threads, including the caller's. All threads end with the call, so a fork
 // finds no threads. If no more threads can be started, the running ones do all the work.
-__attribute__((visibility("default")))
-void adopt_step(const Bucket *buckets, int64_t count, int64_t threads) {
+EXPORT void adopt_step(const Bucket *buckets, int64_t count, int64_t threads) {
     int64_t elements = 0, chunks = 0;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     for (int64_t b = 0; b < count; b++)
@@ -402,9 +402,9 @@ void adopt_step(const Bucket *buckets, int64_t count, int64_t threads) {
             chunks += chunks_of(units_of(buckets + b, buckets[b].table + buckets[b].row_length * i),
                                 units_a_chunk(buckets + b, step.chunk));
     if (threads > chunks) threads = chunks;
-    pthread_t started[MAX_THREADS];
+    Thread started[MAX_THREADS];
     int64_t running = 0;
-    while (running + 1 < threads && pthread_create(&started[running], 0, work, &step) == 0) running++;
+    while (running + 1 < threads && start_thread(&started[running], work, &step)) running++;
     work(&step);
-    while (running > 0) pthread_join(started[--running], 0);
+    while (running > 0) join_thread(started[--running]);
 }

@@ -5,46 +5,26 @@ from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from adopt_hf.algorithm import StepScalars, state_dtype
+from adopt_hf.algorithm import state_dtype
 from adopt_hf.backends.bucket import Bucket, RoundedBucket
-from adopt_hf.backends.cpu import compiler
+from adopt_hf.backends.cpu import library
+from adopt_hf.backends.cpu.call import TYPES, Row, Scalars
 from adopt_hf.backends.dense import Columns, are_same, dense, written
 from adopt_hf.state.quantization import layout
-
-SOURCE = Path(__file__).with_name("kernel.c")
-TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # numbered as in kernel.c
-
-
-class _Scalars(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_double) for name in StepScalars._fields)
-
-
-class _Bucket(ctypes.Structure):
-    _fields_ = (
-        ("tensors", ctypes.c_int64),
-        ("table", ctypes.c_void_p),
-        *((name, ctypes.c_int32) for name in ("row_length", "param_type", "grad_type")),
-        *((name, ctypes.c_int32) for name in ("bits", "block_size", "round_param")),
-        ("scalars", _Scalars),
-    )
 
 
 @cache
 def _library() -> ctypes.CDLL | RuntimeError:
-    """Return the compiled library, or the error that explains its absence. Compile at most once per process."""
+    """Return the library with the kernel, or the error that explains its absence. Tried once per process."""
     try:
-        library = compiler.load(SOURCE)
+        return library.find().library
     except RuntimeError as error:
         return error
-    library.adopt_step.argtypes = (ctypes.POINTER(_Bucket), ctypes.c_int64, ctypes.c_int64)
-    library.adopt_step.restype = None
-    return library
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -53,8 +33,8 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the CPU kernel takes no {device.type} tensors"
     if dtype not in TYPES:
         return f"the CPU kernel takes parameters of {', '.join(map(str, TYPES))}"
-    library = _library()
-    return str(library) if isinstance(library, RuntimeError) else None
+    found = _library()
+    return str(found) if isinstance(found, RuntimeError) else None
 
 
 def step(buckets: Sequence[Bucket] | Sequence[RoundedBucket]) -> None:
@@ -82,7 +62,7 @@ def step(buckets: Sequence[Bucket] | Sequence[RoundedBucket]) -> None:
 class _Prepared(NamedTuple):
     """A bucket in the form of the kernel's argument."""
 
-    row: _Bucket
+    row: Row
     table: "array[int]"  # the row points to it
     grads: list[Tensor]  # the table points to them; empty if kept for the next step
 
@@ -94,7 +74,7 @@ def _prepared(bucket: Bucket | RoundedBucket) -> _Prepared | None:
         return None
     prepared: _Prepared = memory.prepared
     prepared.table[1 :: prepared.row.row_length] = array("q", memory.grad_addresses)
-    prepared.row.scalars = _Scalars(*bucket.scalars)
+    prepared.row.scalars = Scalars(*bucket.scalars)
     return prepared
 
 
@@ -113,15 +93,15 @@ def _new(bucket: Bucket | RoundedBucket, columns: Columns) -> _Prepared:
             table[5::8] = array("q", [t.data_ptr() for t in bucket.scales])
         table[6::8] = array("q", [layout(t.shape, bucket.format.block_size).columns for t in bucket.params])
     numbers = (length, TYPES.index(p[0].dtype), TYPES.index(g[0].dtype), *format)
-    prepared = _Prepared(_Bucket(len(p), table.buffer_info()[0], *numbers, _Scalars(*bucket.scalars)), table, g)
+    prepared = _Prepared(Row(len(p), table.buffer_info()[0], *numbers, Scalars(*bucket.scalars)), table, g)
     if bucket.memory is not None and are_same((p, g, m, v), bucket[:4]):
         bucket.memory.prepared = prepared._replace(grads=[])
     return prepared
 
 
-def _run(rows: list[_Bucket]) -> None:
-    library = _library()
-    if isinstance(library, RuntimeError):
-        raise library
-    first = rows[0] if len(rows) == 1 else (_Bucket * len(rows))(*rows)
-    library.adopt_step(first, len(rows), torch.get_num_threads())
+def _run(rows: list[Row]) -> None:
+    found = _library()
+    if isinstance(found, RuntimeError):
+        raise found
+    first = rows[0] if len(rows) == 1 else (Row * len(rows))(*rows)
+    found.adopt_step(first, len(rows), torch.get_num_threads())

@@ -167,7 +167,7 @@ MUTANTS = (
     ),
     Mutant(
         "cpu-contracted",
-        "adopt_hf/backends/cpu/compiler.py",
+        "adopt_hf/backends/cpu/source.py",
         '"-ffp-contract=off"',
         '"-ffp-contract=fast"',
         TO_THE_BIT,
