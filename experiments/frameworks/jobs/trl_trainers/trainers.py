@@ -36,7 +36,6 @@ class Case(NamedTuple):
 
 
 SAMPLES = {"num_generations": 2, "max_completion_length": 8}
-ONLINE = {**SAMPLES, "temperature": 1.0}
 CASES = {
     "trainer.sft.SFTTrainer": Case("sft"),
     "trainer.dpo.DPOTrainer": Case("preference"),
@@ -56,7 +55,8 @@ CASES = {
     "experimental.online_dpo.OnlineDPOTrainer": Case("prompt", {"max_new_tokens": 8, "max_length": 64}, rewards=True),
     "experimental.orpo.ORPOTrainer": Case("preference"),
     "experimental.sdft.SDFTTrainer": Case("context", SAMPLES),
-    "experimental.sdpo.SDPOTrainer": Case("prompt", SAMPLES, rewards=True),
+    # A checkpoint does not hold the averaged teacher, which is the default.
+    "experimental.sdpo.SDPOTrainer": Case("prompt", {**SAMPLES, "teacher_model_kind": "live"}, rewards=True),
     "experimental.tpo.TPOTrainer": Case("triple"),
 }
 SERVER = "it generates with a vLLM server, which needs a GPU"
@@ -110,7 +110,9 @@ def train(name: str, case: Case, folder: Path, checkpoint: str | None) -> None:
     model = scores.from_pretrained("model", num_labels=1) if case.scores else causal.from_pretrained("model")
     more: dict[str, Any] = {}
     if case.teacher:
-        more["teacher_model"] = causal.from_pretrained("model")
+        transformers.set_seed(1)  # a teacher with other weights, because the gradient would be zero with the same
+        more["teacher_model"] = causal.from_config(transformers.AutoConfig.from_pretrained("model"))
+        transformers.set_seed(0)
     if case.rewards:
         more["reward_funcs"] = by_length
     trainer = getattr(home, class_)(
