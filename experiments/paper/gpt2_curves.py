@@ -8,7 +8,8 @@ its configs, the same for all optimizers, as in the paper; a batch is five times
 0.95, ADOPT its default, 0.9999, and, since a short run is over before that forgets anything, 0.999 as well (what an
 independent benchmark chose, arXiv 2509.01440). ADOPTW is this package's default, which warms beta2 up instead.
 
-The rule of spikes is in spikes.py: the mean of the last 10 logged losses is above its lowest value so far by more than
+The rule of spikes is in adopt_hf/commands/compare/spikes.py: the mean of the last 10 logged losses is above its lowest
+value so far by more than
 0.5 nats and by more than 8 of its standard errors. AdamW is stable here; `instability` is where it is not.
 
 The authors' GPT-2 is nanoGPT's: it has no biases, where transformers' has them, and 600,000 steps of schedule.
@@ -25,12 +26,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from adopt_hf.commands.compare.spikes import RULE, smoothed, spikes
 from experiments.harness import pages
 from experiments.harness.claims import Claim, Verdict
 from experiments.harness.paired import Difference, difference, interval, verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper import gpt2
-from experiments.paper.spikes import RULE, smoothed, spikes
 
 NAME = "gpt2_curves"
 TITLE = "GPT-2 with a large and a small batch"

@@ -14,11 +14,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from adopt_hf.commands.compare.spikes import WINDOW, smoothed
 from experiments.harness import pages
 from experiments.harness.claims import Claim, Verdict
 from experiments.harness.runs import InputError, Part
 from experiments.paper import gpt2
-from experiments.paper.spikes import WINDOW, smoothed
 
 NAME = "instability"
 TITLE = "GPT-2 where training is unstable"

@@ -28,7 +28,7 @@ MEDIAN_OF_NORMAL = 0.6745  # of the absolute value, in standard deviations
 class Spikes(NamedTuple):
     """`count` of spikes, the `steps` (logged losses) in them, the `highest` rise, the `bar` it is held to."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of that name
     steps: int
     highest: float
     bar: float
@@ -52,7 +52,7 @@ def standard_error(losses: Sequence[float | None], window: int = WINDOW) -> floa
 def spikes(
     losses: Sequence[float | None], window: int = WINDOW, height: float = HEIGHT, errors: float = ERRORS
 ) -> Spikes:
-    """The spikes of a curve.
+    """Return the spikes of a curve.
 
     Raises:
         ValueError: If the window is below 1, the height is not above 0, `errors` is negative, or there are fewer losses

@@ -1,0 +1,1 @@
+"""Run a Trainer script under several optimizers, learning rates and seeds, and compare what they reach."""
