@@ -8,7 +8,7 @@ import logging
 
 from adopt_hf.integrations import patching
 from adopt_hf.integrations.after_import import is_executed, is_executing, when_imported, when_imported_no_more
-from adopt_hf.integrations.transformers import ARGUMENTS, MODULES, TRAINER, names, patches
+from adopt_hf.integrations.transformers import ARGUMENTS, MODULES, TRAINER, names, observer, patches
 
 logger = logging.getLogger("adopt_hf")
 
@@ -41,12 +41,16 @@ def _take(module: str) -> None:
     elif module == TRAINER:
         names.settle_names()
     patching.install(patches.patches_of(module))
+    if module == TRAINER and observer.is_asked():
+        observer.add()
 
 
 def _uninstall(module: str) -> None:
     patching.uninstall(patches.patches_of(module))
     if module == ARGUMENTS:
         names.remove_names()
+    if module == TRAINER:
+        observer.remove()
 
 
 def _refuse(reason: str) -> None:
