@@ -16,6 +16,11 @@ ELSEWHERE = {  # module -> the test file that it shares, without .py
     "backends/problem": "backends/test_agreement",
     "backends/triton/launch": "backends/triton/test_kernels",
     "backends/verdicts": "backends/test_selfcheck",
+    "commands/compare/files": "commands/compare/test_command",
+    **{
+        f"commands/compare/page/{name}": "commands/compare/test_page"
+        for name in ("figures", "marked", "sections", "svg", "tables")
+    },
     **{f"commands/convert/{name}": "commands/convert/test_conversion" for name in ("complete", "files", "folder")},
     "commands/device_check": "commands/test_env",
     "identity": "integrations/test_guard",

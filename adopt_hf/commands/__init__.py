@@ -3,10 +3,11 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
-from adopt_hf.commands import convert, env, memory, run
+from adopt_hf.commands import compare, convert, env, memory, run
 
 
 class Command(NamedTuple):
@@ -17,12 +18,14 @@ class Command(NamedTuple):
         help: The text in the list of commands.
         description: The text in the command's own help.
         usage: The usage line, if argparse's is not right.
+        own_words: Function that returns how many of the words after the name are the command's own. None: all.
     """
 
     module: ModuleType
     help: str
     description: str
     usage: str | None = None
+    own_words: Callable[[list[str]], int] | None = None
 
 
 COMMANDS = {
@@ -32,6 +35,7 @@ COMMANDS = {
         "Run a Python script, a command or, with -m, a module with optim='adopt' registered with transformers, and in "
         "every Python that it starts, too: adopt-hf run trl sft --optim adopt.",
         usage="%(prog)s [-m | --] WHAT [ARGS ...]",
+        own_words=run.own_words,
     ),
     "env": Command(
         env,
@@ -44,6 +48,15 @@ COMMANDS = {
         "how many bytes of optimizer state each process holds",
         "The bytes of optimizer state (exp_avg, exp_avg_sq and a float32 copy of the weights, if there is one) that "
         "each process holds. Without --zero and --fsdp, as under DDP, each holds all of it.",
+    ),
+    "compare": Command(
+        compare,
+        "run your own Trainer script under several optimizers, learning rates and seeds, and compare",
+        "Run a Trainer script under each optimizer, learning rate and seed. COMMAND gets --optim, --learning_rate, "
+        "--seed and --output_dir at its end. The same call goes on with a set that was stopped. DIR gets results.json, "
+        "results.md and the page report.html; docs/compare.md has the rules.",
+        usage="%(prog)s [OPTIONS] -- COMMAND [ARGS ...]",
+        own_words=compare.own_words,
     ),
     "convert": Command(
         convert,
@@ -65,8 +78,7 @@ def main() -> None:
         row.module.add_arguments(command)
         command.set_defaults(main=row.module.main, parser=command)
     argv = sys.argv[1:]
-    end = len(argv)
-    if argv[:1] == ["run"]:
-        end = 3 if argv[1:2] in (["-m"], ["--"]) else 2  # what comes after is the script's own, options and all
+    own_words = COMMANDS[argv[0]].own_words if argv and argv[0] in COMMANDS else None
+    end = len(argv) if own_words is None else 1 + own_words(argv[1:])
     options = parser.parse_args(argv[:end])
     options.main(options, argv[end:], options.parser)

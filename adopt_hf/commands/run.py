@@ -19,6 +19,11 @@ STARTUP = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 Error = Callable[[str], NoReturn]
 
 
+def own_words(words: list[str]) -> int:
+    """Return how many of the words after `run` are its own. What comes after is the script's, options and all."""
+    return 2 if words[:1] in (["-m"], ["--"]) else 1
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `adopt-hf run` takes."""
     parser.add_argument("-m", dest="module", action="store_true", help="WHAT is a module name, as in python -m")
@@ -27,18 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser) -> None:
     """Run the script, the module or the command with the arguments `rest`."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(_paths(os.environ.get("PYTHONPATH", "")))
-    start = run_module if options.module else run_script if _is_script(options.script) else run_command
+    os.environ["PYTHONPATH"] = os.pathsep.join(python_paths(os.environ.get("PYTHONPATH", "")))
+    start = run_module if options.module else run_script if is_script(options.script) else run_command
     start(options.script, rest, error=parser.error)
 
 
-def _paths(before: str) -> list[str]:
+def python_paths(before: str) -> list[str]:
     """Return the entries of PYTHONPATH with ours in front, once. An empty entry stays: it is the current folder."""
     entries = before.split(os.pathsep) if before else []
     return [STARTUP, *(entry for entry in entries if entry != STARTUP)]
 
 
-def _is_script(what: str) -> bool:
+def is_script(what: str) -> bool:
     """Return whether Python is to read the file `what`. What else a shell can find is a command."""
     has_name = what.endswith((".py", ".pyw"))
     if shutil.which(what) is None:

@@ -31,6 +31,7 @@ INTO_WINGS = {  # module -> what it may import from inside of a wing that is not
     "integrations.__init__": WINGS,  # the hall, which puts them together
     "integrations.trainer": ("integrations.transformers.names",),  # a path of earlier versions
     "integrations.transformers.deepspeed": ("integrations.deepspeed.ds_config",),
+    "commands.compare.runner": ("integrations.transformers.observer",),
     "commands.convert.change": ("integrations.transformers.optim_args",),
     "commands.convert.layouts": ("integrations.deepspeed.checkpoints",),
     "integrations.accelerate": ("integrations.deepspeed.ds_config",),

@@ -8,6 +8,7 @@ does to both cancels in their difference. A difference is below 0 if its 95 % in
 '-0.133 ± 0.143 (3 pairs)'
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,7 @@ class Difference(NamedTuple):
         return f"{self.mean:+{form}} ± {self.half:{form}} {pairs}"
 
 
+@functools.cache
 def t_quantile(df: int, confidence: float = CONFIDENCE) -> float:
     """Return t such that Student's distribution of `df` degrees of freedom has `confidence` between -t and t.
 
