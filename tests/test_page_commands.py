@@ -44,6 +44,7 @@ RUN_BY = {
     r"adopt-hf run train\.py .* --resume_from_checkpoint .*": (
         "tests/commands/convert/test_conversion.py::test_the_trainer_goes_on_with_adopt"
     ),
+    r"adopt-hf compare .*": "tests/commands/compare/test_command.py::test_a_real_script_killed_and_started_again",
     r"adopt-hf convert .*": "tests/commands/convert/test_conversion.py::test_in_place_and_the_default_output",
     r"python -m deepspeed\.checkpoint\.ds_to_universal .*": (
         "tests/processes/test_universal.py::test_another_number_of_processes"
