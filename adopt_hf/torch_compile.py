@@ -14,6 +14,7 @@ from torch import Tensor
 from adopt_hf import backends, first_steps
 from adopt_hf.backends import capture
 from adopt_hf.backends.bucket import RoundedBucket
+from adopt_hf.distributed import peers
 from adopt_hf.distributed.flat import Partition
 from adopt_hf.plan import build, entries
 from adopt_hf.plan.entries import Plan
@@ -54,8 +55,10 @@ def plan_of(optimizer: Planned, groups: Sequence[dict[str, Any]] | None, first: 
 def _plan_of(
     optimizer: Planned, compiling: bool, groups: Sequence[dict[str, Any]] | None, first: int, key: Hashable
 ) -> Plan:
-    if groups is None and not optimizer.has_noted_first_steps:
+    is_first = groups is None and not optimizer.has_noted_first_steps
+    if is_first:
         optimizer.has_noted_first_steps = first_steps.note(optimizer)
+        peers.compare_options(optimizer)
     if optimizer.monitor is not None:
         optimizer.monitor.observe(groups, first)
     # A GradScaler adds these two attributes.
@@ -64,7 +67,11 @@ def _plan_of(
     capture.check(groups, states)
     if len(optimizer.param_groups) == 1 and len(optimizer.param_groups[0]["params"]) == 1:
         tensor_key.give_key(optimizer.param_groups, groups, states, partitions)
-    return build.next_plan(groups, states, partitions, *scaled, compiling, first, optimizer.kept_plans, key)
+    plan = build.next_plan(groups, states, partitions, *scaled, compiling, first, optimizer.kept_plans, key)
+    if is_first:
+        used = (*plan.buckets, *plan.rounded, *plan.capturable)
+        peers.compare_backends(optimizer, (backend.words for backend in used))
+    return plan
 
 
 def _step_rounded(rounded: Mapping[backends.Backend, list[RoundedBucket]]) -> None:

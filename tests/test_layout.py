@@ -33,6 +33,7 @@ ELSEWHERE = {  # module -> the test file that it shares, without .py
         f"integrations/deepspeed/{name}": "processes/test_zero"
         for name in ("checkpoints", "gradients", "initialize", "internals")
     },
+    "integrations/ddp": "distributed/test_peers",
     "integrations/deepspeed/patches": "integrations/test_patching",
     "integrations/memory": "commands/test_memory",
     "integrations/trainer": "golden/test_saved",

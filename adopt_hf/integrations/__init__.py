@@ -7,7 +7,7 @@ imported for it: each of the others is patched when it has been imported.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adopt_hf.integrations import accelerate, guard, patching
+from adopt_hf.integrations import accelerate, ddp, guard, patching
 from adopt_hf.integrations.deepspeed import patches as of_deepspeed
 from adopt_hf.integrations.patching import Patch
 from adopt_hf.integrations.transformers import patches as of_transformers
@@ -27,8 +27,9 @@ class Patched(NamedTuple):
     mismatch: Callable[[], str | None]  # imports the package, and returns why its version does not fit, or None
 
 
+OF_TORCH = (*guard.PATCHES, *ddp.PATCHES)
 PATCHED = {
-    "torch": Patched(guard.PATCHES, lambda: None),
+    "torch": Patched(OF_TORCH, lambda: None),
     "transformers": Patched(of_transformers.PATCHES, of_transformers.mismatch),
     "accelerate": Patched(accelerate.PACKAGE.patches, accelerate.PACKAGE.mismatch),
     "deepspeed": Patched(of_deepspeed.PATCHES, of_deepspeed.PACKAGE.mismatch),
@@ -58,7 +59,7 @@ def unregister() -> None:
     transformers.unregister()
     accelerate.unregister()
     of_deepspeed.unregister()
-    patching.uninstall(guard.PATCHES)
+    patching.uninstall(OF_TORCH)
 
 
 def register_on_import() -> None:
@@ -71,7 +72,7 @@ def register_on_import() -> None:
 
 
 def _register_others() -> None:
-    patching.install(guard.PATCHES)
+    patching.install(OF_TORCH)
     accelerate.register()
     of_deepspeed.register()
 

@@ -1,7 +1,7 @@
 """Replace functions of other packages, and put them back. Every replacement is a row, a `Patch`.
 
-The rows are in `transformers/patches.py`, `deepspeed/patches.py`, `accelerate.py` and `guard.py` (torch). The check of
-a version, `python -m adopt_hf env` and the table in docs/integrations.md are views of the rows.
+The rows are in `transformers/patches.py`, `deepspeed/patches.py`, `accelerate.py`, `guard.py` and `ddp.py` (torch). The
+check of a version, `python -m adopt_hf env` and the table in docs/integrations.md are views of the rows.
 """
 
 import functools

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adopt_hf.distributed import peers
 from adopt_hf.distributed.flat import Partition, Stretch
 from adopt_hf.integrations.deepspeed import ds_config, internals
 from adopt_hf.integrations.deepspeed.arrivals import Arrivals, Shared
@@ -21,7 +22,7 @@ def follow(engine: Any) -> None:
     All processes of the engine must call this.
 
     Raises:
-        ValueError: If the state is on NVMe and has fewer than 32 bits.
+        ValueError: If the state is on NVMe and has fewer than 32 bits, or another rank has other options.
     """
     optimizer = engine.basic_optimizer
     bits = {group["state_bits"] for group in optimizer.param_groups} - {32}
@@ -39,6 +40,7 @@ def follow(engine: Any) -> None:
         + [Shared([model for model, _ in pairs], process_group) for process_group, pairs in whole],
     )
     engine.adopt_arrivals = arrivals
+    peers.compare_engine(optimizer, arrivals.ranks)
     names = {p: name for name, p in engine.module.named_parameters()}
     for number, group in enumerate(flat_groups):
         partition = Partition(
