@@ -10,8 +10,10 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import socket
 import sys
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +33,17 @@ _replicated: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
 _engines: "weakref.WeakKeyDictionary[Any, list[Ranks]]" = weakref.WeakKeyDictionary()  # optimizer -> sets of ranks
 _compared: "weakref.WeakSet[Any]" = weakref.WeakSet()  # optimizers
 _times: Counter[str] = Counter()  # comparisons of this process, by ranks and shapes
+
+CLOCKS = 1.0  # seconds by which the clocks of two machines may differ
+_begun = time.time()  # All ranks have begun before one of them steps, because steps need the gradients of all.
+
+
+def _begin() -> None:
+    global _begun
+    _begun = time.time()
+
+
+os.register_at_fork(after_in_child=_begin)
 
 
 def note_replicated(module: Any, process_group: Any) -> None:
@@ -158,21 +171,24 @@ def _exchange(ranks: Ranks, what: str, record: dict[str, Any]) -> dict[str, Any]
     """Return the record of the first of `ranks` that has called this for `what`, or None if that is this rank.
 
     A process calls this for the same `ranks` and `what` more than once if it trains more than once. The n-th call meets
-    the n-th call of the others.
+    the n-th call of the others. torchrun keeps the store when it restarts the processes (pytorch/pytorch#135712), so
+    that a record may be that of a process which has ended. Its time tells, and the new record takes its place.
     """
     if len(ranks) < 2:
         return None
     key = f"{_short(str(ranks))} {what}"
     _times[key] += 1
-    written = json.dumps(_here() | record)
+    written = json.dumps(_here() | {"time": time.time()} | record)
     try:
         # torch has no public name for the store. The store of a process group that is only a stand-in has no methods.
         store = torch.distributed.distributed_c10d._get_default_store()
-        read = store.compare_set(f"adopt_hf {key} {_times[key]}", "", written)
+        expected, first = "", {"rank": -1, "time": 0.0}
+        while first["rank"] != torch.distributed.get_rank() and first["time"] < _begun - CLOCKS:
+            expected = store.compare_set(f"adopt_hf {key} {_times[key]}", expected, written).decode()
+            first = json.loads(expected)
     except (RuntimeError, AttributeError) as error:
         logger.info("the ranks cannot be asked whether they have the same options: %s", error)
         return None
-    first: dict[str, Any] = json.loads(read)
     return None if first["rank"] == torch.distributed.get_rank() else first
 
 

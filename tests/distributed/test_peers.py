@@ -1,10 +1,12 @@
 """Ranks that train one model and differ: an error that names both, before anything is changed, and no false alarm.
 
-The ranks are here one process that takes their parts in turn, with one store and a process group that exchanges nothing.
+The ranks are here one process that takes their parts in turn, with one store and a process group that sends nothing.
 tests/processes/test_peers.py has real ones.
 """
 
 import logging
+import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,7 +76,11 @@ def sharded(**options: Any) -> tuple[ADOPT, Any]:
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_other_options_are_refused(
-    make: Callable[..., tuple[ADOPT, Any]], first: dict[str, Any], second: dict[str, Any], wanted: list[str], as_rank: As
+    make: Callable[..., tuple[ADOPT, Any]],
+    first: dict[str, Any],
+    second: dict[str, Any],
+    wanted: list[str],
+    as_rank: As,
 ) -> None:
     with as_rank(0):
         optimizer, _model = make(**first)
@@ -107,7 +113,7 @@ def test_other_param_groups_are_refused(as_rank: As) -> None:
     with as_rank(0):
         optimizer, _model = replicated((2, 2))
         peers._compare_options(optimizer.param_groups, (0, 1), "engine")
-    with as_rank(1), pytest.raises(ValueError, match="the ADOPT of rank 1 .* has 1 param groups, and that of rank 0"):
+    with as_rank(1), pytest.raises(ValueError, match=r"the ADOPT of rank 1 .* has 1 param groups, and that of rank 0"):
         peers._compare_options(optimizer.param_groups[:1], (0, 1), "engine")
 
 
@@ -154,6 +160,30 @@ def test_one_rank_alone_and_a_store_that_cannot_compare(as_rank: As) -> None:
         with as_rank(1, of=FakeStore()):
             optimizer, _model = replicated(lr=lr)
             optimizer.step()
+
+
+def test_a_record_of_a_process_that_has_ended_is_replaced(as_rank: As, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun keeps the store over a restart, and the first step of a restarted run has another learning rate."""
+    with as_rank(0):
+        optimizer, _model = replicated(lr=0.1)
+        optimizer.step()
+        peers._times.clear()
+    with monkeypatch.context() as restarted, as_rank(1):
+        restarted.setattr(peers, "_begun", time.time() + 2 * peers.CLOCKS)
+        optimizer, _model = replicated(lr=0.2)
+        optimizer.step()
+    with as_rank(0):
+        optimizer, _model = replicated(lr=0.1)
+        with pytest.raises(ValueError, match=r"rank 0 \(on .*\) has lr=0\.1 .*, and rank 1 \(on .*\) has lr=0\.2"):
+            optimizer.step()
+
+
+def test_a_fork_begins_anew() -> None:
+    begun, (reading, writing) = peers._begun, os.pipe()
+    if os.fork() == 0:
+        os.write(writing, b"later" if peers._begun > begun else b"as before")
+        os._exit(0)
+    assert os.read(reading, 20) == b"later"
 
 
 def test_a_rank_without_the_fast_backend_is_warned_of(
