@@ -28,6 +28,11 @@ class Model:
         """The number of parameters."""
         return sum(math.prod(shape) for group in self.groups for shape in group)
 
+    @property
+    def tensors(self) -> int:
+        """The number of trained tensors."""
+        return sum(map(len, self.groups))
+
     @cached_property
     def share_of_float32(self) -> float:
         """The share of parameters whose moments stay float32 with `state_bits=8`."""

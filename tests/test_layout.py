@@ -49,6 +49,7 @@ ELSEWHERE = {  # module -> the test file that it shares, without .py
     "plan/build": "plan/test_kept",
     "plan/entries": "plan/test_kept",
     "plan/known": "plan/test_kept",
+    "traffic": "commands/test_memory",
     "state/conversion": "state/test_formats",
     "state/differences": "integrations/test_differences",
     "state/names": "state/test_loading",

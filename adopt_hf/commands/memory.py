@@ -1,4 +1,4 @@
-"""Print a summary of optimizer state for `python -m adopt_hf memory`, and make the table of the docs."""
+"""Print a summary of optimizer state for `python -m adopt_hf memory`, and make the tables of the docs."""
 
 import argparse
 import math
@@ -8,6 +8,7 @@ from decimal import Decimal, DecimalException
 from adopt_hf.memory import LARGEST, MASTER, MODES, MOMENTS, OFFLOAD, PRECISIONS, SCALES, WHOLE, Usage, state_bytes
 from adopt_hf.memory_models import MODELS, Model, nearest
 from adopt_hf.state import quantization
+from adopt_hf.traffic import Added, added
 
 SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 TABLE_PARAMS = ("124M", "1.5B", "7B", "13B", "70B")
@@ -79,7 +80,8 @@ def report(options: argparse.Namespace) -> str:
         return summary(params, mode, world_sizes or [1], options.precision, options.offload, options.state_bits)
     if mode != "ddp" or options.offload is not None:
         raise ValueError("--table prints every mode: remove --zero, --fsdp and --offload")
-    return table(options.precision, world_sizes or TABLE_WORLD_SIZES, options.state_bits)
+    world_sizes = world_sizes or list(TABLE_WORLD_SIZES)
+    return f"{table(options.precision, world_sizes, options.state_bits)}\n\n{time_table(world_sizes)}"
 
 
 def left_out(params: int, mode: str, state_bits: int = 32) -> str:
@@ -134,7 +136,21 @@ def summary(
     else:
         what, note = f"{params:,} parameters", left_out(params, mode, state_bits)
     title = f"Optimizer state of one process: {what}, {MODES[mode]}, {precision}{where[offload]}{bits}."
-    return "\n".join([title, "", *lines, "", note])
+    return "\n".join([title, "", *lines, "", note, time(params, mode, offload)])
+
+
+def time(params: int | Model, mode: str, offload: str | None) -> str:
+    """Return the sentence on what a step of ADOPT sends in addition to a step of AdamW."""
+    model = params if isinstance(params, Model) else nearest(params)
+    extra = added(model.tensors, mode, offload)
+    if not extra.all_reduces:
+        return "Time: a step sends nothing that a step of AdamW does not send."
+    of = f"{model.tensors:,} trained tensors" + ("" if model is params else f", as in {model.title}")
+    each = ", for each micro-batch" if added(1, mode, offload, 2) != added(1, mode, offload) else ""
+    return (
+        f"Time: a step sends one all-reduce of {extra.bytes:,} bytes more than a step of AdamW, on the CPU, with any "
+        f"number of processes: a byte for each of {of}, and one more{each}."
+    )
 
 
 def table(precision: str = "bf16", world_sizes: Sequence[int] = TABLE_WORLD_SIZES, state_bits: int = 32) -> str:
@@ -172,6 +188,20 @@ def table(precision: str = "bf16", world_sizes: Sequence[int] = TABLE_WORLD_SIZE
             per_element = [f"{moments}{part}", f"{MASTER}{part}" if usages[0].master else "0"]
             name = ", ".join(names) + (", offloaded" if usages[0].offloaded else "")
             lines.append([name, f"{n}", usages[0].held_by, *per_element, *(_gib(usage.total) for usage in usages)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def time_table(world_sizes: Sequence[int] = TABLE_WORLD_SIZES) -> str:
+    """Return what a step of ADOPT adds to a step of AdamW in every mode, as a table in GitHub's markdown."""
+    models = [nearest(parse_count("", text)) for text in TABLE_PARAMS]
+    alike: dict[tuple[Added, ...], list[str]] = {}  # the numbers -> the modes
+    for mode, title in MODES.items():
+        alike.setdefault(tuple(added(model.tensors, mode) for model in models), []).append(title)
+    head = ["time: added to a step of AdamW", "processes", "all-reduces", *(f"{text}, bytes" for text in TABLE_PARAMS)]
+    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
+    for extras, titles in alike.items():
+        sizes = [f"{extra.bytes:,}" for extra in extras]
+        lines.append([", ".join(titles), ", ".join(map(str, world_sizes)), str(extras[0].all_reduces), *sizes])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -130,6 +130,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "memory model": memory_model,
     "refused settings": refused_settings,
     "memory": memory_command.table,
+    "time": memory_command.time_table,
     "FSDP's excess to 256 of GPT-2": lambda: fsdp_excess("gpt2", 8, 64, 256),
     "FSDP's excess to 256 of Llama": lambda: fsdp_excess("llama-7b", 8, 64, 256),
     "FSDP's excess at 1024 of GPT-2": lambda: fsdp_excess("gpt2", 1024),

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from adopt_hf import ADOPT, param_groups
+from adopt_hf import ADOPT, param_groups, traffic
 from adopt_hf.commands import main
 from adopt_hf.commands import memory as memory_command
 from adopt_hf.memory import MODES, PRECISIONS, Usage, state_bytes
@@ -299,7 +299,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def test_summary(printed: Any) -> None:
-    title, _, head, row64, row8, _, note = printed("--params 7e9 --zero 3 --world-size 64 8").splitlines()
+    title, _, head, row64, row8, _, note, time = printed("--params 7e9 --zero 3 --world-size 64 8").splitlines()
     assert title == "Optimizer state of one process: 7,000,000,000 parameters, ZeRO 3, bf16."
     assert head.split()[:3] == ["processes", "held", "by"]
     row64_cells = ["64", "GPU", "0.815", "(875,000,000)", "0.407", "(437,500,000)", "1.22", "(1,312,500,000)"]
@@ -307,6 +307,7 @@ def test_summary(printed: Any) -> None:
     assert [row64.split(), row8.split()] == [row64_cells, row8_cells]
     assert len({len(line) for line in (head, row64, row8)}) == 1
     assert "less than 1 element" in note
+    assert time.startswith("Time: a step sends one all-reduce of 292 bytes more than a step of AdamW")
 
 
 @pytest.mark.parametrize(
@@ -338,7 +339,8 @@ def cells(line: str) -> list[str]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_table(option: str, sizes: list[int], precision: str, printed: Any) -> None:
     """Every mode, and in its rows what `state_bytes` says."""
-    head, rule, *lines = printed(f"--table --precision {precision}{option}").splitlines()
+    states, _, _ = printed(f"--table --precision {precision}{option}").partition("\n\n")
+    head, rule, *lines = states.splitlines()
     assert set(rule) <= set("|-: ")
     assert cells(head)[5:] == [f"{size}, GiB" for size in ("124M", "1.5B", "7B", "13B", "70B")]
     seen = set()
@@ -359,6 +361,40 @@ def test_table(option: str, sizes: list[int], precision: str, printed: Any) -> N
     sharded = [(mode, None) for mode in ("fsdp", "zero1", "zero2", "zero3")]
     sharded += [(mode, "optimizer") for mode in ("zero1", "zero2", "zero3")]
     assert seen == {("ddp", None, "any"), ("zero0", None, "any")} | {(*row, str(n)) for row in sharded for n in sizes}
+
+
+@pytest.mark.parametrize(("option", "sizes"), [("", "8, 64, 256, 1024"), (" --world-size 2 4", "2, 4")])
+def test_time_table(option: str, sizes: str, printed: Any) -> None:
+    """Counted on two and four processes by tests/processes/test_peers.py."""
+    _, _, times = printed(f"--table{option}").partition("\n\n")
+    head, rule, *lines = times.splitlines()
+    assert set(rule) <= set("|-: ")
+    assert cells(head)[2:] == ["all-reduces", *(f"{size}, bytes" for size in ("124M", "1.5B", "7B", "13B", "70B"))]
+    assert [cells(line) for line in lines] == [
+        ["DDP, FSDP", sizes, "0", "0", "0", "0", "0", "0"],
+        ["ZeRO 0, ZeRO 1, ZeRO 2, ZeRO 3", sizes, "1", "149", "581", "292", "364", "724"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--params 7e9 --fsdp", "Time: a step sends nothing that a step of AdamW does not send."),
+        ("--model gpt2 --zero 3", "one all-reduce of 149 bytes more than a step of AdamW, on the CPU"),
+        ("--params 7e9 --zero 1", "a byte for each of 291 trained tensors, as in Llama 7B, and one more."),
+        ("--model gpt2 --zero 2 --offload optimizer", "of 148 trained tensors, and one more, for each micro-batch."),
+        ("--model gpt2 --zero 1 --offload optimizer", "of 148 trained tensors, and one more."),
+    ],
+)
+def test_time(line: str, says: str, printed: Any) -> None:
+    assert says in printed(line).splitlines()[-1]
+
+
+def test_traffic_of_several_micro_batches() -> None:
+    assert traffic.added(10, "zero2", "optimizer", 4) == traffic.Added(1, 44)
+    assert traffic.added(10, "zero2", None, 4) == traffic.added(10, "zero1", "optimizer", 4) == (1, 11)
+    with pytest.raises(ValueError, match=r"mode must be one of 'ddp', .*, got 'zero4'"):
+        traffic.added(10, "zero4")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[2] / "adopt_hf"
 ROOMS = (  # rooms of one line may import each other
     ("algorithm", "hyperparameters", "distributed", "first_steps", "identity"),
     ("state",),
-    ("backends", "memory", "memory_models", "param_groups"),
+    ("backends", "memory", "memory_models", "param_groups", "traffic"),
     ("plan",),
     ("torch_compile",),
     ("optimizer",),
