@@ -12,7 +12,7 @@ from transformers.trainer_callback import TrainerState
 
 from examples.gpt2_pretraining import checkpoints, data, report
 from examples.gpt2_pretraining.settings import Settings
-from examples.shared import launch, plots
+from examples.shared import launch, plots, restarts
 
 
 @dataclass
@@ -57,6 +57,8 @@ def prepare(settings: Settings, script: str) -> Recipe:
     if checkpoint is None:
         text = f"# {script}, all that differs from the defaults\n{yaml.safe_dump(settings.overrides, sort_keys=True)}"
         launch.take_folder(Path(args.output_dir) / checkpoints.RUN, text, new=True)
+    else:
+        restarts.note(Path(args.output_dir))
     logging.getLogger("gpt2_pretraining").info(
         "%s parameters; %s training and %s validation blocks of %d tokens; %s",
         f"{model.num_parameters():,}",

@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import HfArgumentParser
 
 import adopt_hf  # noqa: F401  registers optim="adopt"; must come before a parser is built
 from adopt_hf.integrations.checkpoints import AlreadyFinishedError, DiskFullError, after_interrupt
+from examples.shared import network
 from examples.shared.errors import InputError, one_line
 
 output_dir: Path | None = None  # the folder of the run, once it is known
@@ -92,6 +94,7 @@ class Parser(HfArgumentParser):
         if self.runs is not None and values.output_dir is None:
             self.set_defaults(output_dir=self.runs.format(Path(config).stem))
         try:
+            network.connect(values)
             *instances, _ = self.parse_args_into_dataclasses(argv, look_for_args_file=False)
             if check is not None:
                 check(*instances)
@@ -145,7 +148,8 @@ class Parser(HfArgumentParser):
 def run(main: Callable[[], None]) -> None:
     """Call `main`. An `InputError` or a full disk becomes one line on stderr and exit code 2.
 
-    A run that has finished already is one line on stdout and exit code 0. Ctrl-C is exit code 130 and one line on
+    A run that has finished already is one line on stdout and exit code 0. After a lost connection to another process,
+    every process prints a line that explains its traceback. Ctrl-C is exit code 130 and one line on
     stderr, the command that goes on with the run. Only the main process prints it, and no script without a run does.
     """
     try:
@@ -160,3 +164,10 @@ def run(main: Callable[[], None]) -> None:
     except (InputError, DiskFullError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        explanation = network.explain(error, output_dir)
+        if explanation is None:
+            raise
+        traceback.print_exc()
+        print(f"{Path(sys.argv[0]).name}: error: {explanation}", file=sys.stderr, flush=True)
+        sys.exit(1)

@@ -24,6 +24,7 @@ from adopt_hf.integrations.checkpoints import (
 )
 from adopt_hf.integrations.transformers import optim_args
 from adopt_hf.integrations.transformers.names import NAMES
+from examples.shared import restarts
 from examples.shared.errors import InputError
 
 PICTURE = "loss.png"  # the last file that a run writes
@@ -145,7 +146,9 @@ def open_cache(folder: Path, kept: Path | None = None) -> Path:
 
 
 def to_go_on_from(args: TrainingArguments, traces: Sequence[str]) -> Path | None:
-    """Return the checkpoint to go on from, or None for a new run.
+    """Return the checkpoint to go on from, or None for a new run. All processes call this.
+
+    A run that torchrun has restarted goes on from its last complete checkpoint, whatever `args` say.
 
     Args:
         args: `resume_from_checkpoint` is a path, or 'true' or 'last' for the newest complete one in `output_dir`. A new
@@ -157,7 +160,10 @@ def to_go_on_from(args: TrainingArguments, traces: Sequence[str]) -> Path | None
     """
     output_dir = Path(args.output_dir)
     try:
-        checkpoint = to_resume(output_dir, args.resume_from_checkpoint, traces)
+        if restarts.is_restart(output_dir):
+            checkpoint = restarts.checkpoint(output_dir, args.resume_from_checkpoint)
+        else:
+            checkpoint = to_resume(output_dir, args.resume_from_checkpoint, traces)
         check_writable(output_dir)
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -198,6 +204,7 @@ def take_folder(file: Path, text: str, new: bool) -> None:
             raise InputError(f"output_dir {file.parent} has just been taken by another run; choose another") from None
         except OSError as error:
             raise InputError(f"output_dir {file.parent} cannot be written: {error.strerror}") from None
+    restarts.note(file.parent)
 
 
 # ----- the launch -----

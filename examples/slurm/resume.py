@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from adopt_hf.integrations.checkpoints import last_complete
+from adopt_hf.integrations.checkpoints.folders import last_complete, set_aside
 
 
 def value(output_dir: Path, restarts: int) -> str:
@@ -19,16 +19,10 @@ def value(output_dir: Path, restarts: int) -> str:
         restarts: How often the job was requeued. At its first start, 0, a folder that exists is the user's, and it is
             not renamed: the recipe says what it holds.
     """
-    checkpoint, skipped = last_complete(output_dir)
-    if checkpoint is not None:
+    if last_complete(output_dir)[0] is not None:
         return "last"
     if restarts > 0 and output_dir.exists():
-        aside = output_dir.with_name(f"{output_dir.name}-start{restarts}")
-        output_dir.rename(aside)
-        why = "; ".join(f"{folder.name}: {reason}" for folder, reason in skipped) or "it has no checkpoint"
-        print(
-            f"{output_dir} has no complete checkpoint ({why}); it is now {aside}, and the run begins", file=sys.stderr
-        )
+        print(set_aside(output_dir, restarts), file=sys.stderr)
     return "false"
 
 

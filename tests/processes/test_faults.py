@@ -116,9 +116,13 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 class Launch:
-    """`accelerate launch` of the recipe in a mode, for a `with`: none of its processes outlives the block."""
+    """A launch of the recipe in a mode, for a `with`: none of its processes outlives the block.
 
-    def __init__(self, mode: Mode, config: Path, output: Path, *args: object):
+    Args:
+        launcher: What stands before the script. Default: `accelerate launch` with the mode's config.
+    """
+
+    def __init__(self, mode: Mode, config: Path, output: Path, *args: object, launcher: tuple[object, ...] = ()):
         self.mode, self.output = mode, output
         self.ranks: list[psutil.Process] = []  # once they train
         self.started = time.time_ns()
@@ -127,7 +131,9 @@ class Launch:
         script = (ROOT / "tests" / "processes" / "recipe.py", self.notes, EXAMPLE / mode.script, config)
         options = ("--output_dir", output, "--use_cpu", "--log_level", "info", *args)
         port = str(free_port())
-        command = [str(part).replace(PORT, port) for part in (*accelerate(mode.config), *script, *options)]
+        command = [
+            str(part).replace(PORT, port) for part in (*(launcher or accelerate(mode.config)), *script, *options)
+        ]
         log, variables = self.notes / "log", environment({"HF_HOME": str(config.parent / "hf")})
         log.touch()
         self.process = forks(OF_RECIPE, variables).start(command, variables, ROOT, log, log)

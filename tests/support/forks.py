@@ -9,6 +9,7 @@ before the launcher has any threads or sockets.
 """
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -48,6 +49,8 @@ BEFORE_TRANSFORMERS = (
     *("scipy.stats", "pandas", "pyarrow.dataset", "pyarrow.parquet", "fsspec.asyn", "multiprocess", "regex", "xxhash"),
 )
 LAUNCHERS = {"accelerate.commands.launch": "--num_processes", "torch.distributed.run": "--nproc_per_node"}
+NETWORK = "ADOPT_HF_TEST_NETWORK"  # a variable of the environment
+RESTARTS = "--max_restarts"  # of the processes that a launcher starts
 
 
 class Waiting:
@@ -90,9 +93,11 @@ class Waiting:
 
 
 def run(args: list[str], env: dict[str, str]) -> None:
-    """Do what `python ARGS` does, and end this process."""
+    """Do what `python ARGS` does, in the network namespace that `env` may name, and end this process."""
     os.environ.clear()
     os.environ.update(env)
+    if NETWORK in env:
+        enter(env[NETWORK])
     code = 1
     try:
         if args[0] == "-c":
@@ -118,6 +123,18 @@ def run(args: list[str], env: dict[str, str]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def enter(network: str) -> None:
+    """Move this thread into a network namespace of `ip netns`, for `os.setns` of Python 3.12."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{network}") as namespace:
+        if libc.setns(namespace.fileno(), 0) != 0:
+            raise OSError(ctypes.get_errno(), f"setns into {network} failed")
+
+
+def count_of(args: list[str], option: str, default: int) -> int:
+    return int(args[args.index(option) + 1]) if option in args else default
 
 
 def launch_forks(count: int) -> None:
@@ -260,5 +277,5 @@ if __name__ == "__main__":
         else:
             launched = told["args"][1] if told["args"][0] == "-m" else ""
             if launched in LAUNCHERS:
-                launch_forks(int(told["args"][told["args"].index(LAUNCHERS[launched]) + 1]))
+                launch_forks(count_of(told["args"], LAUNCHERS[launched], 1) * (1 + count_of(told["args"], RESTARTS, 0)))
             run(told["args"], told["env"])

@@ -42,6 +42,23 @@ def last_complete(output_dir: Folder) -> tuple[Path | None, list[tuple[Path, str
     return None, skipped
 
 
+def set_aside(output_dir: Path, number: int) -> str:
+    """Give a run's folder without a complete checkpoint another name, and return a sentence about it.
+
+    Nothing is deleted.
+
+    Args:
+        output_dir: The run's folder.
+        number: The number of the restart. The new name ends with it, or with the next one that is free.
+    """
+    _, skipped = last_complete(output_dir)
+    while (aside := output_dir.with_name(f"{output_dir.name}-start{number}")).exists():
+        number += 1
+    output_dir.rename(aside)
+    why = "; ".join(f"{folder.name}: {reason}" for folder, reason in skipped) or "it has no checkpoint"
+    return f"{output_dir} has no complete checkpoint ({why}); it is now {aside}, and the run begins"
+
+
 def checkpoints_in(output_dir: Folder) -> list[Path]:
     """Return the folders checkpoint-<step> in `output_dir`, complete or not, oldest first."""
     output_dir = Path(output_dir)
