@@ -59,6 +59,7 @@ def watch_steps(folder: Path) -> None:
 
 def main() -> None:
     folder, script, *rest = sys.argv[1:]
+    adopt_hf.__version__ = os.environ.get("ADOPT_HF_TEST_VERSION", adopt_hf.__version__)
     watch_steps(Path(folder))
     accelerate.Accelerator = transformers.trainer.Accelerator = CpuAccelerator
     if deepspeed_is_on():

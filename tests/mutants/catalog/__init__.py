@@ -7,6 +7,7 @@ from tests.mutants.catalog import (
     found,
     integrations,
     kernels,
+    machines,
     meshes,
     optimizer,
     startup,
@@ -25,4 +26,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *docs.MUTANTS,
     *meshes.MUTANTS,
     *startup.MUTANTS,
+    *machines.MUTANTS,
 )
