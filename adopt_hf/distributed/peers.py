@@ -43,7 +43,8 @@ def _begin() -> None:
     _begun = time.time()
 
 
-os.register_at_fork(after_in_child=_begin)
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_begin)
 
 
 def note_replicated(module: Any, process_group: Any) -> None:
