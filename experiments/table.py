@@ -81,6 +81,12 @@ EXPERIMENTS = {
         "experiments/results/convert.jsonl",
         "docs/migrate.md",
     ),
+    "compare": Experiment(
+        "adopt-hf compare on the offline recipes",
+        "experiments.compare",
+        "experiments/results/compare.jsonl",
+        "docs/compare.md",
+    ),
     **PAPER,
     "paper": Experiment("all experiments of the paper, then evidence", "experiments.paper.all", "", EVIDENCE),
     "evidence": Experiment("nothing: keeps finished runs, draws plots", "experiments.paper.evidence", "", EVIDENCE),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-from experiments import recipes
+from experiments import compare, recipes
 from experiments.harness.machine import ROOT
 from experiments.harness.pages import Found, passages, write
 from experiments.monitor import cost
@@ -23,6 +23,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     **bits.TEXTS,
     **defaults.TEXTS,
     **convert.TEXTS,
+    **compare.TEXTS,
     **cost.TEXTS,
 }
 

@@ -146,7 +146,7 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
                 mean_text(one["final"], one["diverged"]),
                 mean_text(one["best"], 0),
                 steps,
-                mean_text(one["step_ms"], 0, ".1f") + ("*" if found["shared"] else ""),
+                mean_text(one["step_ms"], 0, ".1f") + ("*" if found["shared"] and one["step_ms"]["n"] else ""),
                 "-" if one["peak_bytes"] is None else memory(one["peak_bytes"]),
                 "-" if one["spikes"] is None else str(one["spikes"]),
             ]

@@ -78,8 +78,8 @@ def _sentence(found: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         return f"A run of {ours} or {theirs} diverged{at}, so their {loss} has no interval."
     if half is None:
         return (
-            f"One seed gives no interval: {ours} ended {number(abs(mean))} {'below' if mean < 0 else 'above'} {theirs} "
-            f"in {loss}{at}, which another seed may reverse."
+            f"One pair of runs gives no interval: {ours} ended {number(abs(mean))} {'below' if mean < 0 else 'above'} "
+            f"{theirs} in {loss}{at}, which another seed may reverse."
         )
     low, high = sorted((abs(mean - half), abs(mean + half)))
     kind = _kind(row)

@@ -172,7 +172,7 @@ def test_what_shared_the_machine_and_what_has_one_seed_is_said() -> None:
     shared, one = page(broken()), page(of(ONE))
     assert "Runs shared the machine (--jobs), so their times say nothing" in shared
     assert "ms; these runs" not in shared
-    assert "One seed gives no interval" in one
+    assert "One pair of runs gives no interval" in one
     assert "There is one seed, so no interval" in one
     assert "±" not in one.replace("± is", "")
 

@@ -27,8 +27,8 @@ def test_sentences() -> None:
         "lies between -1.271 and +1.271."
     )
     assert said([[2.0]], [[2.5]]) == (
-        "One seed gives no interval: adopt ended 0.500 below adamw_torch in held-out loss at learning rate 1e-3, which "
-        "another seed may reverse."
+        "One pair of runs gives no interval: adopt ended 0.500 below adamw_torch in held-out loss at learning rate "
+        "1e-3, which another seed may reverse."
     )
     assert said([[2.0, None]], [[2.5, 2.6]]) == (
         "adopt diverged at every learning rate that was tried, so adopt cannot be compared."

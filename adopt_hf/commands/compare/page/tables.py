@@ -12,6 +12,8 @@ from adopt_hf.commands.compare.page.sections import ms, steps
 from adopt_hf.commands.compare.plan import lr_text
 from adopt_hf.commands.compare.verdict import loss_name, number, percent
 
+SHORT = 32  # characters of a word that fits on a line of a phone
+
 
 def numbers(found: Mapping[str, Any], marked: Marked) -> str:
     """Return the table of all settings."""
@@ -99,7 +101,7 @@ def how(found: Mapping[str, Any], marked: Marked) -> str:
     words = ["adopt-hf", "compare", "--optims", ",".join(plan["optims"])]
     lrs = plan["lrs"][len(plan["lrs"]) // 2 : len(plan["lrs"]) // 2 + 1] if plan["sweep"] else plan["lrs"]
     words += ["--lrs", ",".join(map(lr_text, lrs)), *["--lr-sweep"] * plan["sweep"], "--seeds", str(plan["seeds"])]
-    command = " ".join([*words, "--", shlex.join(plan["command"])])
+    command = " ".join(_unbroken(shlex.quote(word)) for word in [*words, "--", *plan["command"]])
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers", "accelerate"))
     confidence = percent(found["confidence"])
     rules = [
@@ -115,7 +117,12 @@ def how(found: Mapping[str, Any], marked: Marked) -> str:
     ]
     list_ = "".join(f"<li>{escape(rule)}</li>" for rule in rules)
     return (
-        f'<section id="how"><h2>How it was made</h2><pre class="command">{escape(command)}</pre><p class="muted">'
+        f'<section id="how"><h2>How it was made</h2><pre class="command">{command}</pre><p class="muted">'
         f"{escape(machine['system'])}, {marked('machine.cores')} cores; Python {escape(machine['python'])}, "
         f'{escape(versions)}. Runs at once: {marked("jobs")}.</p><ul class="rules">{list_}</ul></section>\n'
     )
+
+
+def _unbroken(word: str) -> str:
+    """Return a word of the command, in which no line ends unless it is long."""
+    return f'<span class="nb">{escape(word)}</span>' if len(word) < SHORT else escape(word)
