@@ -19,7 +19,7 @@ from adopt_hf.integrations.checkpoints.folders import last_complete, set_aside
 
 logger = logging.getLogger("adopt_hf")
 
-LAUNCHERS = "launchers.json"
+LAUNCHERS = "_launchers.json"  # `push_to_hub` leaves out names with an underscore
 
 
 def launcher() -> str | None:

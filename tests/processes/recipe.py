@@ -12,6 +12,7 @@ import os
 import runpy
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,16 @@ def watch_steps(folder: Path) -> None:
     adopt_hf.ADOPT.step = step  # type: ignore[method-assign]
 
 
+def wait_no_longer(seconds: float) -> None:
+    """Give the process groups that DeepSpeed makes a timeout, where theirs is half an hour."""
+    new_group = torch.distributed.new_group
+
+    def with_timeout(*args: Any, **options: Any) -> Any:
+        return new_group(*args, **{"timeout": timedelta(seconds=seconds)} | options)
+
+    torch.distributed.new_group = with_timeout
+
+
 def main() -> None:
     folder, script, *rest = sys.argv[1:]
     adopt_hf.__version__ = os.environ.get("ADOPT_HF_TEST_VERSION", adopt_hf.__version__)
@@ -64,6 +75,8 @@ def main() -> None:
     accelerate.Accelerator = transformers.trainer.Accelerator = CpuAccelerator
     if deepspeed_is_on():
         without_extensions()
+        if "ADOPT_HF_TEST_TIMEOUT" in os.environ:
+            wait_no_longer(float(os.environ["ADOPT_HF_TEST_TIMEOUT"]))
     sys.argv = [script, *rest]
     runpy.run_path(script, run_name="__main__")
 

@@ -96,7 +96,12 @@ class Launch:
             script = (RECIPE, self.notes, EXAMPLE / mode.script, config, "--output_dir", output, "--use_cpu")
             options = ("--log_level", "info", "--ddp_timeout", TIMEOUT, *args, *(second if host else ()))
             command = [*launcher, *machines, *main, *without_pdsh, *script, *options]
-            more = {"HF_HOME": str(config.parent / "hf"), **cable.variables(host), **(variables if host else {})}
+            more = {
+                "HF_HOME": str(config.parent / "hf"),
+                "ADOPT_HF_TEST_TIMEOUT": str(TIMEOUT),
+                **cable.variables(host),
+                **(variables if host else {}),
+            }
             log.touch()
             self.started.append(servers[host].start([*map(str, command)], environment(more), ROOT, log, log))
 
