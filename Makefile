@@ -46,7 +46,7 @@ test-long: $(STAMP)
 	$(PYTEST) -m "slow or distributed"
 
 test-distributed-docs: $(STAMP)
-	$(RUN) -m pytest -m distributed $(addprefix tests/processes/test_, matrix.py faults.py memory.py) --update-docs
+	$(RUN) -m pytest -m distributed $(addprefix tests/processes/test_, matrix.py meshes.py faults.py memory.py) --update-docs
 	$(RUN) -m experiments report
 
 # Every table, list and number of README.md and docs/ that a program makes, from the code and the kept results.

@@ -31,7 +31,11 @@ def run(*command: Any, fails: bool = False, forked: bool = False, timeout: float
     return output
 
 
-FORKED = ("job.py", "dcp_job.py")  # jobs that do not care what has been imported before them, nor in which order
+FORKED = (
+    "job.py",
+    "dcp_job.py",
+    "mesh_job.py",
+)  # jobs that do not care what has been imported before them, nor in which order
 
 
 def torchrun(processes: int, script: str, *args: Any, **options: Any) -> str:
