@@ -44,6 +44,8 @@ class Partition:
         total: Function that sums an int64 or float64 CPU tensor in place over the processes that share the tensors.
         number: Number that differs between flat parameters, and between processes with different parts. Default: 0.
         names: Names of the tensors in the model. Default: none.
+        is_cut: Whether some of them are parts of tensors, whose other parts are in processes that `total` does not
+            reach. Default: False.
     """
 
     tensors: int
@@ -52,6 +54,7 @@ class Partition:
     total: Callable[[Tensor], None]
     number: int = 0
     names: Sequence[str] = ()
+    is_cut: bool = False
 
     def steps(self, state: dict[str, Any]) -> list[float]:
         """Return the step count of each tensor, from the state of the flat parameter."""

@@ -25,6 +25,14 @@ def sharding_of(p: Tensor) -> Any:
     return (p.device_mesh, p.placements) if is_dtensor(p) else None
 
 
+def is_cut_without_mesh(p: Tensor) -> bool:
+    """Return whether `p` is one process's part of a tensor, and no mesh says which processes have the others.
+
+    DeepSpeed's AutoTP and Megatron mark such parameters.
+    """
+    return getattr(p, "tensor_model_parallel", False) is True
+
+
 def shard(sharding: Any) -> tuple[int, ...]:
     """Return the coordinates of this process's shard of a DTensor. Replicas of a shard have equal coordinates."""
     if sharding is None:

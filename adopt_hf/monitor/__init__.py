@@ -55,6 +55,7 @@ class Monitor:
 
     Raises:
         ValueError: If `every` is not a whole number of at least 1, the optimizer is not ADOPT, or `model` is no module.
+            Also if DeepSpeed's AutoTP or Megatron has cut parameters.
     """
 
     def __init__(self, optimizer: Any, model: nn.Module | None = None, every: int | None = None) -> None:
@@ -66,6 +67,7 @@ class Monitor:
             raise ValueError(f"model must be a torch.nn.Module or None, got {model!r}")
         if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
             raise ValueError(f"every must be a whole number of steps >= 1 or None, got {every!r}")
+        _check_not_cut(optimizer)
         self.is_due = False  # whether steps that begin now are observed
         self.steps = 0  # that have begun, observed or not
         self.every = every
@@ -234,6 +236,17 @@ class Monitor:
                 100 * share,
                 self._optimizer.param_groups[0]["betas"][1],
             )
+
+
+def _check_not_cut(optimizer: ADOPT) -> None:
+    """Raise ValueError if parameters are parts of tensors, and nothing says where the others are."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(map(sharding.is_cut_without_mesh, params)) or any(each.is_cut for each in optimizer.partitions.values()):
+        raise ValueError(
+            "a Monitor cannot observe parameters that the tensor parallelism of DeepSpeed (AutoTP) or Megatron has "
+            "cut: they do not say which processes share them, and the figures would be those of one process. Remove "
+            "the monitor, or use the tensor parallelism of transformers, DistributedConfig(tp_size=...)"
+        )
 
 
 FSDP1 = "FSDP1"  # its parameters are plain tensors that do not say how they are spread

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import adopt_hf
+from adopt_hf.distributed.flat import Partition, Stretch
 
 
 def an_adopt() -> adopt_hf.ADOPT:
@@ -42,3 +43,21 @@ def test_what_is_no_optimizer_or_no_model_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model must be a torch.nn.Module or None, got 100"):
         adopt_hf.Monitor(optimizer, model)
     assert optimizer.monitor is None
+
+
+def test_parameters_that_are_cut_without_a_mesh_are_refused() -> None:
+    """DeepSpeed's AutoTP and Megatron mark them; a flat parameter of ZeRO has the marks of its tensors."""
+    mark = nn.Parameter(torch.ones(2))
+    mark.tensor_model_parallel = True  # type: ignore[attr-defined]
+    in_groups = adopt_hf.ADOPT([nn.Parameter(torch.ones(2)), mark])
+    flat = nn.Parameter(torch.ones(2))
+    in_a_partition = adopt_hf.ADOPT([flat])
+    partition = Partition(1, [Stretch(0, 0, 2)], lambda: [True], lambda counts: None, is_cut=True)
+    in_a_partition.set_partition(flat, partition)
+    for optimizer in (in_groups, in_a_partition):
+        with pytest.raises(ValueError, match=r"AutoTP.* has cut: .* use the tensor parallelism of transformers"):
+            adopt_hf.Monitor(optimizer)
+        assert optimizer.monitor is None
+    whole = nn.Parameter(torch.ones(2))
+    whole.tensor_model_parallel = False  # type: ignore[attr-defined]
+    adopt_hf.Monitor(adopt_hf.ADOPT([whole]))

@@ -1,4 +1,6 @@
-"""Figures of whole tensors under FSDP1, whose parameters do not say how they are spread."""
+"""Figures of whole tensors under FSDP1, whose parameters do not say how they are spread: tensors that are cut as FSDP1
+cuts them, and a model that FSDP1 itself has wrapped.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 import adopt_hf
 
@@ -54,3 +57,48 @@ def test_fsdp1_has_the_figures_of_whole_tensors(tmp_path: Path) -> None:
     for rank in range(len(HELD)):
         for found, one in zip(torch.load(tmp_path / f"{rank}.pt"), wanted, strict=True):
             assert found == pytest.approx(one, rel=1e-6)
+
+
+def a_model() -> nn.Module:
+    """The tables' later rows have exactly zero gradients at first; 111 elements, which two processes must pad."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(10, 6), nn.Linear(6, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 1))
+
+
+def figures_of_model(model: nn.Module, rank: int, world: int) -> list[dict[str, float]]:
+    """Return the figures of eight steps on a share of the batch."""
+    optimizer = adopt_hf.ADOPTW(model.parameters(), lr=0.05, weight_decay=0.1)
+    monitor = adopt_hf.Monitor(optimizer, model, every=1)
+    found = []
+    for step in range(8):
+        tokens = torch.randint(5 if step < 4 else 10, (8,), generator=torch.Generator().manual_seed(step))
+        mine = tokens.chunk(world)[rank]
+        (model(mine).squeeze(-1) - torch.sin(mine.float())).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(monitor.figures())
+    return found
+
+
+def of_real_fsdp1(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(HELD))
+    for original in (True, False):
+        model = FullyShardedDataParallel(a_model(), device_id=torch.device("cpu"), use_orig_params=original)
+        torch.save(figures_of_model(model, rank, len(HELD)), f"{folder}/{rank}-{original}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_model_in_fsdp1_has_the_figures_of_one_process(tmp_path: Path) -> None:
+    mp.spawn(of_real_fsdp1, (str(tmp_path),), nprocs=len(HELD))
+    wanted = figures_of_model(a_model(), 0, 1)
+    assert [one["adopt/unobserved"] > 0 for one in wanted] == [True] * 8
+    padded = 1 / 111  # without use_orig_params the padding of the one flat parameter counts as elements
+    for rank in range(len(HELD)):
+        for original in (True, False):
+            for found, one in zip(torch.load(tmp_path / f"{rank}-{original}.pt"), wanted, strict=True):
+                if original:
+                    assert found == pytest.approx(one, rel=1e-4)
+                else:
+                    for name in ("clipped", "update_to_weight", "rms_sqrt_v", "unobserved", "nonfinite_v"):
+                        assert found[f"adopt/{name}"] == pytest.approx(one[f"adopt/{name}"], abs=padded), name

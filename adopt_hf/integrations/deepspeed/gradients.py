@@ -12,6 +12,7 @@ import torch
 
 from adopt_hf.distributed import peers
 from adopt_hf.distributed.flat import Partition, Stretch
+from adopt_hf.distributed.sharding import is_cut_without_mesh
 from adopt_hf.integrations.deepspeed import ds_config, internals
 from adopt_hf.integrations.deepspeed.arrivals import Arrivals, Shared
 
@@ -50,6 +51,7 @@ def follow(engine: Any) -> None:
             total=functools.partial(arrivals.total, number),
             number=number * torch.distributed.get_world_size() + torch.distributed.get_rank(),
             names=[names.get(tensor, "") for tensor in group.tensors],
+            is_cut=any(map(is_cut_without_mesh, group.tensors)),
         )
         optimizer.set_partition(group.flat, partition)
 
