@@ -23,6 +23,11 @@ NOT_CONVERTED = {  # pattern of a file or folder -> what it is, and how to go on
     "rank*-of-*-optimizer.pt": "FSDP's state on TPUs, which cannot be converted",
     "optimizer.pt_*": "SageMaker's state, which cannot be converted",
 }
+FLATTENED = (
+    "a distributed checkpoint of torch with a name for each entry and no param groups, as transformers' "
+    "save_optimizer_distributed writes it for a model with a DistributedConfig. It cannot be converted: train on with "
+    "the optimizer that wrote it"
+)
 
 
 class Layout(Protocol):
@@ -116,6 +121,8 @@ class Sharded:
             what = "it holds an object of a class that is not here" if foreign else "a file is cut off or missing"
             raise ValueError(f"{folder} cannot be read, {what}: {reason}") from error
         paths = metadata.planner_data or {}
+        if any(path[0] == "optimizer" and str(path[-1]).startswith("param_groups.") for path in paths.values()):
+            raise ValueError(f"{folder} is {FLATTENED}")
         if not any(paths.get(name, ())[:2] == ("optimizer", "param_groups") for name in entries):
             raise ValueError(f"{folder} is not the state of an optimizer: it has no param_groups")
         return _nested(entries, paths)["optimizer"]
@@ -157,6 +164,8 @@ def find(checkpoint: Path) -> Layout:
             return Whole(file)
     if (checkpoint / Sharded.folder / ".metadata").is_file():
         return Sharded()
+    for path in sorted(checkpoint.glob("optimizer/.metadata")):
+        raise ValueError(f"{path.parent} is {FLATTENED}")
     universal = Universal.find(checkpoint)
     if universal is not None:
         return universal

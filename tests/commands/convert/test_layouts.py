@@ -185,3 +185,22 @@ def test_an_object_of_a_missing_class_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delitem(sys.modules, "gone_since")
     with pytest.raises(ValueError, match=r"it holds an object of a class that is not here: .*gone_since"):
         convert(tmp_path / "state", "adopt", tmp_path / "new")
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("folder", ["optimizer", "optimizer_0"])
+def test_a_state_without_groups_is_refused_by_name(folder: str, tmp_path: Path) -> None:
+    """transformers writes it for a model that is sharded by a DistributedConfig."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    flattened = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(flatten_optimizer_state_dict=True))
+    save({"optimizer": flattened}, checkpoint_id=tmp_path / "state" / folder)
+    others(tmp_path / "state")
+    with pytest.raises(ValueError, match=rf"{folder} is a distributed checkpoint .* save_optimizer_distributed"):
+        convert(tmp_path / "state", "adopt", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
