@@ -9,6 +9,7 @@ import pytest
 from adopt_hf.integrations.deepspeed.checkpoints import OTHER_WORLD_SIZE
 from adopt_hf.memory import state_bytes
 from experiments.harness import pages
+from experiments.launches import meshes
 from experiments.launches.matrix import COLUMNS, LOOPS, MODES, NOT_HERE, Matrix, is_within_bounds, seen_as
 from experiments.pages import launches, options, registry
 from tests.mutants.catalog.docs import MUTANTS
@@ -124,6 +125,17 @@ def test_every_cell_of_the_matrix_is_within_the_bounds_of_its_test() -> None:
 )
 def test_the_bounds_reject_what_would_have_failed(mode: str, column: str, cell: float | str) -> None:
     assert not is_within_bounds(next(m for m in MODES if m.name == mode), column, cell)
+
+
+def test_every_cell_of_the_meshes_is_within_the_bounds_of_its_test() -> None:
+    rows = launches.read("mesh_modes")["rows"]
+    found = {(row["mesh"], row["loop"], row["column"]): row["cell"] for row in rows}
+    bounds = meshes.bounds()
+    assert found.keys() == bounds.keys()
+    for key, words in bounds.items():
+        assert meshes.is_within_bounds(words, found[key]), (key, found[key])
+    assert not any(meshes.is_within_bounds(None, cell) for cell in (meshes.PARITY, -1.0, float("nan"), "1e-07"))
+    assert not meshes.is_within_bounds("bit for bit", "not run")
 
 
 def test_the_kept_bytes_are_those_of_the_shapes() -> None:

@@ -65,6 +65,26 @@ NOT_HERE = {
 }
 
 
+@dataclass(frozen=True)
+class Smoke:
+    """What has a short test only: the processes, how it is asked for, and the columns that the test fills."""
+
+    name: str
+    setting: str
+    cells: Mapping[tuple[str, str], str | None]  # by loop and column: the words, or None for a number
+
+    world_size: int = 2
+
+
+BY_TRAINER = {("trainer", "parity"): None, ("trainer", "resume"): "bit for bit", ("trainer", "really ADOPT"): "yes"}
+HPZ = Smoke("ZeRO++ (hpZ)", "`zero_hpz_partition_size=2`, stage 3", BY_TRAINER)
+AUTO_TP = Smoke("AutoTP", "`autotp_size=2`, stage 1", BY_TRAINER)
+ASYNC = Smoke(
+    "fsdp, saved while it trains", "`dcp.async_save`, a loop of torch", {("accelerate", "resume"): "bit for bit"}
+)
+SMOKES = (HPZ, AUTO_TP, ASYNC)
+
+
 def wanted(mesh: Mesh, loop: str, column: str) -> str | None:
     """Return the words that a cell must have, or None for the number of parity."""
     if loop not in mesh.loops:
@@ -74,9 +94,14 @@ def wanted(mesh: Mesh, loop: str, column: str) -> str | None:
     return {"resume": "bit for bit", "really ADOPT": "yes"}.get(column)
 
 
-def is_within_bounds(mesh: Mesh, loop: str, column: str, cell: Any) -> bool:
-    """Return whether a cell is within the bounds of the measurement's own test."""
-    words = wanted(mesh, loop, column)
+def bounds() -> dict[tuple[str, str, str], str | None]:
+    """Return the words that each cell of the table must have, None for a number of parity."""
+    cells = {(m.name, loop, column): wanted(m, loop, column) for m in MESHES for loop in LOOPS for column in COLUMNS}
+    return cells | {(smoke.name, *key): words for smoke in SMOKES for key, words in smoke.cells.items()}
+
+
+def is_within_bounds(words: str | None, cell: Any) -> bool:
+    """Return whether a cell has the words that it must have, or a number that its test allows."""
     return cell == words if words is not None else isinstance(cell, float) and 0 <= cell < PARITY
 
 
@@ -84,12 +109,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the measurements as a Markdown table."""
     cells = {(row["mesh"], row["loop"], row["column"]): row["cell"] for row in rows}
     columns = [(loop, column) for loop in LOOPS for column in COLUMNS]
-    lines = []
-    for mesh in MESHES:
-        found = [cells.get((mesh.name, loop, column), "not run") for loop, column in columns]
-        shown = [f"{cell:.0e}" if isinstance(cell, float) else cell for cell in found]
-        lines.append([mesh.name, str(mesh.world_size), f"`{mesh.sizes}`", *shown])
+
+    def line(name: str, processes: int, setting: str, empty: str) -> list[str]:
+        found = [cells.get((name, loop, column), empty) for loop, column in columns]
+        return [name, str(processes), setting, *(f"{x:.0e}" if isinstance(x, float) else str(x) for x in found)]
+
+    lines = [line(mesh.name, mesh.world_size, f"`{mesh.sizes}`", "not run") for mesh in MESHES]
+    lines += [line(smoke.name, smoke.world_size, smoke.setting, "") for smoke in SMOKES]
     for name, why in NOT_HERE.items():
         lines.append([name, "", f"skipped: {why}; AdamW fails, too", *[""] * len(columns)])
-    header = ["mesh", "processes", "DistributedConfig", *(f"{loop}: {column}" for loop, column in columns)]
+    header = ["mesh", "processes", "setting", *(f"{loop}: {column}" for loop, column in columns)]
     return pages.table(header, lines)

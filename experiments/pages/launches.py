@@ -11,6 +11,7 @@ from adopt_hf.state import quantization
 from experiments.harness import machine as conditions
 from experiments.harness import pages
 from experiments.harness.machine import RESULTS
+from experiments.launches import meshes
 from experiments.launches.matrix import Matrix
 from experiments.launches.memory_model import Model
 
@@ -38,6 +39,11 @@ def read(name: str) -> dict[str, Any]:
 def launch_modes() -> str:
     matrix = Matrix.load()
     return f"{matrix.table()}\n\n{conditions.sentence(matrix.conditions)}"
+
+
+def mesh_modes() -> str:
+    kept = read("mesh_modes")
+    return f"{meshes.table(kept['rows'])}\n\n{conditions.sentence(kept['conditions'])}"
 
 
 def kills() -> str:
@@ -124,6 +130,7 @@ def of_a_tensor() -> str:
 
 TEXTS: dict[str, Callable[[], str]] = {
     "launch modes": launch_modes,
+    "mesh modes": mesh_modes,
     "kills": kills,
     "number of kills": number_of_kills,
     "measured bytes": state_bytes,

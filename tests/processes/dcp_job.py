@@ -1,8 +1,9 @@
 """FSDP2 and torch's distributed checkpoints: train, save, and go on with another number of processes.
 
-torchrun --nproc_per_node N dcp_job.py FOLDER FROM TO [--load CHECKPOINT] [--save CHECKPOINT] [--ask_first]
+torchrun --nproc_per_node N dcp_job.py FOLDER FROM TO [--load CHECKPOINT] [--save CHECKPOINT] [--ask_first] [--at STEP]
 
-Steps FROM to TO, on the whole batch in one process without FSDP, on a share of it in several with FSDP2.
+Steps FROM to TO, on the whole batch in one process without FSDP, on a share of it in several with FSDP2. With --at the
+checkpoint is that of a step before the last, and it is written while the training goes on.
 """
 
 import argparse
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("last", type=int)
     parser.add_argument("--load")
     parser.add_argument("--save")
+    parser.add_argument("--at", type=int, help="the step to save after, asynchronously")
     parser.add_argument("--ask_first", action="store_true", help="for the optimizer's state dict, before training")
     options = parser.parse_args()
     dist.init_process_group("gloo")
@@ -71,12 +73,20 @@ def main() -> None:
         state = {"model": weights, "optimizer": moments}
         dcp.load(state, checkpoint_id=options.load)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    writing = None
     for step in range(options.first, options.last):
+        if step == options.at:
+            weights, moments = get_state_dict(model, optimizer)
+            # Its thread needs collectives of its own beside those of the training.
+            state = {"model": weights, "optimizer": moments}
+            writing = dcp.async_save(state, checkpoint_id=options.save, process_group=dist.new_group(backend="gloo"))
         tokens, target = (t.chunk(world)[rank] for t in batch(step))
         (model(tokens) - target).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    if options.save:
+    if writing is not None:
+        writing.result()
+    elif options.save:
         weights, moments = get_state_dict(model, optimizer)
         dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=options.save)
     whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))

@@ -19,8 +19,20 @@ from torch import Tensor
 from transformers import Qwen3MoeForCausalLM
 
 from experiments.launches.matrix import LOOPS
-from experiments.launches.meshes import MESHES, NOT_HERE, NOT_PREPARED, PARITY, SHARE_OF_8_BITS, Mesh, wanted
-from tests.processes import mesh_job
+from experiments.launches.meshes import (
+    ASYNC,
+    AUTO_TP,
+    HPZ,
+    MESHES,
+    NOT_HERE,
+    NOT_PREPARED,
+    PARITY,
+    SHARE_OF_8_BITS,
+    Mesh,
+    Smoke,
+    wanted,
+)
+from tests.processes import deepspeed_mesh_job, mesh_job
 from tests.processes.conftest import torchrun
 from tests.support.tensors import largest_difference
 
@@ -92,7 +104,7 @@ def kept(keep: Callable[[str, list[dict[str, Any]]], None]) -> Any:
     keep("mesh_modes", ROWS)
 
 
-def note(mesh: Mesh, loop: str, column: str, cell: object) -> None:
+def note(mesh: Mesh | Smoke, loop: str, column: str, cell: object) -> None:
     ROWS.append({"mesh": mesh.name, "loop": loop, "column": column, "cell": cell})
 
 
@@ -248,3 +260,61 @@ def test_what_is_skipped_fails_with_adamw_too(name: str, error: str, launches: L
     assert set(NOT_HERE) | {NOT_PREPARED} == found.keys()
     assert found[name].keys() == {"AdamW", "ADOPTW"}
     assert all(text.startswith(error) for text in found[name].values()), found[name]
+
+
+# -- smoke tests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_deepspeed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deepspeed")
+    torchrun(2, "deepspeed_mesh_job.py", folder)
+    return folder
+
+
+@pytest.mark.parametrize("mesh", [HPZ, AUTO_TP], ids=lambda mesh: mesh.name)
+def test_deepspeeds_own_meshes(mesh: Smoke, by_deepspeed: Path) -> None:
+    seen = [json.loads((by_deepspeed / f"{mesh.name}-rank{rank}.json").read_text()) for rank in range(2)]
+    parameters = seen[0]["whole"]["parameters"]
+    for rank in seen:
+        whole, resumed = rank["whole"], rank["resumed"]
+        assert whole["optimizer"] == "adopt_hf.optimizer.ADOPTW"
+        assert whole["steps"] == [deepspeed_mesh_job.STEPS]
+        assert whole["decays"] == [deepspeed_mesh_job.DECAY, 0.0]
+        assert whole["moments"] < 0.6 * parameters  # the norms of AutoTP are whole
+        assert whole["digest"] == resumed["digest"]
+    assert seen[0]["whole"]["digest"] != seen[1]["whole"]["digest"]
+    losses, single = seen[0]["whole"]["losses"], seen[0]["one"]
+    difference = max(abs(a - b) for a, b in zip(losses, single, strict=True))
+    assert difference < PARITY
+    assert max(single) - min(single) > 1000 * PARITY
+    note(mesh, "trainer", "parity", difference)
+    note(mesh, "trainer", "resume", "bit for bit")
+    note(mesh, "trainer", "really ADOPT", "yes")
+
+
+def test_the_monitor_on_deepspeeds_own_meshes(by_deepspeed: Path) -> None:
+    """Figures of whole tensors with hpZ, and a refusal by name with AutoTP."""
+    for rank in range(2):
+        of_hpz, of_auto_tp = (
+            json.loads((by_deepspeed / f"{mesh.name}-rank{rank}.json").read_text()) for mesh in (HPZ, AUTO_TP)
+        )
+        single = of_hpz["figures_of_one"]
+        assert single["adopt/clipped"] > 0
+        assert of_hpz["whole"]["figures"] == pytest.approx(single, rel=1e-4)
+        assert (
+            "a Monitor cannot observe parameters that the tensor parallelism of DeepSpeed (AutoTP)"
+            in (of_auto_tp["refusal"])
+        )
+
+
+def test_a_checkpoint_that_is_written_while_the_training_goes_on(tmp_path: Path) -> None:
+    """`dcp.async_save` copies the state first: later steps do not change what is written."""
+    found = []
+    for name, args in (("whole", (0, 20, "--save", "--at", 10)), ("resumed", (10, 20, "--load"))):
+        first, last, option, *more = args
+        torchrun(2, "dcp_job.py", tmp_path / name, first, last, option, tmp_path / "checkpoint", *more)
+        found.append(weights(tmp_path / name))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    note(ASYNC, "accelerate", "resume", "bit for bit")

@@ -30,4 +30,28 @@ MUTANTS = (
         OF_MESHES,
         "8-bit moments would take 8 bytes per element, and nothing would say so",
     ),
+    Mutant(
+        "mesh-cut-parameters-observed",
+        "adopt_hf/monitor/__init__.py",
+        "        _check_not_cut(optimizer)\n",
+        "",
+        ("tests/monitor/test_bad_input.py", "-k", "without_a_mesh"),
+        "with AutoTP the figures would be those of one process, and nothing would say so",
+    ),
+    Mutant(
+        "mesh-cut-partitions-observed",
+        "adopt_hf/monitor/__init__.py",
+        " or any(each.is_cut for each in optimizer.partitions.values())",
+        "",
+        ("tests/monitor/test_bad_input.py", "-k", "without_a_mesh"),
+        "with AutoTP under ZeRO the figures would be those of one process",
+    ),
+    Mutant(
+        "mesh-flattened-state-converted",
+        "adopt_hf/commands/convert/layouts.py",
+        'startswith("param_groups.")',
+        'startswith("no such entry")',
+        ("tests/commands/convert/test_layouts.py", "-k", "without_groups"),
+        "a user would read that there is no state, and not which function wrote it in another form",
+    ),
 )
