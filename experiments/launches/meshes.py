@@ -45,7 +45,12 @@ MESHES = [
     Mesh("ep, tp", 2, {"tp_size": 2, "ep_size": 2}, {"tp_size": 2}),
     Mesh("ep, fsdp", 2, {"fsdp_size": 2, "ep_size": 2}),
     Mesh("fsdp, tp", 4, {"fsdp_size": 2, "tp_size": 2}, {"dp_shard_size": 2, "tp_size": 2}),
-    Mesh("ep, fsdp, tp", 4, {"fsdp_size": 2, "tp_size": 2, "ep_size": 4}),
+    Mesh(
+        "ep, fsdp, tp",
+        4,
+        {"fsdp_size": 2, "tp_size": 2, "ep_size": 4},
+        {"dp_shard_size": 2, "tp_size": 2},
+    ),
     Mesh(
         "hsdp",
         4,
@@ -105,6 +110,10 @@ def is_within_bounds(words: str | None, cell: Any) -> bool:
     return cell == words if words is not None else isinstance(cell, float) and 0 <= cell < PARITY
 
 
+def _shown(cell: Any) -> str:
+    return str(cell) if not isinstance(cell, float) else f"{cell:.0e}" if cell else "0"
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the measurements as a Markdown table."""
     cells = {(row["mesh"], row["loop"], row["column"]): row["cell"] for row in rows}
@@ -112,7 +121,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
     def line(name: str, processes: int, setting: str, empty: str) -> list[str]:
         found = [cells.get((name, loop, column), empty) for loop, column in columns]
-        return [name, str(processes), setting, *(f"{x:.0e}" if isinstance(x, float) else str(x) for x in found)]
+        return [name, str(processes), setting, *(_shown(x) for x in found)]
 
     lines = [line(mesh.name, mesh.world_size, f"`{mesh.sizes}`", "not run") for mesh in MESHES]
     lines += [line(smoke.name, smoke.world_size, smoke.setting, "") for smoke in SMOKES]

@@ -11,85 +11,52 @@ saves a checkpoint at step SAVED; with --resume only this loop runs, from the ch
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers.trainer
 from accelerate import DataLoaderConfiguration, ParallelismConfig, PartialState
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import (
-    Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     Trainer,
     TrainingArguments,
     default_data_collator,
     set_seed,
 )
-from transformers.distributed import DistributedConfig, load_optimizer_distributed, save_optimizer_distributed
+from transformers.distributed import load_optimizer_distributed, save_optimizer_distributed
 
 import adopt_hf
-from experiments.launches.meshes import MESHES, NOT_PREPARED, Mesh
-from tests.processes.job import CpuAccelerator, base, digest, local
+from experiments.launches.meshes import MESHES, Mesh
+from tests.processes.job import base, digest, local
+from tests.processes.mesh_failures import write_failures
+from tests.processes.mesh_parts import (
+    DECAY,
+    NORM,
+    OBSERVED,
+    RATE,
+    SAVED,
+    STEPS,
+    MeshAccelerator,
+    config,
+    forget,
+    make_data,
+    make_model,
+    per_process,
+    sharding,
+)
 from tests.support.processes import end
 
-STEPS, SAVED, OBSERVED = 12, 6, 4
-GLOBAL_BATCH = 8
-RATE, DECAY, NORM = 1e-2, 0.1, 1.0
 OTHER_DECAY = "weight_decay=0.1"  # DECAY, by `optim_args`
-
-
-class MeshAccelerator(CpuAccelerator):
-    """Accelerate 1.15 accepts a ParallelismConfig for processes with GPUs only; these say that they have some."""
-
-    @property
-    def multi_device(self) -> bool:
-        return self.use_distributed
-
-
-def config() -> Qwen3MoeConfig:
-    """Matrices of all ways to be cut: rows, columns, and strided rows and columns."""
-    return Qwen3MoeConfig(
-        vocab_size=61,
-        hidden_size=32,
-        moe_intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        num_experts=4,
-        num_experts_per_tok=2,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-
-
-def make_data() -> list[dict[str, Tensor]]:
-    """The rows of the vocabulary's upper half come late: their embeddings have exactly zero gradients until then."""
-    generator = torch.Generator().manual_seed(1)
-    early = torch.randint(30, (GLOBAL_BATCH * 3, 12), generator=generator)
-    late = torch.randint(61, (GLOBAL_BATCH * STEPS, 12), generator=generator)
-    return [{"input_ids": row, "labels": row} for row in torch.cat([early, late])]
-
-
-def make_model(options: argparse.Namespace, mesh: Mesh | None, sharded: bool = True) -> nn.Module:
-    """Return the model, sharded as it is loaded if there is a mesh."""
-    more = {"distributed_config": DistributedConfig(**mesh.distributed)} if mesh is not None and sharded else {}
-    model: nn.Module = Qwen3MoeForCausalLM.from_pretrained(options.model, **more)
-    return model
 
 
 def whole(t: Tensor) -> Tensor:
@@ -124,12 +91,6 @@ def write(folder: Path, model: nn.Module, optimizer: Any, **more: Any) -> None:
     (folder / f"rank{rank}.json").write_text(json.dumps(seen | more))
     if rank == 0:
         torch.save(weights, folder / "weights.pt")
-
-
-def per_process(mesh: Mesh | None) -> int:
-    """Return how many rows of a batch a process has; those of a tensor parallel group have the same rows."""
-    sizes = {} if mesh is None else mesh.distributed
-    return GLOBAL_BATCH // (sizes.get("fsdp_size", 1) * sizes.get("dp_replicate_size", 1))
 
 
 def with_trainer(
@@ -200,26 +161,6 @@ def figures(entry: dict[str, float]) -> dict[str, float]:
     return {name: x for name, x in entry.items() if name.startswith("adopt/") and "/group_" not in name}
 
 
-@contextlib.contextmanager
-def sharding(is_on: bool) -> Iterator[None]:
-    """Tell Accelerate, in the block, to shard the model by FSDP2."""
-    variables = {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    }
-    if is_on:
-        os.environ |= variables
-    try:
-        yield
-    finally:
-        if is_on:
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
-            for name in variables:
-                del os.environ[name]
-
-
 def with_accelerate(
     folder: Path,
     options: argparse.Namespace,
@@ -282,63 +223,6 @@ def load(accelerator: MeshAccelerator, model: Any, optimizer: Any, folder: Path)
     load_optimizer_distributed(model, base(optimizer), str(folder / "optimizer"))
 
 
-def sharded_twice(options: argparse.Namespace, cls: type[torch.optim.Optimizer]) -> None:
-    """Let Accelerate add FSDP2 to a model with tensor parallelism."""
-    with sharding(True):
-        sizes = {"tp_size": 2, "dp_shard_size": torch.distributed.get_world_size() // 2}
-        accelerator = MeshAccelerator(cpu=True, parallelism_config=ParallelismConfig(**sizes))
-        model = make_model(options, MESHES[0])
-        accelerator.prepare(model, cls(model.parameters()))
-
-
-def without_tensor_parallelism(options: argparse.Namespace, cls: type[torch.optim.Optimizer]) -> None:
-    """Let Accelerate prepare a model that transformers has sharded without tensor parallelism."""
-    accelerator = MeshAccelerator(cpu=True, parallelism_config=ParallelismConfig(dp_shard_size=2))
-    model = make_model(options, next(mesh for mesh in MESHES if mesh.name == "ep, fsdp"))
-    accelerator.prepare(model, cls(model.parameters()))
-
-
-def context_parallel(options: argparse.Namespace, cls: type[torch.optim.Optimizer]) -> None:
-    """Train one step with the tokens of a sequence on two processes."""
-    with sharding(True):
-        accelerator = MeshAccelerator(cpu=True, parallelism_config=ParallelismConfig(cp_size=2))
-        model = make_model(options, None)
-        model, optimizer = accelerator.prepare(model, cls(model.parameters()))
-        ids, places = torch.arange(32).view(2, 16), torch.arange(16).repeat(2, 1)
-        labels = ids.roll(-1, 1)
-        buffers = [ids, labels, places]
-        with accelerator.maybe_context_parallel(buffers, [1, 1, 1], set(buffers)):
-            loss = model(input_ids=ids, position_ids=places, labels=labels, shift_labels=labels, use_cache=False).loss
-            accelerator.backward(loss)
-            optimizer.step()
-
-
-FAILURES = {
-    "fsdp, tp by Accelerate": sharded_twice,
-    NOT_PREPARED: without_tensor_parallelism,
-    "cp": context_parallel,
-}
-
-
-def write_failures(options: argparse.Namespace) -> None:
-    """Write the errors of what the libraries cannot do here, with AdamW and with ADOPT."""
-    errors: dict[str, dict[str, str]] = {}
-    for name, attempt in FAILURES.items():
-        for cls in (torch.optim.AdamW, adopt_hf.ADOPTW):
-            try:
-                attempt(options, cls)
-            except (ImportError, ValueError, NotImplementedError) as error:
-                errors.setdefault(name, {})[cls.__name__] = f"{type(error).__name__}: {error}"
-            forget()
-    if os.environ["RANK"] == "0":
-        (options.folder / "failures.json").write_text(json.dumps(errors))
-
-
-def forget() -> None:
-    AcceleratorState._reset_state(reset_partial_state=False)
-    GradientState._reset_state()
-
-
 RUNS: dict[str, Callable[[Path, argparse.Namespace, Mesh | None], None]] = {
     "trainer": with_trainer,
     "decay by optim_args": lambda *of: with_trainer(*of, decay=0.0, optim_args=OTHER_DECAY),
@@ -353,13 +237,15 @@ OF_LOOP["trainer"] = tuple(name for name in RUNS if name not in OF_LOOP["acceler
 
 
 def runs_of(mesh: Mesh | None, resumes: bool) -> list[str]:
-    """Return the runs on a mesh. On four processes, which take longest, those that need no other mesh are left out."""
+    """Return the runs on a mesh. On four processes, which take longest, those are left out that two can do as well."""
     loops = ("accelerate", "trainer") if mesh is None else mesh.loops
     found = [name for name in RUNS if any(name in OF_LOOP[loop] for loop in loops)]
     if resumes:
         found = [name for name in found if name in OF_LOOP["accelerate"]]
     if mesh is not None:
-        left_out = ("adamw",) if mesh.world_size == 2 else ("adamw", *OF_LOOP["trainer"][1:])
+        left_out = {"adamw"} if mesh.world_size == 2 else {*OF_LOOP["trainer"][1:], "8 bits"}
+        if {"ep_size", "fsdp_size"} <= mesh.distributed.keys():
+            left_out.discard("8 bits")  # of strided shards
         found = [name for name in found if name not in left_out]
     return found
 
