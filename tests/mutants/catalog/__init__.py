@@ -1,6 +1,7 @@
 """All mutants, by the part that they damage."""
 
 from tests.mutants.catalog import (
+    compare,
     convert,
     docs,
     examples,
@@ -23,6 +24,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *examples.MUTANTS,
     *found.MUTANTS,
     *convert.MUTANTS,
+    *compare.MUTANTS,
     *docs.MUTANTS,
     *meshes.MUTANTS,
     *startup.MUTANTS,
