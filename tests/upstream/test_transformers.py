@@ -1,60 +1,17 @@
-"""The proposals to transformers, applied to a copy of the installed one, and what adopt_hf does with that."""
+"""The name "adopt" in a transformers that has it itself, or lets adopt_hf register it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.forks import BEFORE_TRANSFORMERS
-from tests.support.overlay import UPSTREAM, in_changed, patched, script_of
+from tests.support.overlay import in_changed
 from tests.support.processes import run
 
 pytestmark = pytest.mark.slow
 PROPOSALS = ("transformers-adopt", "transformers-register-optimizer")
 
-
-@pytest.fixture(scope="module")
-def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A folder for PYTHONPATH with a changed transformers, for each proposal."""
-    return {name: str(patched(name, tmp_path_factory.mktemp(name))) for name in PROPOSALS}
-
-
-FAULTS = {
-    "transformers-adopt": "ValueError: adopt is not a valid OptimizerNames",
-    "transformers-register-optimizer": "ImportError: cannot import name 'register_optimizer'",
-}
-
-
-@pytest.mark.parametrize("name", PROPOSALS)
-def test_the_reproducer_fails_before_and_passes_after(name: str, changed: dict[str, str], tmp_path: Path) -> None:
-    script = UPSTREAM / name / "reproducer.py"
-    before = run(script, cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
-    assert before.returncode != 0
-    assert FAULTS[name] in before.stderr
-    after = run(*in_changed(changed[name], script_of(script)), cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
-    assert after.returncode == 0, after.stderr
-
-
-@pytest.mark.parametrize("name", PROPOSALS)
-def test_its_own_tests_pass(name: str, changed: dict[str, str], tmp_path: Path) -> None:
-    (tests,) = (UPSTREAM / name).glob("test_*.py")
-    (tmp_path / "none.ini").write_text("[pytest]\n")
-    arguments = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(tmp_path),
-        "-c",
-        str(tmp_path / "none.ini"),
-        str(tests),
-    ]
-    code = f"import pytest\nraise SystemExit(pytest.main({arguments}))"
-    done = run(*in_changed(changed[name], code), cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "skipped" not in done.stdout
-
-
-# -- what adopt_hf does with them --------------------------------------------------------------------------------------
 
 TOOK = """
 import logging, pickle, sys
@@ -118,9 +75,11 @@ print("fine")
 
 @pytest.mark.parametrize("imports", [FIRST, LAST], ids=["adopt_hf first", "adopt_hf last"])
 @pytest.mark.parametrize(("name", "more"), list(zip(PROPOSALS, (BUILT_IN, REGISTERED), strict=True)), ids=PROPOSALS)
-def test_the_name_builds_our_adopt(name: str, more: str, imports: str, changed: dict[str, str], tmp_path: Path) -> None:
+def test_the_name_builds_our_adopt(
+    name: str, more: str, imports: str, changed: Callable[[str], str], tmp_path: Path
+) -> None:
     code = TOOK.replace("IMPORTS", imports) + more
-    done = run(*in_changed(changed[name], code), cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
+    done = run(*in_changed(changed(name), code), cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
     assert done.stdout.endswith("fine\n"), done.stderr
     assert "transformers has optim=" not in done.stderr
     assert "adopt_hf" not in done.stderr
@@ -146,6 +105,6 @@ print("fine")
 
 
 @pytest.mark.parametrize("name", PROPOSALS[1:])
-def test_a_trainer_that_does_not_fit_is_still_refused(name: str, changed: dict[str, str], tmp_path: Path) -> None:
-    done = run(*in_changed(changed[name], UNFIT), cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
+def test_a_trainer_that_does_not_fit_is_still_refused(name: str, changed: Callable[[str], str], tmp_path: Path) -> None:
+    done = run(*in_changed(changed(name), UNFIT), cwd=tmp_path, modules=BEFORE_TRANSFORMERS)
     assert done.stdout.endswith("fine\n"), done.stderr

@@ -55,7 +55,7 @@ def _supported() -> Any:
 #        With the optimizer offloaded, stages 2 and 3 lose or repeat the gradient of a tensor that has one only in some
 #        of the micro-batches of a step.
 # Why:   the first can be corrected from outside, the second cannot.
-# Remove when: DeepSpeed clears its buffers.
+# Remove when: DeepSpeed clears its buffers (docs/upstream/deepspeed-stage3-gradients).
 
 
 def loses_gradients(engine: Any) -> bool:
@@ -77,10 +77,13 @@ def before_backward(engine: Any, call: Callable[[Any], None]) -> None:
 
 
 def clear_used_gradients(optimizer: Any) -> None:
-    """Clear the gradients of a ZeRO 3 optimizer after each of its steps, also after one that an overflow skips."""
+    """Clear the gradients of a ZeRO 3 optimizer after each of its steps, also after one that an overflow skips.
+
+    A DeepSpeed with the change of docs/upstream/deepspeed-stage3-gradients does it by itself.
+    """
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
-    if not isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+    if not isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3) or hasattr(optimizer, "clear_used_gradients"):
         return
     original, of = type(optimizer).step, weakref.ref(optimizer)  # a strong reference would keep the optimizer alive
 
