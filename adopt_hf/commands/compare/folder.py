@@ -47,6 +47,7 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path.absolute()
         self.is_new = False  # whether this process has begun the comparison in it
+        self.was_there = self.path.is_dir()
 
     def of(self, run: Run) -> Path:
         """Return the folder of a run."""
@@ -103,8 +104,9 @@ class Folder:
             shutil.rmtree(self.path / "runs", ignore_errors=True)
             for name in (PLAN, LOCK):
                 (self.path / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty
-                self.path.rmdir()
+            if not self.was_there:
+                with contextlib.suppress(OSError):  # not empty
+                    self.path.rmdir()
 
 
 def _locks(file: int) -> bool:

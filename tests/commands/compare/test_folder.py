@@ -65,6 +65,11 @@ def test_giving_up_removes_what_was_begun_and_nothing_that_is_finished(tmp_path:
             folder.give_up()
     assert not begun.path.exists()
     assert (finished.path / folders.PLAN).is_file()
+    (tmp_path / "mine").mkdir()
+    mine = Folder(tmp_path / "mine")
+    with mine.taken(PLAN):
+        mine.give_up()
+    assert list(mine.path.iterdir()) == []
     again = Folder(finished.path)
     with again.taken(PLAN):
         again.give_up()
