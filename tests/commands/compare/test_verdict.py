@@ -58,12 +58,12 @@ def test_what_belongs_to_it() -> None:
 def test_where_nothing_differs_it_is_wrong_in_one_of_twenty_at_most(lrs: tuple[float, ...]) -> None:
     """With one interval of 95 % the choice of the best of three learning rates would be wrong more often."""
     rng = random.Random(0)
-    trials, wrong = 300, 0
+    trials, wrong = 150, 0
     for _ in range(trials):
         of_seed = [rng.gauss(3, 0.5) for _ in range(4)]
         losses = {name: [[mean + rng.gauss(0, 0.02) for mean in of_seed] for _ in lrs] for name in NAMES}
         wrong += verdict_of(losses, lrs) != "open"
-    assert wrong / trials <= 0.08  # 0.05, and three standard errors of so many trials
+    assert wrong / trials <= 0.1  # 0.05, and three standard errors of so many trials
     assert wrong > 0 or len(lrs) > 1
 
 
