@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest $(IN_TWO)
 PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-instruct paper test test-quick test-all test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest test-python mutants check bench bench-train bench-low-bits bench-report test-tritons address site site-serve
+.PHONY: wheels demo demo-instruct paper test test-quick test-all test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest test-python mutants check bench bench-train bench-low-bits bench-report test-tritons address site site-serve
 
 demo: $(EXAMPLES)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -95,6 +95,14 @@ test-tritons: $(STAMP)
 		$(RUN) -m pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/tritons/$$version triton==$$version || exit; \
 	done
 	TRITON_FOLDERS=$(VENV)/tritons $(PYTEST) tests/backends/triton/test_kernels.py tests/backends/triton/test_rounded_kernels.py -k "versions"
+
+# A wheel for each platform with the compiled kernel inside, one without it for all others, and the sdist, into dist/.
+WHEELS := any manylinux_x86_64 manylinux_aarch64 macos_arm64 windows_amd64 windows_arm64
+wheels: | $(RUN)
+	$(PIP) hatchling twine ziglang
+	$(RUN) -m hatchling build -t sdist -d dist
+	for platform in $(WHEELS); do ADOPT_HF_WHEEL=$$platform $(RUN) -m hatchling build -t wheel -d dist || exit; done
+	$(RUN) -m twine check --strict dist/*
 
 check: $(STAMP)
 	$(RUN) -m ruff check .

@@ -129,9 +129,8 @@ class KernelHook(BuildHookInterface):  # type: ignore[misc]
         """Build the library, unless the wheel is an editable one, whose kernel is compiled on first use."""
         name = os.environ.get(VARIABLE, "")
         if name not in ("", ANY, *PLATFORMS):
-            raise ValueError(
-                f"{VARIABLE} is {name!r}, and there is no such wheel: write {ANY} or {', '.join(PLATFORMS)}"
-            )
+            allowed = ", ".join((ANY, *PLATFORMS))
+            raise ValueError(f"{VARIABLE} is {name!r}, and there is no such wheel: write one of {allowed}")
         wanted = PLATFORMS.get(name) or (here() if not name else None)
         if wanted is None or version == "editable":
             return

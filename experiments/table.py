@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from examples.shared.errors import InputError
 
-SPEED, EVIDENCE = "docs/benchmarks.md", "docs/evidence.md"
+SPEED, EVIDENCE, BACKENDS = "docs/benchmarks.md", "docs/evidence.md", "docs/backends.md"
 
 
 class Experiment(NamedTuple):
@@ -43,6 +43,12 @@ PAPER = {
 
 EXPERIMENTS = {
     "step": Experiment("one step beside other optimizers", "experiments.step.run", "experiments/results/step", SPEED),
+    "prebuilt": Experiment(
+        "the kernel of a wheel beside the compiler's",
+        "experiments.step.prebuilt",
+        "docs/results/prebuilt.json",
+        BACKENDS,
+    ),
     "training": Experiment("whole training steps", "experiments.training.run", "experiments/results/step", SPEED),
     "monitor": Experiment(
         "the cost of the monitor", "experiments.monitor.cost", "docs/results/monitor.json", "docs/monitor.md"

@@ -10,6 +10,7 @@ import torch
 
 from adopt_hf import backends, integrations
 from adopt_hf.backends import cache
+from adopt_hf.backends.cpu import library
 from adopt_hf.commands import device_check
 from adopt_hf.integrations import patching
 from adopt_hf.state.formats import Format
@@ -46,6 +47,8 @@ def report() -> str:
     lines.append(f"compiled kernels are cached in: {_cache()}")
     for device in found_devices():
         lines += ["", f"{device}: {_name(device)}"]
+        if device.type == "cpu":
+            lines.append(f"  the compiled CPU kernel: {_cpu_kernel()}")
         lines += [f"  backend={name!r}: {_runs(name, device)}" for name in backends.NAMES]
         lines.append(f"  backend='auto' with 8-bit moments: {_runs('auto', device, Format(8, 256, False))}")
         if device.type == "cuda" and torch.version.hip is None:
@@ -95,6 +98,14 @@ def _state(patch: patching.Patch, reason: str | None) -> str:
         return "replaced" if reason is None else "replaced by an error, for ADOPT"
     why = "this version does not need it" if patch.unneeded() else patch.mismatch()
     return f"not replaced ({why})" if why else "not replaced"
+
+
+def _cpu_kernel() -> str:
+    """Return where the library with the kernel is from, and why it is not from the wheel; or why there is none."""
+    try:
+        return library.find().origin
+    except RuntimeError as error:
+        return f"none: {error}"
 
 
 def _cache() -> str:

@@ -9,6 +9,7 @@ from experiments.harness.machine import ROOT
 from experiments.harness.pages import Found, passages, write
 from experiments.monitor import cost
 from experiments.pages import bits, convert, defaults, launches, lora, measured, options, patches, speed
+from experiments.step import prebuilt
 
 COMMAND = "make docs-numbers"
 
@@ -25,6 +26,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     **convert.TEXTS,
     **compare.TEXTS,
     **cost.TEXTS,
+    **prebuilt.TEXTS,
 }
 
 

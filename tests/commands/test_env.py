@@ -11,6 +11,7 @@ import torch
 
 from adopt_hf import backends
 from adopt_hf.backends import cache, selfcheck
+from adopt_hf.backends.cpu import library
 from adopt_hf.commands import device_check, main
 from adopt_hf.commands import env as environment
 from tests.support.processes import python
@@ -30,6 +31,7 @@ def test_it_names_versions_and_backends() -> None:
     assert all(f"backend={name!r}: " in on_cpu for name in backends.NAMES)
     if backends.CPU.why_not(torch.device("cpu"), torch.float32) is None:
         assert on_cpu.count(": the compiled CPU kernel\n") == 3  # auto and fused, and auto with 8 bits
+        assert f"  the compiled CPU kernel: {library.find().origin}\n" in on_cpu
 
 
 @pytest.mark.slow
@@ -38,6 +40,7 @@ def test_without_a_compiler_it_says_why(tmp_path: Path) -> None:
     report = env(ADOPT_HF_CACHE=str(tmp_path), PATH=str(tmp_path), CC="")
     assert "backend='auto': foreach operations of torch\n" in report
     assert "backend='fused': cannot run: no C compiler was found (looked for cc, gcc, clang" in report
+    assert "  the compiled CPU kernel: none: no C compiler was found (looked for cc, gcc, clang" in report
 
 
 def test_the_check_does_steps_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:

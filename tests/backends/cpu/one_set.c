@@ -1,0 +1,2 @@
+// What replay.c asks a library for, next to the step.
+const char *adopt_instructions(void) { return "native"; }
