@@ -105,8 +105,8 @@ def measure(name: str, elements: int, rounds: int, seed: int, found: dict[str, A
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments prebuilt", description=__doc__)
-    parser.add_argument("--elements", type=options.positive, nargs="+", default=[2**18, 2**22], help="of the tensors")
-    parser.add_argument("--rounds", type=options.positive, default=15, help="steps of each library")
+    parser.add_argument("--elements", type=options.positive, nargs="+", default=[2**18, 2**21], help="of the tensors")
+    parser.add_argument("--rounds", type=options.positive, default=9, help="steps of each library")
     parser.add_argument("--formats", choices=FORMATS, nargs="+", default=list(FORMATS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
