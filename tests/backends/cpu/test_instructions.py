@@ -101,6 +101,6 @@ def test_another_rounding_is_noticed(folder: Path) -> None:
     wrong = folder / "wrong.so"
     options = ["-O2", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread"]
     sources = [hatch_build.INSTRUCTIONS.with_name("kernel.c"), REPLAY.with_name("one_set.c")]
-    subprocess.run(["gcc", *options, "-o", wrong, *sources], check=True)
+    subprocess.run(["gcc", *options, "-o", wrong, *sources, "-lm"], check=True)
     with pytest.raises(AssertionError, match=r"3\d\d calls, [1-9]"):
         replayed(folder, wrong)
