@@ -117,16 +117,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quick = {"elements": [2**12], "rounds": 3, "out": command.TRIED / "prebuilt.json"}
     args = command.parse(parser, arguments, **quick)
     conditions = machine.now("torch")
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        result = {"conditions": conditions, "seed": args.seed, **measured(args)}
+    finally:
+        torch.set_num_threads(threads)
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(shown(result))
+    return 0
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the set of instructions that the wheel's library chooses, and the rows."""
     with tempfile.TemporaryDirectory() as folder:
         found = libraries(Path(folder))
         found[WHEEL].adopt_instructions.restype = ctypes.c_char_p
         instructions = found[WHEEL].adopt_instructions().decode()
         rows = [measure(name, n, args.rounds, args.seed, found) for n in args.elements for name in args.formats]
-    result = {"conditions": conditions, "instructions": instructions, "seed": args.seed, "rows": rows}
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(shown(result))
-    return 0
+    return {"instructions": instructions, "rows": rows}
 
 
 def shown(result: dict[str, Any]) -> str:

@@ -174,6 +174,22 @@ MUTANTS = (
         "results would differ from processor to processor",
     ),
     Mutant(
+        "prebuilt-stale-library-loaded",
+        "adopt_hf/backends/cpu/prebuilt.py",
+        'if path.name.startswith(f"{source.KERNEL.stem}-{source.digest()}-")',
+        "if path.name",
+        ("tests/backends/cpu/test_prebuilt.py", "-k", "another_source or other_flags"),
+        "an edited kernel.c would change nothing",
+    ),
+    Mutant(
+        "prebuilt-library-not-checked",
+        "adopt_hf/backends/cpu/library.py",
+        "        kinds = answers.wrong(declared(library))\n    except",
+        "        declared(library)\n        kinds = []\n    except",
+        ("tests/backends/cpu/test_library.py",),
+        "a wheel's library that computes wrong numbers on some processor would train with them",
+    ),
+    Mutant(
         "native-damaged-library-loaded",
         "adopt_hf/backends/cpu/compiler.py",
         'intact = kept.name == f"{name}-{_digest(file.read())}.so"',
