@@ -173,7 +173,15 @@ def test_the_sdist_is_complete(built: Path) -> None:
     (archive,) = built.glob("adopt_hf-*.tar.gz")
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
-    at_the_top = {"Makefile", "CONTRIBUTING.md", "CHANGELOG.md", "README.md", "LICENSE", "constraints.txt"}
+    at_the_top = {
+        "Makefile",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "README.md",
+        "LICENSE",
+        "constraints.txt",
+        "hatch_build.py",
+    }
     scripts = {"examples/slurm/torchrun.sbatch", "examples/slurm/job.sh", "tests/examples/slurm/srun"}
     assert {*RELEASE_FILES, *at_the_top, *scripts} - names == set()
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]

@@ -54,7 +54,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = environment(folder / "venv", "torch")
     (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     assert not (packages / "packaging").exists(), "torch needs it, and this test tests nothing"
-    install(python, wheel_of(REPOSITORY, folder))
+    install(python, wheel_of(REPOSITORY, folder, "any"))
     return python
 
 

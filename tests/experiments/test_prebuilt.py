@@ -27,8 +27,8 @@ def test_the_kept_result_says_that_the_wheel_is_no_slower() -> None:
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, cc")
 def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "prebuilt.json"
-    assert prebuilt.main(["--quick", "--formats", "float32", "float32, 8-bit moments", "--out", str(out)]) == 0
+    assert prebuilt.main(["--quick", "--formats", "float32", "--out", str(out)]) == 0
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
-    assert [row["format"] for row in rows] == ["float32", "float32, 8-bit moments"]
+    assert [row["format"] for row in rows] == ["float32"]
     assert all(row["ms"][prebuilt.WHEEL]["median"] > 0 for row in rows)
     assert "wheel / native" in capsys.readouterr().out

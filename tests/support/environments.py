@@ -1,6 +1,7 @@
 """Environments of their own for tests: distributions of this one are linked to, and a wheel or an archive installed."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -56,9 +57,16 @@ def library_of(python: Path) -> list[Path]:
     return sorted(found)
 
 
-def wheel_of(folder: Path, into: Path) -> Path:
-    """Build the wheel of a repository for this machine, without a download, and return it."""
+def wheel_of(folder: Path, into: Path, name: str = "") -> Path:
+    """Build a wheel of a repository without a download, and return it.
+
+    Args:
+        folder: The repository.
+        into: An empty folder, for the wheel.
+        name: A wheel of hatch_build.py. Default: the one for this machine.
+    """
     options = ("wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", into, folder)
-    subprocess.run([*map(str, (*PIP, *options))], check=True)
+    variables = {**os.environ, "ADOPT_HF_WHEEL": name}
+    subprocess.run([*map(str, (*PIP, *options))], check=True, env=variables)
     (found,) = into.glob("adopt_hf-*.whl")
     return found
