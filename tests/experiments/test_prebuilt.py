@@ -19,7 +19,7 @@ def test_the_kept_result_says_that_the_wheel_is_no_slower() -> None:
     ratios = [row["to_native"][prebuilt.WHEEL]["median"] for row in rows]
     assert statistics.median(ratios) < 1.05
     fallbacks = [row["to_native"][prebuilt.FALLBACK]["median"] for row in rows if "bit" not in row["format"]]
-    assert min(fallbacks) > 2.5  # backends.SLOWER
+    assert statistics.median(fallbacks) > 3  # backends.SLOWER
 
 
 @pytest.mark.slow
