@@ -67,6 +67,7 @@ NOT_PREPARED = "refused by Accelerate"  # which wraps a model without tensor par
 NOT_HERE = {
     "fsdp, tp by Accelerate": "Accelerate 1.15 imports ReplicateParallel, which transformers 5.23 does not have",
     "cp": "torch has no context parallel attention for CPUs",
+    "tp, LoRA of o_proj": "the forward pass of peft 0.21 fails on weights that are cut by rows",
 }
 
 

@@ -6,6 +6,7 @@ import os
 
 import torch
 from accelerate import ParallelismConfig
+from peft import LoraConfig, get_peft_model
 
 import adopt_hf
 from experiments.launches.meshes import MESHES, NOT_PREPARED
@@ -43,10 +44,20 @@ def context_parallel(options: argparse.Namespace, cls: type[torch.optim.Optimize
             optimizer.step()
 
 
+def lora_of_rows(options: argparse.Namespace, cls: type[torch.optim.Optimizer]) -> None:
+    """Train one step of LoRA on weights that tensor parallelism cuts by rows."""
+    model = get_peft_model(make_model(options, MESHES[0]), LoraConfig(r=4, target_modules=["o_proj"]))
+    optimizer = cls([p for p in model.parameters() if p.requires_grad])
+    ids = torch.arange(32).view(2, 16)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+
+
 FAILURES = {
     "fsdp, tp by Accelerate": sharded_twice,
     NOT_PREPARED: without_tensor_parallelism,
     "cp": context_parallel,
+    "tp, LoRA of o_proj": lora_of_rows,
 }
 
 
@@ -57,7 +68,7 @@ def write_failures(options: argparse.Namespace) -> None:
         for cls in (torch.optim.AdamW, adopt_hf.ADOPTW):
             try:
                 attempt(options, cls)
-            except (ImportError, ValueError, NotImplementedError) as error:
+            except (ImportError, ValueError, RuntimeError) as error:
                 errors.setdefault(name, {})[cls.__name__] = f"{type(error).__name__}: {error}"
             forget()
     if os.environ["RANK"] == "0":

@@ -253,6 +253,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(launches: Launches) -> None:
         ("fsdp, tp by Accelerate", "ImportError: cannot import name 'ReplicateParallel'"),
         (NOT_PREPARED, "ValueError: Your model contains `DTensor` parameters, which is incompatible with DDP"),
         ("cp", "NotImplementedError: Operator aten._scaled_dot_product_flash_attention_for_cpu"),
+        ("tp, LoRA of o_proj", "RuntimeError: shape '[32, 32]' is invalid for input of size"),
     ],
 )
 def test_what_is_skipped_fails_with_adamw_too(name: str, error: str, launches: Launches) -> None:
