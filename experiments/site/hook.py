@@ -18,6 +18,7 @@ from experiments.site.generated import pages
 from experiments.site.gfm import for_python_markdown
 from experiments.site.maths import InlineMaths
 
+FIRST = {"troubleshooting.md": 4, "reference/options.md": 3, "reference/launch_modes.md": 4}  # in the results of a search
 ASSETS = Path(__file__).parent / "assets"
 
 
@@ -63,6 +64,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links between files of the repository lead to their pages."""
     uri = page.file.src_uri
+    if uri in FIRST:
+        page.meta["search"] = {"boost": FIRST[uri]}
     if uri.startswith(tree.SOURCE) and not uri.endswith("/index.md"):
         return markdown
     return for_python_markdown(tree.rewritten(markdown, tree.origin(uri), uri))

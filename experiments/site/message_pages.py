@@ -1,6 +1,8 @@
 """The pages of the messages, one for each part of the package, with links to docs/troubleshooting.md."""
 
+import html
 import re
+from collections import Counter
 from functools import cache
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ PARTS = {  # page -> title and the beginnings of its files, below adopt_hf/; the
     "commands": ("Commands", ("commands/", "startup/", "__main__", "memory")),
     "optimizer": ("The optimizer", ("",)),
 }
-SHORT = 70  # characters of a heading
+SHORT = 70  # characters of an anchor
 ENTRY = re.compile(r"^#{2,3} (?P<title>.*)\n\n(?P<quotes>(?:    .*\n)+)", re.MULTILINE)
 KIND = re.compile(r"^(\w*Error|WARNING|INFO): ")
 
@@ -65,6 +67,7 @@ def part_of(message: Message) -> str:
 def texts() -> dict[str, str]:
     """Return the pages of the messages."""
     made = {}
+    taken: Counter[str] = Counter()
     for page, (title, _) in PARTS.items():
         mine = [one for one in messages() if part_of(one) == page]
         said = [one for one in mine if one.kind]
@@ -74,34 +77,28 @@ def texts() -> dict[str, str]:
             "Every error, warning and information of this part of adopt_hf, by file and line. "
             f"Names in braces and {FILLED} stand for what is filled in. Look in "
             "[troubleshooting](docs/troubleshooting.md) first.\n",
-            *(_section(one) for one in said),
+            *(_section(one, taken) for one in said),
         ]
         if others:
             parts += ["## Parts of messages\n", "Texts that are filled into others, or that a command prints.\n"]
-            parts += [f"- {_code(one.text)} ([{_short(one.file)}]({one.file}), line {one.line})" for one in others]
+            parts += [_section(one, taken) for one in others]
         made[f"{FOLDER}/{page}.md"] = "\n".join(parts) + "\n"
     return made
 
 
-def _section(message: Message) -> str:
+def _section(message: Message, taken: Counter[str]) -> str:
+    """Return a heading with the text of a message, and where it comes from. Note the anchor in `taken`."""
     text = message.text.strip()
-    short = text if len(text) <= SHORT else text[: text.rindex(" ", 0, SHORT)] + " …"
     remedies = [one for one in entries() if any(quotes(quote, text) for quote in one.quotes)]
     links = "".join(f" What to do: [{one.title}](docs/troubleshooting.md#{one.anchor})." for one in remedies)
+    anchor = re.sub(r"\W+", "-", text.lower())[:SHORT].strip("-")
+    taken[anchor] += 1
+    anchor += f"-{taken[anchor]}" if taken[anchor] > 1 else ""
     return (
-        f"### {_code(short)}\n\n"
-        + (f"> {_code(text)}\n\n" if short != text else "")
-        + f"{message.kind} in [{_short(message.file)}]({message.file}), line {message.line}.{links}\n"
+        f'<h3 class="message" id="{anchor}"><code>{html.escape(" ".join(text.split()))}</code></h3>\n\n'
+        f"{message.kind or 'Text'} in [{_short(message.file)}]({message.file}), line {message.line}.{links}\n"
     )
 
 
 def _short(file: str) -> str:
     return f"`{file}`"
-
-
-def _code(text: str) -> str:
-    """Return a text as code of Markdown, whatever it contains."""
-    line = " ".join(text.split())
-    fence = "`" * (max(map(len, re.findall(r"`+", line)), default=0) + 1)
-    gap = " " if "`" in line else ""
-    return f"{fence}{gap}{line}{gap}{fence}"

@@ -63,7 +63,7 @@ def in_source(source: str) -> Iterator[tuple[str, str, int]]:
             continue
         text = _formatted(template(node, {}))
         done.update(ast.walk(node))
-        if words(text) >= LEAST_WORDS and text.strip().count(" ") >= 2:
+        if words(text) >= LEAST_WORDS and text.strip().count(" ") >= 2 and "</" not in text:
             yield "", text, node.lineno
 
 

@@ -41,7 +41,7 @@ def texts() -> dict[str, str]:
 def options() -> str:
     """Return a section for each option, and for each name for `optim`."""
     parts = [
-        "---\nsearch:\n  boost: 3\n---\n\n# Options\n\n"
+        "# Options\n\n"
         "Every option with its range, its defaults, and where it can be set. "
         "[Settings](docs/settings.md) has them in one table.\n",
         "## Names for `optim`\n",

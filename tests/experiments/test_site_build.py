@@ -4,16 +4,16 @@ import contextlib
 import functools
 import http.server
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,6 +22,7 @@ from adopt_hf.integrations.transformers.names import NAMES
 from experiments.launches.matrix import MODES, NOT_HERE
 from experiments.site import message_pages, messages, tree
 from tests.support.processes import environment
+from tests.support.site import dead_links, loads_from_elsewhere
 
 pytest.importorskip("mkdocs", reason="the tools of the site want Python 3.11")
 names = pytest.importorskip("experiments.site.names", reason="the tools of the site want Python 3.11")
@@ -30,10 +31,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LOADS = {  # element -> the attribute with what the browser fetches by itself
-    **{"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src"},
-    **{"object": "data", "link": "href"},
-}
 MODE_NAMES = [*dict.fromkeys(mode.config for mode in MODES), *(name.split()[0] for name in NOT_HERE)]
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 LOOKED_AT = ("index", "algorithm", "integrations", "benchmarks", "reference/options", "reference/messages/states")
@@ -133,30 +130,6 @@ def test_the_blocks_are_those_that_github_shows(trees: dict[str, Any]) -> None:
 # -- where it leads ----------------------------------------------------------------------------------------------------
 
 
-def local_links(page: str, root: Any) -> Iterator[tuple[str, str]]:
-    """Yield the file and the anchor of each link of a page to the site."""
-    for link in {*root.xpath("//*/@href"), *root.xpath("//*/@src")}:
-        parts = urlsplit(link)
-        if parts.scheme or parts.netloc:
-            continue
-        path = os.path.normpath(os.path.join(os.path.dirname(page), unquote(parts.path))) if parts.path else page
-        yield path, unquote(parts.fragment)
-
-
-def dead_links(site: Path, trees: dict[str, Any]) -> list[str]:
-    """Return the links to files and anchors that the site does not have."""
-    anchors = {page: {*root.xpath("//*/@id"), *root.xpath("//*/@name")} for page, root in trees.items()}
-    found = []
-    for page, root in trees.items():
-        for path, anchor in local_links(page, root):
-            file = "index.html" if path == "." else path
-            if not (site / file).is_file() or (
-                anchor and file in anchors and anchor not in anchors[file] | {"__tabbed"}
-            ):
-                found.append(f"{page}: {path}#{anchor}")
-    return found
-
-
 def test_no_link_and_no_anchor_is_dead(site: Path, trees: dict[str, Any]) -> None:
     assert len(trees) > 100
     assert dead_links(site, trees) == []
@@ -169,16 +142,6 @@ def test_a_dead_link_is_found(site: Path) -> None:
     assert sorted(dead_links(site, {"a.html": root, "index.html": html.fromstring("<p id='there'>x</p>")})) == [
         "a.html: index.html#nothing",
         "a.html: nothing.html#",
-    ]
-
-
-def loads_from_elsewhere(root: Any) -> list[str]:
-    """Return the addresses on other hosts from which a page makes the browser load something by itself."""
-    return [
-        address
-        for element, attribute in LOADS.items()
-        for address in root.xpath(f"//{element}/@{attribute}")
-        if urlsplit(address).netloc
     ]
 
 
@@ -254,36 +217,54 @@ def opened(served: str) -> Iterator[Open]:
     assert wrong == []
 
 
-RESULTS = r"""() => [...document.querySelectorAll(".md-search-result__link")]
-    .map(one => one.getAttribute("href").replace(/\?h=[^#]*/, ""))"""
+RESULTS = r"""wanted => {
+    const found = [...document.querySelectorAll(".md-search-result__link")]
+        .slice(0, 8).map(one => one.getAttribute("href").replace(/\?h=[^#]*/, ""))
+    return found.some(one => one.includes(wanted))
+}"""
 
 
-def search(tab: Any, words: str, wanted: str) -> list[str]:
-    """Type into the search, wait for a result whose address contains `wanted`, and return the first six results."""
+def search(tab: Any, words: str, wanted: str) -> bool:
+    """Type into the search, and return whether one of the first eight results has the address `wanted`."""
     tab.fill(".md-search__input", words)
     tab.press(".md-search__input", "End")
-    tab.wait_for_function(f"wanted => ({RESULTS})().some(one => one.includes(wanted))", arg=wanted, timeout=20_000)
-    found: list[str] = tab.evaluate(RESULTS)
-    return found[:6]
+    end = time.monotonic() + 10
+    while not (found := tab.evaluate(RESULTS, wanted)) and time.monotonic() < end:
+        tab.wait_for_timeout(50)
+    return bool(found)
+
+
+QUERIES = {  # typed words -> the place of one of the first results
+    **{name: f"reference/options.html#{name}" for name in HYPERPARAMETERS},
+    **{mode: f"reference/launch_modes.html#{mode}" for mode in MODE_NAMES},
+    "adopt is not a valid OptimizerNames": "troubleshooting.html#adopt-is-not-a-valid-optimizernames",
+    "optim_args: unknown key 'beta3' (did you mean 'beta2'?)": "messages/trainer.html#optim_args-unknown-key",
+    "beta1 must be a number in [0, 1), got 1.5": "reference/options.html#beta1",
+    "--to adopt": "reference/commands.html",
+    "LayerwiseADOPTW": "reference/names/LayerwiseADOPTW.html",
+}
+FROM_FILES = ("state_bits", "zero3_offload_parameters", "adopt is not a valid OptimizerNames", "LayerwiseADOPTW")
+
+
+def said() -> dict[str, str]:
+    """Return some of the messages as a user sees them, with the page of each."""
+    whole = [one for one in messages.messages() if one.kind and len(plain(one.text).split()) > 8]
+    return {re.sub(r"\{\w+\}|…", "7", one.text): f"messages/{message_pages.part_of(one)}.html#" for one in whole[::12]}
 
 
 @pytest.mark.parametrize("kind", ["served", "file"])
 def test_the_search_finds_options_modes_and_messages(opened: Open, served: str, site: Path, kind: str) -> None:
+    """A browser that has opened the site as files, without a server, finds them, too."""
+    queries = {**QUERIES, **said()} if kind == "served" else {name: QUERIES[name] for name in FROM_FILES}
+    assert len(said()) > 10
     with opened() as tab:
         tab.goto(f"{served}/index.html" if kind == "served" else (site / "index.html").as_uri())
         tab.click(".md-search__input")
-        for words, wanted in {
-            "beta2_warmup": "reference/options.html#beta2_warmup",
-            "bf16_stochastic_round": "reference/options.html#bf16_stochastic_round",
-            "zero3_offload_parameters": "reference/launch_modes.html#zero3_offload_parameters",
-            "fsdp2_sharded": "reference/launch_modes.html#fsdp2_sharded",
-            "adopt is not a valid OptimizerNames": "troubleshooting.html#adopt-is-not-a-valid-optimizernames",
-            "optim_args: unknown key 'beta3' (did you mean 'beta2'?)": "messages/trainer.html#optim_args-unknown-key",
-            "LayerwiseADOPTW": "reference/names/LayerwiseADOPTW.html",
-        }.items():
-            assert any(wanted in link for link in search(tab, words, wanted)), words
+        for words, wanted in queries.items():
+            assert search(tab, words, wanted), words
+        search(tab, "LayerwiseADOPTW", "reference/names/LayerwiseADOPTW.html")
         tab.press(".md-search__input", "Enter")
-        tab.wait_for_url("**/LayerwiseADOPTW.html*")
+        tab.wait_for_url("**/LayerwiseADOPT*.html*")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
