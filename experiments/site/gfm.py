@@ -33,7 +33,8 @@ def for_python_markdown(text: str) -> str:
         elif not inside and line.strip() and not indent and not before.strip():
             width = 0
         is_loose = is_loose or bool(width and not line.strip())
-        is_part = width <= indent < INDENT and width and line.strip()
+        is_code = is_loose and not item and indent >= width + INDENT
+        is_part = width and line.strip() and (width <= indent < INDENT or is_code)
         lines.append(" " * (INDENT - width) + line if is_part else line)
         before = line
     return "\n".join(lines)

@@ -18,7 +18,11 @@ from experiments.site.generated import pages
 from experiments.site.gfm import for_python_markdown
 from experiments.site.maths import InlineMaths
 
-FIRST = {"troubleshooting.md": 4, "reference/options.md": 3, "reference/launch_modes.md": 4}  # in the results of a search
+FIRST = {
+    "troubleshooting.md": 4,
+    "reference/options.md": 3,
+    "reference/launch_modes.md": 4,
+}  # in the results of a search
 ASSETS = Path(__file__).parent / "assets"
 
 

@@ -145,6 +145,7 @@ def test_what_pages_link_to_becomes_a_page() -> None:
         ("text\n2. of it", "text\n2. of it"),
         ("1. one\n\n   | a |\n\n   more\n2. two", "1. one\n\n    | a |\n\n    more\n\n2. two"),
         ("- one\n  of it\n\n  more\n\nafter", "- one\n    of it\n\n    more\n\nafter"),
+        ("- one:\n\n      code --all\n\n- two", "- one:\n\n        code --all\n\n- two"),
         ("```\ntext\n- code\n```", "```\ntext\n- code\n```"),
         ("- one\n    - inner\n- two", "- one\n    - inner\n- two"),
     ],
