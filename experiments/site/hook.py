@@ -18,11 +18,12 @@ from experiments.site.generated import pages
 from experiments.site.gfm import for_python_markdown
 from experiments.site.maths import InlineMaths
 
-FIRST = {
+FIRST = {  # in the results of a search
     "troubleshooting.md": 4,
     "reference/options.md": 3,
     "reference/launch_modes.md": 4,
-}  # in the results of a search
+    "reference/commands.md": 3,
+}
 ASSETS = Path(__file__).parent / "assets"
 
 

@@ -63,13 +63,18 @@ def in_source(source: str) -> Iterator[tuple[str, str, int]]:
             continue
         text = _formatted(template(node, {}))
         done.update(ast.walk(node))
-        if words(text) >= LEAST_WORDS and text.strip().count(" ") >= 2 and "</" not in text:
+        if words(text) >= LEAST_WORDS and text.strip().count(" ") >= 2 and not _is_markup(text):
             yield "", text, node.lineno
 
 
 def _formatted(text: str) -> str:
     """Return a text with its formats, such as %s, as what is filled in."""
     return FORMATS.sub(FILLED, text).replace("%%", "%")
+
+
+def _is_markup(text: str) -> bool:
+    """Return whether a text is of a page or a drawing that a command writes."""
+    return "</" in text or bool(re.match(r"\s*<\w+ ", text))
 
 
 def _silent(tree: ast.AST) -> set[ast.AST]:

@@ -242,7 +242,7 @@ QUERIES = {  # typed words -> the place of one of the first results
     "adopt is not a valid OptimizerNames": "troubleshooting.html#adopt-is-not-a-valid-optimizernames",
     "optim_args: unknown key 'beta3' (did you mean 'beta2'?)": "messages/trainer.html#optim_args-unknown-key",
     "beta1 must be a number in [0, 1), got 1.5": "reference/options.html#beta1",
-    "--to adopt": "reference/commands.html",
+    "adopt-hf memory": "reference/commands.html#adopt-hf-memory",
     "LayerwiseADOPTW": "reference/names/LayerwiseADOPTW.html",
 }
 FROM_FILES = ("state_bits", "zero3_offload_parameters", "adopt is not a valid OptimizerNames", "LayerwiseADOPTW")
