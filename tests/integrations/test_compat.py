@@ -2,9 +2,10 @@
 
 import importlib.metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import Trainer
+from transformers import Trainer, trainer_optimizer
 from transformers.training_args import OptimizerNames
 
 import adopt_hf
@@ -345,6 +346,28 @@ def test_a_name_of_transformers_stays(caplog: pytest.LogCaptureFixture, monkeypa
             names.remove_optimizer_name(name)
     assert list(OptimizerNames) == before
     assert OptimizerNames("stable_adamw") is OptimizerNames.STABLE_ADAMW
+
+
+def test_a_name_of_transformers_that_builds_adopt_hf_is_ours(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the handler calls, it imports adopt_hf, and the name is not registered twice."""
+
+    def handler(context: Any) -> Any:
+        from adopt_hf import trainer_kwargs
+
+        return trainer_kwargs(context.args, context.model)
+
+    before = list(OptimizerNames)
+    monkeypatch.setattr(names, "NAMES", ("stable_adamw",))
+    monkeypatch.setattr(names, "registered", set())
+    monkeypatch.setitem(trainer_optimizer._OPTIMIZER_HANDLERS, OptimizerNames.STABLE_ADAMW, handler)
+    adopt_hf.register()
+    assert names.registered == {"stable_adamw"}
+    assert [record for record in caplog.records if "itself" in record.message] == []
+    assert list(OptimizerNames) == before
+    names.remove_names()
+    assert list(OptimizerNames) == before
 
 
 def test_an_explained_name_can_be_removed() -> None:

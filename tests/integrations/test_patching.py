@@ -156,6 +156,19 @@ def test_an_optional_patch_is_left_out(theirs: Any) -> None:
     assert [patch.is_installed() for patch in rows] == [False, True]
 
 
+def test_a_patch_that_is_not_needed_is_left_out(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the function has changed: a version that has the remedy need not have the old function."""
+    rows = (row(takes="gone", unneeded=lambda: True), row("Engine.load", "self, path", unneeded=lambda: True))
+    assert patching.changed(rows) is None
+    patching.install(rows)
+    assert [patch.is_installed() for patch in rows] == [False, False]
+    monkeypatch.setattr(env, "version", lambda name: "1.0")
+    assert env._patches("theirs", integrations.Patched(rows, lambda: None)) == [
+        "  theirs:train: not replaced (this version does not need it)",
+        "  theirs:Engine.load: not replaced (this version does not need it)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("installed", "patch", "reason"),
     [

@@ -150,6 +150,22 @@ MUTANTS = (
         "a new version whose function takes other arguments would train with what they happen to mean",
     ),
     Mutant(
+        "patch-that-is-not-needed",
+        f"{INTEGRATIONS}patching.py",
+        "patch.mismatch() is None and not patch.unneeded():",
+        "patch.mismatch() is None:",
+        ("tests/integrations/test_patching.py", "-k", "not_needed"),
+        "a function of a version with a remedy of its own would be replaced, and do the same twice",
+    ),
+    Mutant(
+        "name-of-another-adopt",
+        f"{INTEGRATIONS}transformers/names.py",
+        "        if builds_adopt_hf(handlers.get(name)):\n",
+        "        if name in NAMES:\n",
+        ("tests/integrations/test_compat.py", "-k", "of_transformers_stays"),
+        "optim='adopt' of a transformers with another ADOPT would be taken over without a word",
+    ),
+    Mutant(
         "patch-not-taken-back",
         f"{INTEGRATIONS}patching.py",
         "        delattr(owner, name)  # inherited\n",
