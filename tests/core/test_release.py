@@ -56,6 +56,9 @@ def test_the_classifiers_name_pythons_that_are_allowed() -> None:
     versions = re.findall(r"Python :: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), re.MULTILINE)
     assert versions
     assert all(version in SpecifierSet(PROJECT["requires-python"]) for version in versions)
+    page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| ((?:3\.\d+(?:, )?)+) \|", page, re.MULTILINE)
+    assert sorted(", ".join(cells).split(", ")) == sorted(versions), "the page says what has run on each"
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
