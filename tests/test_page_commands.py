@@ -17,7 +17,8 @@ from experiments import recipes
 from experiments.harness import pages
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("examples/*/README.md"))]
+FOLDERS = ("docs", "docs/guides", "docs/concepts", "examples/*")  # docs/upstream has texts for other projects
+PAGES = [ROOT / "README.md", *(page for folder in FOLDERS for page in sorted(ROOT.glob(f"{folder}/*.md")))]
 PROGRAMS = ("adopt-hf", "accelerate", "deepspeed", "git", "make", "pip", "python", "sbatch", "tensorboard", "torchrun")
 COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)}) .*")
 SHELL = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -48,6 +49,12 @@ RUN_BY = {
     r"adopt-hf convert .*": "tests/commands/convert/test_conversion.py::test_in_place_and_the_default_output",
     r"python -m deepspeed\.checkpoint\.ds_to_universal .*": (
         "tests/processes/test_universal.py::test_another_number_of_processes"
+    ),
+    r"accelerate launch .* --deepspeed_multinode_launcher standard .*": (
+        "tests/processes/test_hosts.py::test_two_hosts_train_the_weights_of_one_process"
+    ),
+    r"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun .* --max_restarts 3 .*": (
+        "tests/processes/test_elastic.py::test_a_restarted_run_continues_by_itself"
     ),
     r"(ACCELERATE_CONFIG=\S+ )?sbatch .*": "tests/examples/test_slurm.py::test_the_nodes_are_one_run",  # stand-ins
     r"accelerate launch --config_file examples/accelerate_configs/CONFIG\.yaml SCRIPT .*": (
