@@ -53,6 +53,12 @@ EXPERIMENTS = {
     "monitor": Experiment(
         "the cost of the monitor", "experiments.monitor.cost", "docs/results/monitor.json", "docs/monitor.md"
     ),
+    "monitor_figures": Experiment(
+        "what the monitor shows of both recipes",
+        "experiments.monitor.figures",
+        "docs/results/monitor_runs.jsonl",
+        "docs/monitor.md",
+    ),
     "low_bits": Experiment(
         "losses with fewer bits", "experiments.low_bits.run", "experiments/results/low_bits.jsonl", SPEED
     ),

@@ -65,6 +65,10 @@ RUN_BY = {
     r"python examples/gpt2_pretraining/train\.py --config examples/gpt2_pretraining/configs/stdlib\.yaml": (
         "tests/experiments/test_recipes.py::test_a_real_run_adds_a_row"
     ),
+    r"python examples/gpt2_pretraining/train\.py --config \S+ --optim_args monitor=true": (
+        "tests/experiments/test_monitor.py::test_a_recipe_is_trained_with_the_monitor"
+    ),
+    r"tensorboard --logdir runs/stdlib": ("tests/integrations/transformers/test_monitor.py::test_tensorboard_has_them"),
     r"OMP_WAIT_POLICY=PASSIVE python examples/llama_instruct/train\.py .*": (
         "tests/examples/test_llama_instruct_processes.py::test_the_offline_recipe"
     ),

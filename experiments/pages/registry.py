@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments import compare, recipes
 from experiments.harness.machine import ROOT
 from experiments.harness.pages import Found, passages, write
-from experiments.monitor import cost
+from experiments.monitor import cost, figures
 from experiments.pages import bits, convert, defaults, launches, lora, measured, options, patches, speed
 from experiments.step import prebuilt
 
@@ -27,6 +27,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     **compare.TEXTS,
     **cost.TEXTS,
     **prebuilt.TEXTS,
+    **figures.TEXTS,
 }
 
 
