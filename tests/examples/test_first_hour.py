@@ -33,6 +33,7 @@ def figures(notebook: Any) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # launches, one after the other
 def test_it_runs_from_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer steps and seeds, in a folder of its own: every cell runs, and shows what the kept notebook shows."""
     pytest.importorskip("ipykernel", reason="ipykernel wants Python 3.11")
