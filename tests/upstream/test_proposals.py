@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.forks import BEFORE_TRANSFORMERS
-from tests.support.overlay import UPSTREAM, in_changed, script_of
-from tests.support.processes import free_port, run
+from tests.support.overlay import UPSTREAM, VERSIONS, in_changed, script_of
+from tests.support.processes import ROOT, free_port, run
 
 PROPOSALS = sorted(path.name for path in UPSTREAM.iterdir() if path.is_dir())
 FAULTS = {  # what the reproducer prints with the installed version
@@ -32,6 +32,12 @@ def test_it_is_complete(proposal: str) -> None:
     issue = (folder / "issue.md").read_text(encoding="utf-8")
     assert all(heading in issue for heading in FORMS[proposal.partition("-")[0]])
     assert f"]({proposal}/issue.md)" in (UPSTREAM / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_patches_are_for_the_pinned_versions() -> None:
+    """With others the tests below are skipped. The last row of a package is for the newest Pythons."""
+    pins = re.findall(r"^(\w+)==([\d.]+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name: version for name, version in pins if name in VERSIONS} == VERSIONS
 
 
 @pytest.mark.slow
