@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest $(IN_TWO)
 PIP := $(RUN) -m pip install --quiet --no-compile -c constraints.txt
 DEMO := runs/stdlib-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: wheels demo demo-instruct paper test test-quick test-all test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest test-python mutants check bench bench-train bench-low-bits bench-report test-tritons address site site-serve
+.PHONY: wheels demo demo-instruct paper test test-quick test-all test-slow test-distributed test-long test-distributed-docs docs-numbers test-oldest test-newest test-python mutants check bench bench-train bench-low-bits bench-report test-tritons test-frameworks address site site-serve
 
 demo: $(EXAMPLES)
 	$(RUN) examples/gpt2_pretraining/train.py --config examples/gpt2_pretraining/configs/stdlib.yaml --output_dir $(DEMO)
@@ -103,6 +103,12 @@ wheels: | $(RUN)
 	$(RUN) -m hatchling build -t sdist -d dist
 	for platform in $(WHEELS); do ADOPT_HF_WHEEL=$$platform $(RUN) -m hatchling build -t wheel -d dist || exit; done
 	$(RUN) -m twine check --strict dist/*
+
+# ADOPT in other frameworks, each in an environment of its own below $(VENV)/frameworks: 1.5 GB and twenty minutes of a
+# core. `.venv/bin/python -m experiments frameworks NAME` runs one. Rows go to docs/results, and from there into the docs.
+test-frameworks: $(STAMP)
+	$(RUN) -m experiments frameworks
+	$(RUN) -m experiments report
 
 check: $(STAMP)
 	$(RUN) -m ruff check .

@@ -99,6 +99,12 @@ EXPERIMENTS = {
         "experiments/results/compare.jsonl",
         "docs/compare.md",
     ),
+    "frameworks": Experiment(
+        "what steps in other frameworks",
+        "experiments.frameworks.run",
+        "docs/results/frameworks.jsonl",
+        "docs/frameworks.md",
+    ),
     **PAPER,
     "paper": Experiment("all experiments of the paper, then evidence", "experiments.paper.all", "", EVIDENCE),
     "evidence": Experiment("nothing: keeps finished runs, draws plots", "experiments.paper.evidence", "", EVIDENCE),

@@ -24,7 +24,8 @@ def lines(job: str) -> dict[str, str]:
     for path in sorted((JOBS / job).iterdir()):
         passages = MARKED.findall(path.read_text(encoding="utf-8")) if path.suffix in LANGUAGES else []
         if passages:
-            text = "\n".join(textwrap.dedent(passage).rstrip() for passage in passages)
+            gap = "\n\n" if path.suffix == ".py" else "\n"
+            text = gap.join(textwrap.dedent(passage).rstrip() for passage in passages)
             found[path.name] = LEFT_OUT.sub("", text)
     if not found:
         raise ValueError(f"no file of {JOBS / job} has lines between `# page:` and `# end of page`")

@@ -107,7 +107,12 @@ def _outcome(job: Job, stepped: Path) -> Row:
     """Return what the records of a training say."""
     whole, resumed = expected.records(stepped / "whole"), expected.records(stepped / "resumed")
     reasons = expected.differences(job.expected, whole, resumed)
-    return {"result": "fails" if reasons else "steps", "reasons": reasons, "seen": _short(whole)}
+    return {
+        "result": "fails" if reasons else "steps",
+        "reasons": reasons,
+        "resumes": job.expected.resumes,
+        "seen": _short(whole),
+    }
 
 
 def _series(job: Job, stepped: Path) -> Row:

@@ -8,7 +8,7 @@ from experiments import compare, recipes
 from experiments.harness.machine import ROOT
 from experiments.harness.pages import Found, passages, write
 from experiments.monitor import cost, figures
-from experiments.pages import bits, convert, defaults, launches, lora, measured, options, patches, speed
+from experiments.pages import bits, convert, defaults, frameworks, launches, lora, measured, options, patches, speed
 from experiments.step import prebuilt
 
 COMMAND = "make docs-numbers"
@@ -28,6 +28,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     **cost.TEXTS,
     **prebuilt.TEXTS,
     **figures.TEXTS,
+    **frameworks.TEXTS,
 }
 
 

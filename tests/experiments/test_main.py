@@ -69,7 +69,7 @@ def test_quick_changes_defaults_and_not_what_is_given(tmp_path: Path) -> None:
         parsed("--quick", "--full")
 
 
-OF_ONE_SIZE = ("defaults", "evidence", "gpu_check")
+OF_ONE_SIZE = ("defaults", "evidence", "frameworks", "gpu_check")
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in OF_ONE_SIZE])

@@ -7,6 +7,7 @@
 """
 
 import copy
+import dataclasses
 import json
 import logging
 import pickle
@@ -123,6 +124,18 @@ def test_set_optimizer_without_numbers_sets_none(arguments: Any, caplog: Any) ->
     args.set_optimizer("adopt", learning_rate=1e-2)  # it resets all fields of the optimizer
     _, kwargs = adopt_hf.trainer_kwargs(args)
     assert (kwargs["betas"], kwargs["eps"]) == ((0.9, 0.9999), 1e-6)
+
+
+def test_the_default_of_a_subclass_is_none_that_was_set(tmp_path: Path) -> None:
+    """ms-swift's arguments, whose adam_beta2 is 0.95 if nothing is set. 0.999 then counts as set."""
+
+    @dataclasses.dataclass
+    class Arguments(TrainingArguments):
+        adam_beta2: float = 0.95
+
+    for given, used in (({}, 0.9999), ({"adam_beta2": 0.999}, 0.999)):
+        args = Arguments(str(tmp_path), optim="adopt", use_cpu=True, report_to="none", **given)
+        assert adopt_hf.trainer_kwargs(args)[1]["betas"] == (0.9, used)
 
 
 def test_the_arguments_are_written_as_before(arguments: Any) -> None:
