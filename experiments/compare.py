@@ -80,6 +80,7 @@ def _text(name: str) -> str:
 
 TEXTS: dict[str, Callable[[], str]] = {
     "compared on GPT-2": lambda: _text("gpt2"),
+    "compared on LLaMA": lambda: _text("llama"),
 }
 
 if __name__ == "__main__":
