@@ -1,9 +1,9 @@
 """experiments/compare.py: the sets of docs/compare.md, kept one by one, and shown as they were called."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ def test_a_set_is_called_as_the_page_shows_it_and_kept_once(tmp_path: Path, monk
         output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").write_text(json.dumps(results.results(PLAN, all_finished(), 1)))
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(compare.machine, "now", lambda *_: CONDITIONS)
     file = tmp_path / "kept.jsonl"
     for sets in ([], ["gpt2"]):
