@@ -159,7 +159,8 @@ def short() -> str:
             continue
         found = rows(one.recipe)
         last = [row for row in found if (row["config"], row["optimizer"]) == (one.config, one.optimizer)][-1]
-        twins = [row for row in found if row["optimizer"] == "AdamW"]
+        of_base = [row for row in found if row["loss_before"] == last["loss_before"]]  # tuned from the same base model
+        twins = [row for row in of_base if row["optimizer"] == "AdamW"]
         adamw = [f"{row['eval_loss']:.3f}" for row in twins if row["config"].removesuffix("_adamw") == one.config]
         minutes = f"{last['cpu_seconds'] / 60:.0f}" if "cpu_seconds" in last else "not kept"
         lines.append([name.split(",")[0], f"{last['steps']:,}", minutes, f"{last['eval_loss']:.3f}", " ".join(adamw)])

@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Skip garbage collections until the tests are collected: little of what is imported becomes garbage."""
+    """Skip garbage collections until the tests are collected: little of what is imported becomes garbage.
+
+    A shell's background job ignores SIGINT, and so would each process that a test starts and interrupts.
+    """
     gc.disable()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
