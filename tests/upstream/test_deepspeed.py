@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from adopt_hf.integrations.deepspeed.checkpoints import NO_NVME_RESUME
 from tests.support.forks import BEFORE_TRANSFORMERS
 from tests.support.overlay import UPSTREAM, in_changed
 from tests.support.processes import free_port, run
@@ -41,6 +42,12 @@ OFFLOAD = script(
     ADOPT,
     ("class Still(torch.optim.SGD)", "class Still(adopt_hf.ADOPT)"),
 )
+NVME = script(
+    "deepspeed-nvme-resume",
+    ADOPT,
+    ("torch.optim.Adam(", "adopt_hf.ADOPT("),
+    ("import os\n", "import os\n\nfrom tests.support import aio\n\naio.stand_in()\n"),
+)
 UNREGISTERED = script(
     "accelerate-offload", ("import torch\n", "import torch\n\nimport adopt_hf\nadopt_hf.unregister()\n")
 )
@@ -65,6 +72,15 @@ def test_stage_3_clears_its_gradients_once(
 
 def test_universal_checkpoints_keep_the_groups(changed: Callable[[str], str], tmp_path: Path) -> None:
     assert "loaded [(0.1, 0.01), (0.0, 0.02)]" in done_with(UNIVERSAL, changed("deepspeed-universal-groups"), tmp_path)
+
+
+def test_resuming_from_nvme_is_still_refused(changed: Callable[[str], str], tmp_path: Path) -> None:
+    """The refusal stays until a version of DeepSpeed that has the change is out."""
+    variables = {"MASTER_PORT": str(free_port())}
+    folder = changed("deepspeed-nvme-resume")
+    done = run(*in_changed(folder, NVME), cwd=tmp_path, env=variables, modules=BEFORE_TRANSFORMERS)
+    assert done.returncode != 0
+    assert NO_NVME_RESUME in done.stderr
 
 
 @pytest.mark.parametrize("code", [OFFLOAD, UNREGISTERED], ids=["adopt_hf", "without adopt_hf"])
