@@ -94,8 +94,6 @@ def run(name: str, folder: Path, made: Path) -> Row:
         if not problem and job.expected.resumes is True:
             checkpoint = f"out/checkpoint-{expected.SAVED}"
             problem = _call(["bash", "-eu", "job.sh"], python, work, _stepping(stepped / "resumed", checkpoint))
-        if problem and job.cannot and problem.endswith(job.cannot):
-            return {**row, **about, "result": "not run", "reasons": [problem]}
         return {**row, **about, **(_failed(problem) if problem else _outcome(job, stepped))}
 
 

@@ -54,7 +54,7 @@ ENVIRONMENTS = {
     ),
     "lightning": Environment("lightning==2.6.6", needs=("lightning==2.6.6", "jsonargparse[signatures]==4.53.0")),
     "hydra": Environment("hydra-core==1.3.8", needs=("hydra-core==1.3.8",)),
-    "torchtune": Environment("torchtune==0.6.1", needs=("torchtune==0.6.1",), alone=("torchao==0.12.0",)),
+    "torchtune": Environment("torchtune==0.6.1", needs=("torchtune==0.6.1",), alone=("torchao==0.10.0",)),
     "ray": Environment("ray==2.60.0", needs=("ray[train]==2.60.0",)),
 }
 
@@ -69,7 +69,6 @@ class Job(NamedTuple):
         files_of: A job whose files are copied, too.
         packages: Other packages whose versions are kept.
         is_series: Whether the job itself goes through many trainings, and resumes each.
-        cannot: The end of the message with which the framework fails by itself. The row is then "not run".
         read: The code that was read, if the job is not run: the repository, the commit, and what the code does.
     """
 
@@ -79,7 +78,6 @@ class Job(NamedTuple):
     files_of: str = ""
     packages: tuple[str, ...] = TRANSFORMERS
     is_series: bool = False
-    cannot: str = ""
     read: str = ""
 
 
@@ -113,7 +111,7 @@ JOBS = {
     ),
     "hydra": Job("hydra", "hydra", Expected(), packages=("torch", "omegaconf")),
     "ray": Job("Ray Train", "ray", Expected()),
-    "torchtune": Job("torchtune", "torchtune", cannot="to install torchao.", packages=("torch", "torchao")),
+    "torchtune": Job("torchtune", "torchtune", Expected(decay=(0.1,)), packages=("torch", "torchao")),
     "kohya": Job(
         "kohya's sd-scripts",
         read="kohya-ss/sd-scripts, 48d368f of 2026-02-16: `get_optimizer` imports a class by its path",
