@@ -11,6 +11,14 @@ from accelerate import PartialState
 
 from adopt_hf.integrations.checkpoints import last_complete
 
+# gloo names its file in most errors, and says no more than this in the others.
+OF_GLOO = (
+    "gloo/transport",
+    "Application timeout caused pair closure",
+    "Connection closed by peer",
+    "Timed out waiting",
+)
+
 
 def connect(values: argparse.Namespace) -> None:
     """Make the process group of several processes on CPUs, with the timeout that was asked for.
@@ -31,7 +39,8 @@ def explain(error: BaseException, output_dir: Path | None) -> str | None:
         error: The error that ended this process.
         output_dir: The folder of the run, or None if it has none.
     """
-    lost = isinstance(error, getattr(torch.distributed, "DistError", ())) or "gloo/transport" in str(error)
+    says = str(error) if isinstance(error, RuntimeError) else ""
+    lost = isinstance(error, getattr(torch.distributed, "DistError", ())) or any(words in says for words in OF_GLOO)
     if not lost:
         return None
     checkpoint = None if output_dir is None else last_complete(output_dir)[0]
