@@ -91,6 +91,12 @@ def test_what_a_page_names_exists(page: Path) -> None:
     assert dead(page) == set()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_line_begins_with_the_marker_of_a_value(page: Path) -> None:
+    """GitHub reads such a line as HTML up to its end, and shows no link or code of it."""
+    assert re.findall(r"^ *<!--= .*$", page.read_text(encoding="utf-8"), re.MULTILINE) == []
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
