@@ -39,9 +39,18 @@ def is_asked() -> bool:
 
 
 def add() -> None:
-    """Make each Trainer of this process begin with an observer. End the process with its `adopt-hf compare`."""
+    """Make each Trainer of this process begin with an observer. End the process with its `adopt-hf compare`.
+
+    Raises:
+        NotComparableError: If this version of transformers has no list of callbacks that every Trainer begins with.
+    """
     from transformers import trainer
 
+    if not hasattr(trainer, "DEFAULT_CALLBACKS"):
+        raise NotComparableError(
+            "adopt-hf compare cannot see what trains: this version of transformers has no "
+            "transformers.trainer.DEFAULT_CALLBACKS. Install an earlier transformers"
+        )
     remove()
     trainer.DEFAULT_CALLBACKS.append(_observer_class())
     folder = Path(os.environ[VARIABLE]).parent
@@ -49,10 +58,11 @@ def add() -> None:
 
 
 def remove() -> None:
-    """Undo `add`."""
+    """Undo `add`. A module that is no transformers of today has nothing to undo."""
     from transformers import trainer
 
-    trainer.DEFAULT_CALLBACKS[:] = [one for one in trainer.DEFAULT_CALLBACKS if not hasattr(one, "adopt_hf_observes")]
+    callbacks = getattr(trainer, "DEFAULT_CALLBACKS", [])
+    callbacks[:] = [one for one in callbacks if not hasattr(one, "adopt_hf_observes")]
 
 
 def _asked() -> dict[str, Any]:

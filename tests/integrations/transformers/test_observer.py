@@ -124,3 +124,10 @@ def test_deepspeeds_adam_stands_for_torchs() -> None:
     assert observer._is_deepspeeds(ours, torch.optim.AdamW)
     assert not observer._is_deepspeeds(ours, torch.optim.SGD)
     assert not observer._is_deepspeeds(torch.optim.Adam, torch.optim.AdamW)
+
+
+def test_a_transformers_without_the_list_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(trainer, "DEFAULT_CALLBACKS")
+    observer.remove()
+    with pytest.raises(observer.NotComparableError, match=r"has no transformers\.trainer\.DEFAULT_CALLBACKS"):
+        observer.add()
