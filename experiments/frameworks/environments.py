@@ -27,13 +27,14 @@ class Environment(NamedTuple):
     Attributes:
         package: The framework, with its version. It is installed even if the environment below has it.
         needs: What else is installed, with dependencies.
-        alone: Packages that come without dependencies, since these are large and the job does not use them.
+        without_dependencies: Packages that are installed with `--no-deps`, since these are large and the job does not
+            use them.
         empty: Modules that the framework imports and the job does not use, and for which there is no build.
     """
 
     package: str
     needs: tuple[str, ...] = ()
-    alone: tuple[str, ...] = ()
+    without_dependencies: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
 
 
@@ -60,7 +61,7 @@ def _make(home: Path, python: Path, wanted: Environment) -> None:
     constraints.write_text(_line_of_torch(), encoding="utf-8")
     for module in wanted.empty:
         (site / f"{module}.py").write_text(f'"""An empty module in place of {module}."""\n', encoding="utf-8")
-    _pip(python, "--no-deps", "--ignore-installed", wanted.package, *wanted.alone)
+    _pip(python, "--no-deps", "--ignore-installed", wanted.package, *wanted.without_dependencies)
     if wanted.needs:
         _pip(python, "--constraint", str(constraints), *wanted.needs)
     for command, module in LAUNCHERS.items():

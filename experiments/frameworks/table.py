@@ -24,7 +24,7 @@ ENVIRONMENTS = {
             "av==16.0.0",
             "tyro<0.9",
         ),
-        alone=("torchdata==0.11.0",),
+        without_dependencies=("torchdata==0.11.0",),
         empty=("torchaudio",),
     ),
     "ms_swift": Environment("ms-swift==4.6.0", needs=("ms-swift==4.6.0",)),
@@ -50,11 +50,13 @@ ENVIRONMENTS = {
             *("addict", "art", "backoff", "colorama", "distro", "evaluate", "fastcore", "fire", "langdetect"),
             *("numba", "python-dotenv", "soundfile"),
         ),
-        alone=("optimum==1.16.2",),
+        without_dependencies=("optimum==1.16.2",),
     ),
     "lightning": Environment("lightning==2.6.6", needs=("lightning==2.6.6", "jsonargparse[signatures]==4.53.0")),
     "hydra": Environment("hydra-core==1.3.8", needs=("hydra-core==1.3.8",)),
-    "torchtune": Environment("torchtune==0.6.1", needs=("torchtune==0.6.1",), alone=("torchao==0.10.0",)),
+    "torchtune": Environment(
+        "torchtune==0.6.1", needs=("torchtune==0.6.1",), without_dependencies=("torchao==0.10.0",)
+    ),
     "ray": Environment("ray==2.60.0", needs=("ray[train]==2.60.0",)),
 }
 

@@ -1,6 +1,7 @@
 """`torchrun --max_restarts`: ranks are killed at random, and the recipe continues by itself.
 
-Nobody types `--resume_from_checkpoint`. The weights and the optimizer are those of the uninterrupted run, bit for bit.
+No command has `--resume_from_checkpoint`. The weights and the optimizer end as those of the uninterrupted run, bit for
+bit.
 """
 
 import random

@@ -1,7 +1,7 @@
 """What ADOPT adds to the traffic of a run, counted on two and on four processes, and ranks that have other options.
 
-torch's profiler counts the collectives of gloo, whoever asks for them: DDP's reducer, FSDP, DeepSpeed or ADOPT. The
-same steps with AdamW are the reference.
+torch's profiler counts all collectives of gloo: those of DDP's reducer, FSDP, DeepSpeed and ADOPT. The same steps with
+AdamW are the reference.
 """
 
 import json
